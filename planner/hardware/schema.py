@@ -1,0 +1,123 @@
+"""What a machine is, as far as a plan cares: capacities, rates and links, each with a source."""
+
+import msgspec
+
+from planner.sources import Quantity
+
+
+class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Frozen, keyword-only, and an unknown key in a file is an error."""
+
+
+class Gpu(_Strict, frozen=True, kw_only=True):
+    """One GPU.
+
+    Attributes:
+        name: the vendor's name, as in `T4`.
+        memory_bytes: what a process can use in all, its CUDA context included.
+        memory_bandwidth_bytes_per_s: device memory, datasheet or measured copy (read + write).
+        flops_per_s: dense matrix rate by dtype name; a missing dtype is not supported natively.
+        context_bytes: what a bare CUDA context and its libraries' workspaces take.
+        gemm_efficiency: fraction of `flops_per_s` that large matrix products reach.
+        bandwidth_efficiency: fraction of `memory_bandwidth_bytes_per_s` that kernels reach.
+    """
+
+    name: str
+    memory_bytes: Quantity
+    memory_bandwidth_bytes_per_s: Quantity
+    flops_per_s: dict[str, Quantity]
+    context_bytes: Quantity
+    gemm_efficiency: Quantity
+    bandwidth_efficiency: Quantity
+
+
+class Host(_Strict, frozen=True, kw_only=True):
+    """The CPU side.
+
+    Attributes:
+        memory_bytes: DRAM a process may fill.
+        memory_bandwidth_bytes_per_s: DRAM read bandwidth that a matrix-vector product reaches.
+        flops_per_s: matrix rate of all cores by dtype name.
+        num_cores: physical cores.
+        op_overhead_s: host time to dispatch one operation (Python and framework, per aten operation).
+        hook_overhead_s: host time of one Accelerate hook around one module's forward.
+        tensor_move_overhead_s: host time, besides the copy itself, to put one offloaded tensor on a
+            device and take it away again (Accelerate's per-tensor work, allocator included).
+    """
+
+    memory_bytes: Quantity
+    memory_bandwidth_bytes_per_s: Quantity
+    flops_per_s: dict[str, Quantity]
+    num_cores: int
+    op_overhead_s: Quantity
+    hook_overhead_s: Quantity
+    tensor_move_overhead_s: Quantity
+
+
+class Link(_Strict, frozen=True, kw_only=True):
+    """One direction of a link between host and device, or between two devices.
+
+    Attributes:
+        pinned_bytes_per_s: bandwidth from or to page-locked host memory (or device memory, peer to peer).
+        pageable_bytes_per_s: bandwidth from or to ordinary host memory.
+        latency_s: time of an empty copy.
+    """
+
+    pinned_bytes_per_s: Quantity
+    pageable_bytes_per_s: Quantity
+    latency_s: Quantity
+
+
+class Disk(_Strict, frozen=True, kw_only=True):
+    """Local NVMe. A machine without one has no `disk`: a network volume does not count.
+
+    Attributes:
+        capacity_bytes: what can be written there.
+        read_bytes_per_s: cold sequential read.
+        latency_s: time to the first byte of a read.
+    """
+
+    capacity_bytes: Quantity
+    read_bytes_per_s: Quantity
+    latency_s: Quantity
+
+
+class HardwareProfile(_Strict, frozen=True, kw_only=True):
+    """A machine.
+
+    Attributes:
+        name: what people type, as in `v100-16g` or `p4d.24xlarge`.
+        description: one line.
+        num_gpus: GPUs of the kind `gpu`; 0 when the machine has none.
+        gpu: one of them, or None.
+        host: the CPU side.
+        host_to_device, device_to_host: each GPU's link, or None without GPUs.
+        peer: GPU to GPU, or None for a single GPU. `pinned` is the bandwidth used.
+        disk: local NVMe, or None.
+        usd_per_hour: on-demand price with its date in the note, or None.
+    """
+
+    name: str
+    description: str
+    num_gpus: int
+    gpu: Gpu | None
+    host: Host
+    host_to_device: Link | None
+    device_to_host: Link | None
+    peer: Link | None = None
+    disk: Disk | None = None
+    usd_per_hour: Quantity | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_gpus < 0:
+            raise ValueError(f"num_gpus must not be negative, not {self.num_gpus}")
+        has_gpus = self.num_gpus > 0
+        for part, name in (
+            (self.gpu, "gpu"),
+            (self.host_to_device, "host_to_device"),
+            (self.device_to_host, "device_to_host"),
+        ):
+            if has_gpus and part is None:
+                raise ValueError(f"profile {self.name!r} has {self.num_gpus} GPUs but no {name}")
+        if self.num_gpus > 1 and self.peer is None:
+            raise ValueError(f"profile {self.name!r} has {self.num_gpus} GPUs but no peer link")
