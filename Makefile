@@ -1,0 +1,49 @@
+# demo   from a fresh machine to verified generation, output shown
+# test   lint, then every test
+# lint   ruff, formatting, strict types, import rules
+# bench  measurements; they report, they never fail a build
+# graphs trace the shipped models again (after a change of transformers or of the tracer)
+# clean  remove what the targets above made, the environment excepted
+
+PYTHON ?= python3
+# pip takes the CUDA build from PyPI; on a machine without a GPU set PIP_EXTRA_INDEX_URL to PyTorch's CPU index.
+TORCH  ?= torch==2.13.0
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+JOBS   ?= $(shell n=$$(nproc); [ $$n -gt 4 ] && n=4; echo $$n)
+
+.PHONY: demo test lint format bench graphs install clean
+.DELETE_ON_ERROR:
+
+install: $(STAMP)
+
+# Torch comes first: it is the large one, and its version decides what pip resolves for the rest.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
+	touch $@
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# One thread per worker: the models are tiny, and more threads only fight for the cores.
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
+
+graphs: $(STAMP)
+	$(BIN)/python -m planner.graph.ship
+
+clean:
+	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
