@@ -1,0 +1,24 @@
+"""What every test may count on: no network, no cache of the user's, no display."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Read at import by the libraries, so set before any test module is loaded; child processes inherit them.
+os.environ.update(
+    {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "MPLBACKEND": "agg",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PLANNER_CACHE_DIR": tempfile.mkdtemp(prefix="planner-test-cache-"),
+    }
+)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The repository's root."""
+    return Path(__file__).resolve().parent.parent
