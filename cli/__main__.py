@@ -1,0 +1,5 @@
+"""`python -m cli` is the `planner` command."""
+
+from .main import main
+
+main()
