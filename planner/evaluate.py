@@ -1,0 +1,248 @@
+"""What one assignment takes: bytes on every device in each phase, and seconds.
+
+The search optimises exactly these sums; `planner predict` prices any map with them.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from planner.breakdown import PHASES, MemoryBreakdown, TimeBreakdown, total_time
+from planner.memory import host_process_bytes, largest, sampling_bytes, slack_bytes
+from planner.plan import Prediction
+from planner.problem import CPU, DISK, GPU, LeafPrice, Problem, UnitPrice
+from planner.sources import Quantity, Source, weakest
+from planner.time import copy_s
+
+#: Reading a checkpoint from a machine without local NVMe: a network volume.
+NETWORK_VOLUME: Final = Quantity(value=0.25e9, source=Source.ASSUMED, note="a general purpose cloud volume")
+
+#: Slots of an offloaded cache on the GPU: the layer in use, and the one being fetched.
+OFFLOADED_KV_SLOTS: Final = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """One choice for every unit and leaf of a problem.
+
+    Attributes:
+        executes: per unit, `gpu:N` or `cpu`.
+        lives: per unit and leaf, the unit's device, `cpu` or `disk`.
+    """
+
+    executes: tuple[str, ...]
+    lives: tuple[tuple[str, ...], ...]
+
+    @property
+    def places(self) -> frozenset[str]:
+        """Every device that something lives or executes on."""
+        return frozenset(self.executes).union(*self.lives) if self.lives else frozenset(self.executes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortage:
+    """The device that lacks most: by how many bytes, and in which phase."""
+
+    device: str
+    phase: str
+    num_bytes: int
+
+
+def kind_of(device: str) -> str:
+    """`gpu:3` is a `gpu`."""
+    return GPU if device.startswith("gpu:") else device
+
+
+def memory(problem: Problem, assignment: Assignment) -> dict[str, dict[str, MemoryBreakdown]]:
+    """Bytes per device and phase."""
+    profile = problem.profile
+    result: dict[str, dict[str, MemoryBreakdown]] = {}
+    if problem.settings.main != "cpu" and profile.gpu is not None:
+        for index in range(profile.num_gpus):
+            device = f"gpu:{index}"
+            used = device == problem.settings.main or device in assignment.executes
+            if used:
+                capacity, context = round(profile.gpu.memory_bytes.value), round(profile.gpu.context_bytes.value)
+                result[device] = _device(problem, assignment, device, capacity, context)
+    capacity = round(profile.host.memory_bytes.value)
+    result[CPU] = _device(problem, assignment, CPU, capacity, host_process_bytes(profile))
+    if any(DISK in lives for lives in assignment.lives) and profile.disk is not None:
+        stored = sum(leaf.stored_bytes for _, leaf, lives in _leaves(problem, assignment) if lives == DISK)
+        rest = sum(unit.stored_bytes for unit in problem.units) - stored
+        on_disk = MemoryBreakdown(
+            weights=stored, staging=rest, capacity=round(profile.disk.capacity_bytes.value)
+        )
+        result[DISK] = dict.fromkeys(PHASES, on_disk)
+    return result
+
+
+def _device(
+    problem: Problem, assignment: Assignment, device: str, capacity: int, context: int
+) -> dict[str, MemoryBreakdown]:
+    here = [u for u, executes in zip(problem.units, assignment.executes, strict=True) if executes == device]
+    weights = sum(leaf.stored_bytes for _, leaf, lives in _leaves(problem, assignment) if lives == device)
+    weights += sum(unit.buffer_bytes for unit in here)
+    streamed = [
+        leaf
+        for executes, leaf, lives in _leaves(problem, assignment)
+        if executes == device and lives != device
+    ]
+    result = {}
+    for phase in PHASES:
+        kv = _kv_on(problem, here, device, phase)
+        activations = largest(unit.peak[phase] for unit in here)
+        if device == problem.settings.main:
+            sampling = sampling_bytes(problem.graph, problem.workload)
+            activations = max(activations, problem.glue_peak[phase], sampling)
+        staged = largest(leaf.streamed_peak[phase] for leaf in streamed)
+        staging = max(0, staged - activations)
+        moving = kv + activations + staging
+        result[phase] = MemoryBreakdown(
+            weights=weights,
+            kv=kv,
+            activations=activations,
+            staging=staging,
+            context=context,
+            slack=slack_bytes(moving),
+            capacity=capacity,
+        )
+    return result
+
+
+def _kv_on(problem: Problem, here: list[UnitPrice], device: str, phase: str) -> int:
+    """Cache bytes on a device: its own units', or with an offloaded cache the slots and the host's store."""
+    if problem.settings.kv_cache == "device":
+        return sum(unit.kv[phase] for unit in here)
+    if device == CPU:
+        return sum(offloaded_kv_bytes(unit) for unit in problem.units)
+    return OFFLOADED_KV_SLOTS * largest(unit.kv[phase] for unit in here)
+
+
+def offloaded_kv_bytes(unit: UnitPrice) -> int:
+    """Host memory that one unit's offloaded cache comes to hold.
+
+    Keys and values are pinned copies, and PyTorch's pinned allocator rounds each up to a power of two
+    and keeps the smaller ones it has outgrown.
+    """
+    first, last = unit.kv["prefill"] // 2, unit.kv["decode"] // 2
+    if last == 0:
+        return 0
+    sizes = range(max(first - 1, 0).bit_length(), (last - 1).bit_length() + 1)
+    return 2 * sum(1 << exponent for exponent in sizes)
+
+
+def _leaves(problem: Problem, assignment: Assignment) -> Iterable[tuple[str, LeafPrice, str]]:
+    for unit, executes, lives in zip(problem.units, assignment.executes, assignment.lives, strict=True):
+        for leaf, place in zip(unit.leaves, lives, strict=True):
+            yield executes, leaf, place
+
+
+def shortage(memory_by_device: dict[str, dict[str, MemoryBreakdown]]) -> Shortage | None:
+    """The largest lack of bytes anywhere, or None when everything fits."""
+    lacks = [
+        Shortage(device=device, phase=phase, num_bytes=-part.free)
+        for device, phases in memory_by_device.items()
+        for phase, part in phases.items()
+        if part.free < 0
+    ]
+    return max(lacks, key=lambda lack: lack.num_bytes, default=None)
+
+
+def time(problem: Problem, assignment: Assignment) -> dict[str, TimeBreakdown]:
+    """Seconds of one prefill and of the mean decode step."""
+    hooked = problem.settings.hooks and len(assignment.places) > 1
+    source = weakest(q.source for q in _quantities(problem, assignment))
+    result = {}
+    for phase in PHASES:
+        if problem.weight(phase) == 0:
+            result[phase] = TimeBreakdown()
+            continue
+        parts = [problem.glue[phase].time(hooked=False)]
+        parts += [
+            unit_time(problem, unit, executes, lives, phase, hooked=hooked)
+            for unit, executes, lives in zip(
+                problem.units, assignment.executes, assignment.lives, strict=True
+            )
+        ]
+        parts.append(TimeBreakdown(communication=hops_s(problem, assignment.executes, phase), source=source))
+        result[phase] = total_time(parts)
+    return result
+
+
+def unit_time(
+    problem: Problem, unit: UnitPrice, executes: str, lives: tuple[str, ...], phase: str, *, hooked: bool
+) -> TimeBreakdown:
+    """One unit's share of one forward."""
+    span = unit.spans[kind_of(executes)][phase].time(hooked=hooked)
+    crossing = problem.crossing_s(phase) if executes == CPU and problem.main_kind == GPU else 0.0
+    moved = [
+        (leaf.forwards[phase], problem.movement(leaf, place, executes))
+        for leaf, place in zip(unit.leaves, lives, strict=True)
+        if place != executes and leaf.forwards[phase]
+    ]
+    return span + TimeBreakdown(
+        weight_movement=sum(count * movement.copy_s for count, movement in moved),
+        host_overhead=sum(count * movement.host_s for count, movement in moved),
+        kv_movement=problem.kv_movement_s(unit, phase),
+        communication=crossing,
+    )
+
+
+def hops_s(problem: Problem, executes: tuple[str, ...], phase: str) -> float:
+    """Handing the residual stream from GPU to GPU, and the result back to the first."""
+    peer = problem.profile.peer
+    gpus = [device for device in executes if device != CPU]
+    if peer is None or not gpus:
+        return 0.0
+    stops = [*gpus, problem.settings.main]
+    num_hops = sum(a != b for a, b in zip(stops, stops[1:], strict=False))
+    return num_hops * copy_s(problem.crossing_bytes[phase], peer, pinned=True)
+
+
+def _quantities(problem: Problem, assignment: Assignment) -> Iterable[Quantity]:
+    for kind in {kind_of(device) for device in assignment.executes}:
+        yield from problem.quantities(kind)
+    seen = set()
+    for executes, leaf, lives in _leaves(problem, assignment):
+        if lives != executes and (lives, executes) not in seen:
+            seen.add((lives, executes))
+            yield from problem.movement(leaf, lives, executes).quantities
+
+
+def objective_s(problem: Problem, times: dict[str, TimeBreakdown]) -> float:
+    """Seconds of the whole `generate()` call: what every search minimises at a given batch."""
+    return sum(problem.weight(phase) * times[phase].total for phase in PHASES)
+
+
+def predict(problem: Problem, assignment: Assignment) -> Prediction:
+    """Memory and time of one assignment, with everything that follows from them."""
+    times = time(problem, assignment)
+    total_s = objective_s(problem, times)
+    workload = problem.workload
+    tokens = workload.batch_size * (workload.new_tokens if problem.graph.generates else workload.prompt_tokens)
+    tokens_per_s = tokens / total_s if total_s > 0 else 0.0
+    price = problem.profile.usd_per_hour
+    sources = [times[phase].source for phase in PHASES]
+    return Prediction(
+        memory=memory(problem, assignment),
+        time=times,
+        total_s=total_s,
+        tokens_per_s=tokens_per_s,
+        usd_per_million_tokens=(
+            price.value / 3600 / tokens_per_s * 1e6 if price is not None and tokens_per_s > 0 else None
+        ),
+        load_s=_load_s(problem, assignment),
+        source=weakest(sources),
+    )
+
+
+def _load_s(problem: Problem, assignment: Assignment) -> float:
+    """Reading what must be read once, and copying to the GPUs what lives there."""
+    disk, link = problem.profile.disk, problem.profile.host_to_device
+    read = sum(leaf.stored_bytes for _, leaf, lives in _leaves(problem, assignment) if lives != DISK)
+    on_gpu = sum(
+        leaf.stored_bytes for _, leaf, lives in _leaves(problem, assignment) if lives.startswith("gpu:")
+    )
+    rate = (disk.read_bytes_per_s if disk is not None else NETWORK_VOLUME).value
+    seconds = read / rate
+    return seconds + (copy_s(on_gpu, link, pinned=False) if link is not None and on_gpu else 0.0)

@@ -1,0 +1,85 @@
+"""Bytes: what each part of a model takes, in each phase, and what a device loses before it starts."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from planner.graph.schema import ModuleGraph, Node, PhaseCost
+from planner.hardware.schema import HardwareProfile
+from planner.sources import Quantity, Source
+from planner.workload import Workload
+
+_GIB: Final = 2**30
+_MIB: Final = 2**20
+
+#: Resident set of a Python process that has loaded torch and transformers; more with a CUDA context.
+HOST_PROCESS: Final = Quantity(
+    value=1.0 * _GIB, source=Source.ASSUMED, note="torch and transformers imported, CPU only"
+)
+HOST_PROCESS_WITH_GPU: Final = Quantity(
+    value=3.0 * _GIB, source=Source.ASSUMED, note="the same with a CUDA context and its libraries"
+)
+
+#: What PyTorch's caching allocator holds beyond live bytes: a share of what comes and goes during a
+#: forward (activations, staging, the cache that grows by copying), and a floor for small blocks.
+SLACK_SHARE: Final = Quantity(value=0.05, source=Source.ASSUMED, note="expandable segments on")
+SLACK_FLOOR_BYTES: Final = 64 * _MIB
+
+
+def self_context(graph: ModuleGraph, workload: Workload, generated: int) -> int:
+    """Tokens in the self-attention cache once `generated` new tokens have been through the model.
+
+    A decoder sees its prompt; an encoder-decoder's decoder sees its start token instead.
+    """
+    start = 1 if graph.is_encoder_decoder else workload.prompt_tokens
+    return start + generated
+
+
+def kv_bytes(node: Node, workload: Workload, context: int) -> int:
+    """KV cache (or recurrent state) of one module for the whole batch at `context` tokens."""
+    kv = node.kv
+    if kv is None:
+        return 0
+    length = context if kv.window is None else min(context, kv.window)
+    per_sequence = kv.per_sequence + kv.per_token * length + kv.per_prompt_token * workload.prompt_tokens
+    scale = 1.0 if kv.fixed_dtype else workload.itemsize_bytes / 2
+    return round(workload.batch_size * per_sequence * scale)
+
+
+def peak_bytes(node: Node, phase: str, workload: Workload, context: int) -> int:
+    """Live activation bytes of the whole model while this module's own code runs."""
+    cost = phase_cost(node, phase, workload)
+    if cost is None:
+        return 0
+    lengths = {"batch": workload.batch_size, "prompt": workload.prompt_tokens, "context": context}
+    return round(max((poly(**lengths) for poly in cost.peak_bytes), default=0.0))
+
+
+def phase_cost(node: Node, phase: str, workload: Workload) -> PhaseCost | None:
+    """The module's cost in one phase at the workload's element size, if it runs in it."""
+    costs = node.costs.get(str(workload.itemsize_bytes))
+    if costs is None or node.num_calls == 0:
+        return None
+    cost: PhaseCost = getattr(costs, phase)
+    return cost
+
+
+def sampling_bytes(graph: ModuleGraph, workload: Workload) -> int:
+    """What picking the next token keeps alive: the logits and `generate()`'s float32 copy of them."""
+    if not graph.generates:
+        return 0
+    return workload.batch_size * graph.vocab_size * (workload.itemsize_bytes + 4)
+
+
+def slack_bytes(moving_bytes: int) -> int:
+    """What the allocator holds beyond live bytes, given the bytes that come and go."""
+    return SLACK_FLOOR_BYTES + round(SLACK_SHARE.value * moving_bytes)
+
+
+def host_process_bytes(profile: HardwareProfile) -> int:
+    """What the process itself takes of host memory."""
+    return round((HOST_PROCESS_WITH_GPU if profile.num_gpus else HOST_PROCESS).value)
+
+
+def largest(values: Iterable[int]) -> int:
+    """The maximum, 0 for nothing."""
+    return max(values, default=0)

@@ -1,0 +1,1 @@
+"""Plain transformers on the CPU: nothing is moved."""

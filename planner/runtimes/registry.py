@@ -1,0 +1,25 @@
+"""The runtimes by name. A new one is a package beside these and one line here."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from planner.errors import UnknownNameError
+from planner.runtimes.accelerate.law import LAW as ACCELERATE
+from planner.runtimes.base import Law
+from planner.runtimes.cpu.law import LAW as CPU
+
+LAWS: Final[dict[str, Law]] = {law.name: law for law in (ACCELERATE, CPU)}
+
+
+def laws(names: Iterable[str] | None = None) -> tuple[Law, ...]:
+    """The named runtimes' laws; all of them for None.
+
+    Raises:
+        UnknownNameError: a name that is none of them.
+    """
+    if names is None:
+        return tuple(LAWS.values())
+    unknown = [name for name in names if name not in LAWS]
+    if unknown:
+        raise UnknownNameError(f"unknown runtime {unknown[0]!r}; known are {', '.join(LAWS)}")
+    return tuple(LAWS[name] for name in names)

@@ -1,0 +1,1 @@
+"""From a priced model to the best placement: candidates, a solver, a choice."""

@@ -1,0 +1,77 @@
+"""A small integer program: named columns and rows, solved by HiGHS. Knows nothing of models."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import highspy
+
+#: HiGHS' infinity is IEEE infinity.
+INFINITY = float("inf")
+
+
+class SolverError(Exception):
+    """HiGHS stopped without proving anything."""
+
+
+@dataclass(slots=True)
+class IntegerProgram:
+    """Minimise cost over columns within bounds, subject to rows. Columns are numbered as added."""
+
+    costs: list[float] = field(default_factory=list)
+    lower: list[float] = field(default_factory=list)
+    upper: list[float] = field(default_factory=list)
+    integral: list[bool] = field(default_factory=list)
+    rows: list[tuple[float, float, dict[int, float]]] = field(default_factory=list)
+
+    def column(
+        self, *, cost: float = 0.0, lower: float = 0.0, upper: float = INFINITY, integral: bool = True
+    ) -> int:
+        """A new variable; returns its number."""
+        self.costs.append(cost)
+        self.lower.append(lower)
+        self.upper.append(upper)
+        self.integral.append(integral)
+        return len(self.costs) - 1
+
+    def row(
+        self, coefficients: Mapping[int, float], *, lower: float = -INFINITY, upper: float = INFINITY
+    ) -> None:
+        """A new constraint: lower ≤ Σ coefficient · variable ≤ upper."""
+        self.rows.append((lower, upper, dict(coefficients)))
+
+    def solve(self, *, relative_gap: float = 0.0) -> tuple[float, list[float]] | None:
+        """The optimum and the variables' values, or None when the rows contradict each other.
+
+        Integer variables come back as whole numbers.
+
+        Raises:
+            SolverError: neither an optimum nor a proof that there is none.
+        """
+        solver = highspy.Highs()  # type: ignore[no-untyped-call]  # its stubs leave __init__ bare
+        solver.setOptionValue("output_flag", False)
+        solver.setOptionValue("threads", 1)
+        solver.setOptionValue("mip_rel_gap", relative_gap)
+        solver.setOptionValue("mip_abs_gap", 0.0)
+        self._load(solver)
+        solver.run()
+        status = solver.getModelStatus()
+        if status in (highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kUnboundedOrInfeasible):
+            return None
+        if status != highspy.HighsModelStatus.kOptimal:
+            raise SolverError(f"the solver stopped with {solver.modelStatusToString(status)!r}")
+        values = list(solver.getSolution().col_value)
+        rounded = [
+            float(round(v)) if whole else v for v, whole in zip(values, self.integral, strict=True)
+        ]
+        return solver.getInfo().objective_function_value, rounded
+
+    def _load(self, solver: highspy.Highs) -> None:
+        for cost, lower, upper in zip(self.costs, self.lower, self.upper, strict=True):
+            solver.addCol(cost, lower, upper, 0, [], [])
+        for index, whole in enumerate(self.integral):
+            if whole:
+                solver.changeColIntegrality(index, highspy.HighsVarType.kInteger)
+        for lower, upper, coefficients in self.rows:
+            solver.addRow(lower, upper, len(coefficients), list(coefficients), list(coefficients.values()))
+
+

@@ -1,0 +1,370 @@
+"""The best placement at one batch size, exactly: an integer program over interchangeable units.
+
+Units of equal structure are one class, so a model of 126 layers is a program of a few dozen integers:
+how many units of a class execute on the main device, and of each kind of leaf in them how many are
+streamed from the CPU or from disk. The peak of activations and staging is a variable of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from planner.breakdown import PHASES
+from planner.evaluate import OFFLOADED_KV_SLOTS, Assignment, offloaded_kv_bytes, unit_time
+from planner.memory import SLACK_FLOOR_BYTES, SLACK_SHARE, host_process_bytes, largest, sampling_bytes
+from planner.problem import CPU, DISK, LeafPrice, Problem, UnitPrice
+from planner.search.model import IntegerProgram
+
+#: The program counts in MiB: coefficients near one keep the solver's tolerances below a byte's worth.
+_MIB: Final = 2**20
+#: Kept free of every capacity, so that a solution within tolerance still fits to the byte.
+_MARGIN_MIB: Final = 1.0
+#: Moving bytes cost this much capacity each: themselves and the allocator's share.
+_MOVING: Final = 1.0 + SLACK_SHARE.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeafKind:
+    """Leaves of one class that no number tells apart."""
+
+    price: LeafPrice
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitClass:
+    """Units that no number tells apart.
+
+    Attributes:
+        indices: their places in the problem, in execution order.
+        price: any one of them.
+        kinds: their leaves, grouped.
+    """
+
+    indices: tuple[int, ...]
+    price: UnitPrice
+    kinds: tuple[LeafKind, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A solved placement.
+
+    Attributes:
+        assignment: every unit and leaf.
+        shortage_bytes: device → bytes missing; empty when it fits.
+    """
+
+    assignment: Assignment
+    shortage_bytes: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Columns of one class: units on the CPU, and per kind of leaf the streamed ones."""
+
+    on_cpu: int | None
+    from_cpu: tuple[int | None, ...]
+    from_disk: tuple[int | None, ...]
+    from_disk_to_cpu: tuple[int | None, ...]
+
+
+def classes_of(problem: Problem, staged: Mapping[int, str]) -> tuple[UnitClass, ...]:
+    """The units not yet staged elsewhere, grouped."""
+    groups: dict[tuple[bytes, bool], list[int]] = {}
+    for index, unit in enumerate(problem.units):
+        if index not in staged:
+            groups.setdefault((unit.unit.key, unit.unit.pinned_to_main), []).append(index)
+    return tuple(
+        UnitClass(
+            indices=tuple(indices),
+            price=problem.units[indices[0]],
+            kinds=_kinds(problem.units[indices[0]].leaves),
+        )
+        for indices in groups.values()
+    )
+
+
+def _kinds(leaves: Sequence[LeafPrice]) -> tuple[LeafKind, ...]:
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for position, leaf in enumerate(leaves):
+        key = (
+            leaf.stored_bytes,
+            leaf.moved_bytes,
+            leaf.num_tensors,
+            leaf.streamable,
+            tuple(leaf.forwards.values()),
+            tuple(leaf.streamed_peak.values()),
+        )
+        groups.setdefault(key, []).append(position)
+    return tuple(LeafKind(price=leaves[at[0]], positions=tuple(at)) for at in groups.values())
+
+
+def solve(problem: Problem, staged: Mapping[int, str], *, hooked: bool = True) -> Placed:
+    """The fastest placement that fits; when none does, the one that lacks the fewest bytes.
+
+    Args:
+        problem: priced.
+        staged: units that other GPUs already hold, by index.
+        hooked: whether hooks are priced (False for a plan that uses one device only).
+    """
+    placed = _Program(problem, staged, hooked=hooked, elastic=False).solve()
+    if placed is not None:
+        return placed
+    placed = _Program(problem, staged, hooked=hooked, elastic=True).solve()
+    if placed is None:
+        raise AssertionError("an elastic program always has a solution")
+    return placed
+
+
+class _Program:
+    """Builds and reads the integer program of one problem."""
+
+    def __init__(
+        self, problem: Problem, staged: Mapping[int, str], *, hooked: bool, elastic: bool
+    ) -> None:
+        self.problem = problem
+        self.staged = staged
+        self.hooked = hooked
+        self.elastic = elastic
+        self.ip = IntegerProgram()
+        self.classes = classes_of(problem, staged)
+        self.main = problem.settings.main
+        self.disk = problem.settings.disk and _checkpoint_fits_disk(problem)
+        self.used: dict[str, dict[str, dict[int, float]]] = {
+            device: {phase: {} for phase in PHASES} for device in {self.main, CPU}
+        }
+        self.fixed: dict[str, dict[str, float]] = {
+            device: dict.fromkeys(PHASES, 0.0) for device in self.used
+        }
+        self.peaks = {
+            (device, phase): self.ip.column(integral=False) for device in self.used for phase in PHASES
+        }
+        self.columns = [self._class_columns(one) for one in self.classes]
+        self._capacities()
+
+    def solve(self) -> Placed | None:
+        """Run it and read the counts back."""
+        solution = self.ip.solve()
+        if solution is None:
+            return None
+        _, values = solution
+        shortage = {
+            device: round(values[column] * _MIB)
+            for device, column in self.shortage.items()
+            if values[column] * _MIB >= 1
+        }
+        return Placed(assignment=self._assignment(values), shortage_bytes=shortage)
+
+    # -- columns -----------------------------------------------------------------------------------
+
+    def _class_columns(self, one: UnitClass) -> _Columns:
+        count = len(one.indices)
+        may_leave = (
+            self.problem.settings.cpu_execution
+            and self.main != CPU
+            and not one.price.unit.pinned_to_main
+            and CPU in one.price.spans
+        )
+        on_cpu = None
+        self._add_units(one, count)
+        if may_leave:
+            on_cpu = self.ip.column(cost=self._cpu_premium_s(one.price), upper=count)
+            self._move_units(one, on_cpu)
+        from_cpu, from_disk, to_cpu = [], [], []
+        for kind in one.kinds:
+            limit = count * len(kind.positions)
+            from_cpu.append(self._stream(kind, limit, lives=CPU) if self.main != CPU else None)
+            from_disk.append(self._stream(kind, limit, lives=DISK) if self.disk else None)
+            to_cpu.append(self._disk_to_cpu(kind, limit) if self.disk and on_cpu is not None else None)
+            self._bind(kind, count, on_cpu, [c for c in (from_cpu[-1], from_disk[-1]) if c is not None])
+            self._bind_on_cpu(kind, on_cpu, to_cpu[-1])
+        return _Columns(on_cpu, tuple(from_cpu), tuple(from_disk), tuple(to_cpu))
+
+    def _add_units(self, one: UnitClass, count: int) -> None:
+        """All units resident on the main device: the point of departure."""
+        price = one.price
+        for phase in PHASES:
+            moving = self._device_kv(price, phase) * count * _MOVING
+            self.fixed[self.main][phase] += (
+                count * (price.stored_bytes + price.buffer_bytes) + moving
+            ) / _MIB
+
+    def _move_units(self, one: UnitClass, on_cpu: int) -> None:
+        """Each unit that leaves takes weights, buffers and cache along; the last takes its peak along."""
+        price, count = one.price, len(one.indices)
+        stays = self.ip.column(upper=1)
+        self.ip.row({stays: count, on_cpu: 1}, lower=count)  # stays = 1 unless all of them leave
+        leaves = self.ip.column(upper=1)
+        self.ip.row({leaves: count, on_cpu: -1}, lower=0)
+        for phase in PHASES:
+            weights = price.stored_bytes + price.buffer_bytes
+            moved = (weights + self._device_kv(price, phase) * _MOVING) / _MIB
+            _accumulate(self.used[self.main][phase], on_cpu, -moved)
+            _accumulate(self.used[CPU][phase], on_cpu, moved)
+            self._peak_at_least(self.main, phase, price.peak[phase], stays)
+            self._peak_at_least(CPU, phase, price.peak[phase], leaves)
+
+    def _stream(self, kind: LeafKind, limit: int, *, lives: str) -> int | None:
+        """Leaves of this kind that live elsewhere and run on the main device."""
+        if not kind.price.streamable or kind.price.stored_bytes == 0:
+            return None
+        column = self.ip.column(cost=self._movement_cost_s(kind.price, lives, self.main), upper=limit)
+        size = kind.price.stored_bytes / _MIB
+        any_of_it = self.ip.column(upper=1)
+        self.ip.row({any_of_it: limit, column: -1}, lower=0)
+        for phase in PHASES:
+            _accumulate(self.used[self.main][phase], column, -size)
+            if lives == CPU:
+                _accumulate(self.used[CPU][phase], column, size)
+            self._peak_at_least(self.main, phase, kind.price.streamed_peak[phase], any_of_it)
+        return column
+
+    def _disk_to_cpu(self, kind: LeafKind, limit: int) -> int | None:
+        """Leaves on disk whose unit executes on the CPU."""
+        if not kind.price.streamable or kind.price.stored_bytes == 0:
+            return None
+        column = self.ip.column(cost=self._movement_cost_s(kind.price, DISK, CPU), upper=limit)
+        any_of_it = self.ip.column(upper=1)
+        self.ip.row({any_of_it: limit, column: -1}, lower=0)
+        for phase in PHASES:
+            _accumulate(self.used[CPU][phase], column, -kind.price.stored_bytes / _MIB)
+            self._peak_at_least(CPU, phase, kind.price.streamed_peak[phase], any_of_it)
+        return column
+
+    # -- rows --------------------------------------------------------------------------------------
+
+    def _bind(self, kind: LeafKind, count: int, on_cpu: int | None, streamed: list[int]) -> None:
+        """Streamed leaves belong to units that execute on the main device."""
+        if not streamed:
+            return
+        size = len(kind.positions)
+        row: dict[int, float] = dict.fromkeys(streamed, 1.0)
+        if on_cpu is not None:
+            row[on_cpu] = float(size)
+        self.ip.row(row, upper=count * size)
+
+    def _bind_on_cpu(self, kind: LeafKind, on_cpu: int | None, from_disk: int | None) -> None:
+        if on_cpu is not None and from_disk is not None:
+            self.ip.row({from_disk: 1.0, on_cpu: -float(len(kind.positions))}, upper=0)
+
+    def _peak_at_least(self, device: str, phase: str, num_bytes: int, switch: int) -> None:
+        """The device's peak covers these bytes when the switch is on."""
+        self.ip.row({self.peaks[device, phase]: 1.0, switch: -num_bytes / _MIB}, lower=0)
+
+    def _capacities(self) -> None:
+        """One row per device and phase, and the peaks that no choice can avoid."""
+        profile = self.problem.profile
+        self.shortage: dict[str, int] = {}
+        gpu = profile.gpu
+        for device in self.used:
+            if device != CPU and gpu is not None:
+                capacity, context = gpu.memory_bytes.value, gpu.context_bytes.value
+            else:
+                capacity, context = profile.host.memory_bytes.value, float(host_process_bytes(profile))
+            available = (capacity - context - SLACK_FLOOR_BYTES) / _MIB - _MARGIN_MIB
+            if self.elastic:
+                self.shortage[device] = self.ip.column(cost=1.0, integral=False)
+            for phase in PHASES:
+                if self.problem.weight(phase) == 0 and phase == "decode":
+                    continue
+                self._capacity_row(device, phase, available)
+
+    def _capacity_row(self, device: str, phase: str, available_mib: float) -> None:
+        coefficients = dict(self.used[device][phase])
+        coefficients[self.peaks[device, phase]] = _MOVING
+        if self.elastic:
+            coefficients[self.shortage[device]] = -1.0
+        fixed = self.fixed[device][phase] + self._offloaded_mib(device)
+        if device == self.main:
+            unavoidable = max(self.problem.glue_peak[phase], self._sampling())
+            settled = largest(
+                one.price.peak[phase]
+                for one, columns in zip(self.classes, self.columns, strict=True)
+                if columns.on_cpu is None
+            )
+            self.ip.row({self.peaks[device, phase]: 1.0}, lower=max(unavoidable, settled) / _MIB)
+        self.ip.row(coefficients, upper=available_mib - fixed)
+
+    def _sampling(self) -> int:
+        return sampling_bytes(self.problem.graph, self.problem.workload)
+
+    def _offloaded_mib(self, device: str) -> float:
+        """What an offloaded cache takes: slots on the main device, the store on the host."""
+        if self.problem.settings.kv_cache == "device":
+            return 0.0
+        if device == CPU:
+            return _MOVING * sum(offloaded_kv_bytes(unit) for unit in self.problem.units) / _MIB
+        slots = OFFLOADED_KV_SLOTS * largest(
+            unit.kv[phase] for unit in self.problem.units for phase in PHASES
+        )
+        return _MOVING * slots / _MIB
+
+    def _device_kv(self, price: UnitPrice, phase: str) -> int:
+        return price.kv[phase] if self.problem.settings.kv_cache == "device" else 0
+
+    # -- costs -------------------------------------------------------------------------------------
+
+    def _cpu_premium_s(self, price: UnitPrice) -> float:
+        """What executing one unit on the CPU adds to the whole call."""
+        if self.elastic:
+            return 0.0
+        on_cpu = (CPU,) * len(price.leaves)
+        on_main = (self.main,) * len(price.leaves)
+        return sum(
+            self.problem.weight(phase)
+            * (
+                unit_time(self.problem, price, CPU, on_cpu, phase, hooked=self.hooked).total
+                - unit_time(self.problem, price, self.main, on_main, phase, hooked=self.hooked).total
+            )
+            for phase in PHASES
+        )
+
+    def _movement_cost_s(self, leaf: LeafPrice, lives: str, executes: str) -> float:
+        """What streaming one leaf adds to the whole call."""
+        if self.elastic:
+            return 0.0
+        movement = self.problem.movement(leaf, lives, executes)
+        forwards = sum(self.problem.weight(phase) * leaf.forwards[phase] for phase in PHASES)
+        return forwards * (movement.copy_s + movement.host_s)
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def _assignment(self, values: list[float]) -> Assignment:
+        executes = [self.staged.get(index, self.main) for index in range(len(self.problem.units))]
+        lives = [
+            [device] * len(unit.leaves) for device, unit in zip(executes, self.problem.units, strict=True)
+        ]
+        for one, columns in zip(self.classes, self.columns, strict=True):
+            on_cpu = _count(values, columns.on_cpu)
+            # The last units leave: a run of them hands the residual stream over once.
+            stay, leave = one.indices[: len(one.indices) - on_cpu], one.indices[len(one.indices) - on_cpu :]
+            for index in leave:
+                executes[index] = CPU
+                lives[index] = [CPU] * len(one.price.leaves)
+            for number, kind in enumerate(one.kinds):
+                slots = [(index, position) for index in stay for position in kind.positions]
+                from_disk = _count(values, columns.from_disk[number])
+                from_cpu = _count(values, columns.from_cpu[number])
+                for index, position in slots[len(slots) - from_disk :]:
+                    lives[index][position] = DISK
+                for index, position in slots[len(slots) - from_disk - from_cpu : len(slots) - from_disk]:
+                    lives[index][position] = CPU
+                on_cpu_slots = [(index, position) for index in leave for position in kind.positions]
+                for index, position in on_cpu_slots[: _count(values, columns.from_disk_to_cpu[number])]:
+                    lives[index][position] = DISK
+        return Assignment(executes=tuple(executes), lives=tuple(tuple(one) for one in lives))
+
+
+def _checkpoint_fits_disk(problem: Problem) -> bool:
+    disk = problem.profile.disk
+    total = sum(unit.stored_bytes for unit in problem.units)
+    return disk is not None and total <= disk.capacity_bytes.value
+
+
+def _count(values: list[float], column: int | None) -> int:
+    return 0 if column is None else round(values[column])
+
+
+def _accumulate(row: dict[int, float], column: int, coefficient: float) -> None:
+    row[column] = row.get(column, 0.0) + coefficient

@@ -1,0 +1,189 @@
+"""The chain that a plan places: no-split units in execution order, each with the leaves it can stream.
+
+A *unit* executes on one device: a no-split block, a lone module, or modules that a tie or a
+co-location constraint holds together. A *leaf* is one entry of a device map: the smallest subtree
+whose root owns weights. Leaves of one unit may live apart (streamed ones run where the unit runs).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from planner.graph.schema import ModuleGraph, Node, Tensor
+from planner.workload import DTYPE_BYTES
+from reshard.dtypes import dtype as dtype_named
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnedTensor:
+    """A tensor as a plan sees it.
+
+    Attributes:
+        fqn: full name.
+        tensor: shape, kind and dtype.
+        canonical: False for a tied tensor whose bytes another one counts.
+    """
+
+    fqn: str
+    tensor: Tensor
+    canonical: bool
+
+    def num_bytes(self, itemsize_bytes: int) -> int:
+        """Bytes it takes in a model whose dtype has `itemsize_bytes`."""
+        own = self.tensor.dtype
+        size = itemsize_bytes if own is None else dtype_named(own).itemsize_bytes
+        return self.tensor.num_elements * size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaf:
+    """One entry of a device map.
+
+    Attributes:
+        entry: fqn of the subtree.
+        modules: the modules in it that own tensors, in execution order; Accelerate hooks each.
+        tensors: what each of them owns, in the same order.
+    """
+
+    entry: str
+    modules: tuple[Node, ...]
+    tensors: tuple[tuple[OwnedTensor, ...], ...]
+
+    def stored_bytes(self, itemsize_bytes: int) -> int:
+        """Parameter bytes, tied duplicates not counted."""
+        return sum(
+            t.num_bytes(itemsize_bytes)
+            for owned in self.tensors
+            for t in owned
+            if t.tensor.kind == "parameter" and t.canonical
+        )
+
+    def buffer_bytes(self, itemsize_bytes: int) -> int:
+        """Buffer bytes; they stay where the module executes."""
+        return sum(
+            t.num_bytes(itemsize_bytes) for owned in self.tensors for t in owned if t.tensor.kind != "parameter"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """Modules that execute on one device.
+
+    Attributes:
+        name: the block's fqn, or the first module's.
+        nodes: every module in it that has tensors or operations, in execution order.
+        leaves: its entries in a device map.
+        pinned_to_main: the runtime runs it on the main device whatever a map says.
+        is_chain: it sits at one place in the chain, so that a pipeline stage can end before it.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    leaves: tuple[Leaf, ...]
+    pinned_to_main: bool
+    is_chain: bool
+    key: bytes = field(default=b"", compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """The whole model as units, and the operations that belong to none.
+
+    Attributes:
+        units: in execution order.
+        glue: modules without tensors outside every unit (masks, position ids); on the main device.
+    """
+
+    units: tuple[Unit, ...]
+    glue: tuple[Node, ...]
+
+
+def chain_of(graph: ModuleGraph, groups: Sequence[Sequence[str]]) -> Chain:
+    """The chain of a graph.
+
+    Args:
+        graph: the traced model.
+        groups: fqns of tensor-owning modules that must execute together, from
+            `planner.graph.network.placement_units`.
+    """
+    by_name = {node.name: node for node in graph.nodes}
+    entries = _entries(graph.nodes)
+    duplicates = {fqn for group in graph.ties for fqn in group[1:]}
+    owner_of_block = {by_name[m].block: index for index, group in enumerate(groups) for m in group}
+    members: list[list[Node]] = [[by_name[m] for m in group] for group in groups]
+    glue: list[Node] = []
+    for node in graph.nodes:
+        if node.tensors:
+            continue
+        index = owner_of_block.get(node.block) if node.block is not None else None
+        (members[index] if index is not None else glue).append(node)
+    main = set(graph.main_device)
+    units = tuple(
+        _unit(sorted(nodes, key=lambda n: n.order), entries, duplicates, main) for nodes in members if nodes
+    )
+    return Chain(units=tuple(sorted(units, key=lambda u: u.nodes[0].order)), glue=tuple(glue))
+
+
+def _unit(nodes: list[Node], entries: dict[str, str], duplicates: set[str], main: set[str]) -> Unit:
+    owners = [n for n in nodes if n.tensors]
+    by_entry: dict[str, list[Node]] = {}
+    for node in owners:
+        by_entry.setdefault(entries[node.name], []).append(node)
+    leaves = tuple(_leaf(entry, modules, duplicates) for entry, modules in by_entry.items())
+    blocks = {n.block for n in nodes}
+    block = next(iter(blocks)) if len(blocks) == 1 else None
+    name = block or owners[0].name
+    return Unit(
+        name=name,
+        nodes=tuple(nodes),
+        leaves=leaves,
+        pinned_to_main=any(n.name in main for n in nodes),
+        is_chain=block is not None or len(owners) == 1,
+        key=_structure_key(name, nodes, leaves),
+    )
+
+
+def _leaf(entry: str, modules: Iterable[Node], duplicates: set[str]) -> Leaf:
+    modules = tuple(modules)
+    owned = tuple(
+        tuple(
+            OwnedTensor(fqn=fqn, tensor=t, canonical=fqn not in duplicates)
+            for t in node.tensors
+            for fqn in (f"{node.name}.{t.name}" if node.name else t.name,)
+        )
+        for node in modules
+    )
+    return Leaf(entry=entry, modules=modules, tensors=owned)
+
+
+def _entries(nodes: Iterable[Node]) -> dict[str, str]:
+    """Map entry of every tensor-owning module: the outermost ancestor that owns state itself.
+
+    A container whose own tensors are all scratch needs no entry, so its children can stand alone.
+    The root never is one: a map cannot name it beside its children.
+    """
+    nodes = [n for n in nodes if n.tensors]
+    stateful = {n.name for n in nodes if n.name and any(t.kind != "scratch" for t in n.tensors)}
+    result = {}
+    for node in nodes:
+        parts = node.name.split(".")
+        ancestors = (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+        result[node.name] = next((a for a in ancestors if a in stateful), node.name)
+    return result
+
+
+def _structure_key(name: str, nodes: Sequence[Node], leaves: Sequence[Leaf]) -> bytes:
+    """Equal for units that differ only in their names: they are interchangeable to a search."""
+
+    def relative(fqn: str) -> str:
+        return fqn.removeprefix(name)
+
+    canonical = [t.canonical for leaf in leaves for owned in leaf.tensors for t in owned]
+    described = [(relative(n.name), n.num_calls, n.tensors, n.costs, n.kv) for n in nodes]
+    return msgspec.json.encode((described, canonical, [relative(leaf.entry) for leaf in leaves]))
+
+
+def itemsize_key(dtype: str) -> str:
+    """Which of a node's costs apply to a model of this dtype."""
+    return str(DTYPE_BYTES[dtype])
