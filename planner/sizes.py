@@ -115,7 +115,7 @@ def _factor(number: str, unit: str, whole: str, example: str) -> int:
         raise InvalidInputError(f"{whole!r} has no unit; write {number}GB or {number}GiB (as in {example})")
     lower = unit.lower()
     if (unit[0].isupper() and unit.endswith("b")) or lower.endswith(("bit", "bits")):
-        byte_unit = unit.lower().removesuffix("s").removesuffix("bit").removesuffix("b").upper() + "B"
+        byte_unit = unit[0].upper() + ("iB" if lower[1:2] == "i" and unit.endswith("b") else "B")
         raise InvalidInputError(f"{whole!r} is in bits; write bytes, as in {number}{byte_unit}")
     if lower == "b":
         return 1

@@ -19,7 +19,8 @@ from planner.hardware.schema import HardwareProfile
 
 _FOLDERS: Final = ("gpus", "instances", "hosts")
 _COUNT: Final = re.compile(r"(?P<count>\d+)\s*[x×]\s*(?P<gpu>\D.*)")
-_VENDOR_WORDS: Final = re.compile(r"nvidia|geforce|tesla|quadro|rtx|sxm\d?|[\s_-]")
+_VENDOR_WORDS: Final = re.compile(r"nvidia|geforce|tesla|quadro|rtx|sxm\d?")
+_SEPARATOR: Final = re.compile(r"[\s_-]+")
 _GIGABYTES: Final = re.compile(r"(?<=\d)gi?b")
 _MAX_GPUS: Final = 1024
 
@@ -113,6 +114,7 @@ def _resolve(text: str, known: tuple[str, ...]) -> str:
         return plain
     wanted = _bare(plain)
     same = [name for name in known if wanted and _bare(name) == wanted]
+    same = same or [name for name in known if _words(name) == _words(plain)]
     if len(same) == 1:
         return same[0]
     starting = [name for name in known if wanted and _bare(name).startswith(wanted)]
@@ -129,4 +131,14 @@ def _resolve(text: str, known: tuple[str, ...]) -> str:
 
 
 def _bare(name: str) -> str:
-    return _GIGABYTES.sub("g", _VENDOR_WORDS.sub("", name))
+    """The name without vendor words and separators."""
+    return "".join(_split(name))
+
+
+def _words(name: str) -> list[str]:
+    """The same in no order: vendors write A100-PCIe-80GB, people a100-80g-pcie."""
+    return sorted(_split(name))
+
+
+def _split(name: str) -> list[str]:
+    return [word for word in _SEPARATOR.split(_GIGABYTES.sub("g", _VENDOR_WORDS.sub("", name))) if word]

@@ -92,7 +92,7 @@ class HardwareProfile(_Strict, frozen=True, kw_only=True):
         gpu: one of them, or None.
         host: the CPU side.
         host_to_device, device_to_host: each GPU's link, or None without GPUs.
-        peer: GPU to GPU, or None for a single GPU. `pinned` is the bandwidth used.
+        peer: GPU to GPU; needed for more than one, and used by none else. `pinned` is the bandwidth used.
         disk: local NVMe, or None.
         usd_per_hour: on-demand price with its date in the note, or None.
     """
