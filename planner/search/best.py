@@ -1,0 +1,175 @@
+"""The best placement of one problem over the number of GPUs, and the best batch size of a ladder.
+
+Throughput needs no solve per batch: the time of the best placement never falls as the batch grows
+(whatever fits and is done in time at a larger batch fits at a smaller one), so an interval of the
+ladder can be skipped when its largest batch over its smallest time would not beat the best found.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from planner.evaluate import Assignment, memory, objective_s, shortage, time
+from planner.problem import GPU, Problem
+from planner.search.placement import Placed, solve
+from planner.search.stages import fill_from_end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A placement with its problem and what it takes.
+
+    Attributes:
+        total_s: of the whole `generate()` call.
+        shortage_bytes: device → bytes missing; empty when it fits.
+    """
+
+    problem: Problem
+    assignment: Assignment
+    total_s: float
+    shortage_bytes: dict[str, int]
+
+    @property
+    def fits(self) -> bool:
+        """Whether it can run."""
+        return not self.shortage_bytes
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences in the batch."""
+        return self.problem.workload.batch_size
+
+
+def best_placement(problem: Problem) -> Candidate:
+    """The fastest placement that fits; when none does, the one that lacks the fewest bytes."""
+    candidates = [_all_on_main(problem)]
+    if problem.main_kind == GPU:
+        num_gpus = problem.profile.num_gpus
+        candidates += [_resident(problem, used) for used in range(2, num_gpus + 1)]
+        fitting = [c for c in candidates if c.fits]
+        if not fitting or problem.settings.cpu_execution:
+            candidates.append(_candidate(problem, solve(problem, fill_from_end(problem, num_gpus))))
+    elif problem.settings.disk and not candidates[0].fits:
+        candidates.append(_candidate(problem, solve(problem, {})))
+    fitting = [c for c in candidates if c.fits]
+    if fitting:
+        return min(fitting, key=lambda c: c.total_s)
+    return min(candidates, key=lambda c: sum(c.shortage_bytes.values()))
+
+
+def _all_on_main(problem: Problem) -> Candidate:
+    """Everything resident on one device: no hooks, no movement."""
+    main = problem.settings.main
+    assignment = Assignment(
+        executes=(main,) * len(problem.units),
+        lives=tuple((main,) * len(unit.leaves) for unit in problem.units),
+    )
+    return _candidate(problem, Placed(assignment=assignment, shortage_bytes={}))
+
+
+def _resident(problem: Problem, num_gpus: int) -> Candidate:
+    """Everything resident on `num_gpus` GPUs, as evenly as the units allow."""
+    best = _staged(problem, num_gpus, 1.0)
+    if not best.fits:
+        return best
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        trial = _staged(problem, num_gpus, middle)
+        if trial.fits and _fullest(trial) <= _fullest(best):
+            best, high = trial, middle
+        else:
+            low = middle
+    return best
+
+
+def _staged(problem: Problem, num_gpus: int, share: float) -> Candidate:
+    staged = fill_from_end(problem, num_gpus, share=share)
+    executes = tuple(staged.get(index, problem.settings.main) for index in range(len(problem.units)))
+    lives = tuple(
+        (device,) * len(unit.leaves) for device, unit in zip(executes, problem.units, strict=True)
+    )
+    return _candidate(
+        problem, Placed(assignment=Assignment(executes=executes, lives=lives), shortage_bytes={})
+    )
+
+
+def _fullest(candidate: Candidate) -> int:
+    """Bytes on the GPU that holds most."""
+    return max(
+        part.total
+        for device, phases in memory(candidate.problem, candidate.assignment).items()
+        if device.startswith("gpu:")
+        for part in phases.values()
+    )
+
+
+def _candidate(problem: Problem, placed: Placed) -> Candidate:
+    """Price a placement by evaluation: the search's own sums are never trusted for the verdict."""
+    shortages = dict(placed.shortage_bytes)
+    lack = shortage(memory(problem, placed.assignment))
+    if lack is None:
+        shortages = {}
+    elif not shortages:
+        shortages = {lack.device: lack.num_bytes}
+    total_s = objective_s(problem, time(problem, placed.assignment))
+    return Candidate(
+        problem=problem, assignment=placed.assignment, total_s=total_s, shortage_bytes=shortages
+    )
+
+
+def best_batch(
+    solve_at: Callable[[int], Candidate], ladder: Sequence[int], *, max_latency_s: float | None
+) -> Candidate | None:
+    """The batch of the ladder with most tokens per second, or None when not even the smallest will do.
+
+    Args:
+        solve_at: the best placement at a batch size.
+        ladder: batch sizes, ascending.
+        max_latency_s: limit on the whole call, or None.
+    """
+    solved: dict[int, Candidate] = {}
+
+    def at(position: int) -> Candidate:
+        if position not in solved:
+            solved[position] = solve_at(ladder[position])
+        return solved[position]
+
+    def admissible(position: int) -> bool:
+        one = at(position)
+        return one.fits and (max_latency_s is None or one.total_s <= max_latency_s)
+
+    last = _last_true(admissible, len(ladder))
+    if last is None:
+        return None
+    best = max((at(0), at(last)), key=_rate)
+    pending = [(0, last)]
+    while pending:
+        low, high = pending.pop()
+        if high - low < 2 or ladder[high - 1] / at(low).total_s <= _rate(best):
+            continue
+        middle = (low + high) // 2
+        best = max((best, at(middle)), key=_rate)
+        pending += [(low, middle), (middle, high)]
+    return best
+
+
+def _rate(candidate: Candidate) -> float:
+    return candidate.batch_size / candidate.total_s
+
+
+def _last_true(holds: Callable[[int], bool], count: int) -> int | None:
+    """The last position where a monotone predicate holds, found by doubling and bisection."""
+    if count == 0 or not holds(0):
+        return None
+    low, step = 0, 1
+    while low + step < count and holds(low + step):
+        low += step
+        step *= 2
+    high = min(low + step, count)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle
+    return low
