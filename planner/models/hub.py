@@ -1,0 +1,52 @@
+"""Fetches a model's configuration, and nothing else, from the Hugging Face hub or its local cache."""
+
+from pathlib import Path
+from typing import Final
+
+from planner.errors import ModelError
+
+# Seconds for the hub's first byte: a user who is offline should read a sentence, not watch a cursor.
+_TIMEOUT_S: Final = 10.0
+_INSTEAD: Final = "use a shipped name (`planner models list`) or a local folder with a config.json"
+
+
+def fetch_config(hub_id: str) -> str:
+    """The text of `config.json` of the repository `hub_id`; the local cache serves when there is no network.
+
+    Raises:
+        ModelError: no such repository or file, no access, or no network and nothing cached.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        file = hf_hub_download(hub_id, "config.json", etag_timeout=_TIMEOUT_S)
+    except HFValidationError as error:
+        raise ModelError(f"{hub_id!r} is not a hub id: {error}") from error
+    except GatedRepoError as error:
+        raise ModelError(
+            f"{hub_id} is gated on the hub: accept its licence there and log in, or {_INSTEAD}"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"the hub has no public model {hub_id}: check the spelling, log in if it is private, or {_INSTEAD}"
+        ) from error
+    # A subclass of the next one, so it comes first: here the hub was not reached at all.
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise ModelError(
+            f"the hub could not be reached and the config.json of {hub_id} is not in the local cache: "
+            f"go online, or {_INSTEAD}"
+        ) from error
+    except EntryNotFoundError as error:
+        raise ModelError(f"the hub's repository {hub_id} has no config.json: {_INSTEAD}") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelError(f"the hub did not give the config.json of {hub_id} ({error}): {_INSTEAD}") from error
+    return Path(file).read_text(encoding="utf-8")

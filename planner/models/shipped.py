@@ -1,0 +1,72 @@
+"""The configurations in the package: one JSON per model, and one table of published parameter counts."""
+
+import functools
+import json
+from importlib import resources
+from importlib.resources.abc import Traversable
+from typing import Any, Final
+
+import msgspec
+
+from planner.models.config import auto_class_of, dtype_of
+from planner.models.spec import ModelSpec, PublishedCount, config_sha256
+
+_FOLDER: Final = "shipped"
+_COUNTS: Final = "published_counts.json"
+
+
+class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One row of the table: `hub_id` is None for a model whose weights are not on the hub."""
+
+    hub_id: str | None
+    published: PublishedCount
+
+
+@functools.cache
+def _table() -> dict[str, _Entry]:
+    return msgspec.json.decode((_data() / _COUNTS).read_bytes(), type=dict[str, _Entry])
+
+
+def _data() -> Traversable:
+    return resources.files("planner.models")
+
+
+def shipped_names() -> tuple[str, ...]:
+    """Every short name, families together and each from small to large."""
+    return tuple(_table())
+
+
+def shipped_name(name: str) -> str | None:
+    """The short name that `name` means, or None: case does not matter, and a hub id counts too."""
+    wanted = name.lower()
+    for short, entry in _table().items():
+        if wanted == short or (entry.hub_id is not None and wanted == entry.hub_id.lower()):
+            return short
+    return None
+
+
+def shipped_spec(short: str) -> ModelSpec:
+    """The spec of the shipped model called exactly `short`.
+
+    Raises:
+        KeyError: no such model.
+    """
+    entry = _table()[short]
+    config = shipped_config(short)
+    auto_class = auto_class_of(config, short)
+    return ModelSpec(
+        name=short,
+        origin="shipped",
+        config=config,
+        config_sha256=config_sha256(config, auto_class),
+        auto_class=auto_class,
+        hub_id=entry.hub_id,
+        dtype=dtype_of(config, short),
+        published=entry.published,
+    )
+
+
+def shipped_config(short: str) -> dict[str, Any]:
+    """The configuration of the shipped model called exactly `short`, read afresh so that it may be changed."""
+    config: dict[str, Any] = json.loads((_data() / _FOLDER / f"{short}.json").read_text(encoding="utf-8"))
+    return config

@@ -1,0 +1,100 @@
+"""What the planner knows of a model before anything is built: its configuration and where that came from."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from planner.sources import Source
+
+AutoClass = Literal["causal-lm", "seq2seq-lm", "masked-lm"]
+Origin = Literal["shipped", "folder", "hub"]
+
+# Keys that say how a configuration was saved or loaded, never what is computed. Token ids, dropout rates and
+# `use_cache` stay in the hash: a needless difference costs one trace, a wrong match would give wrong costs.
+# `architectures` is left out because the class it selects is hashed in its place.
+_BOOKKEEPING: Final = frozenset(
+    {"transformers_version", "torch_dtype", "dtype", "architectures", "auto_map", "task_specific_params"}
+)
+
+
+class PublishedCount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many parameters a model's publishers, or independent readers of its checkpoint, count.
+
+    Attributes:
+        num_parameters: each tied tensor once, of the class that is planned.
+        source: `published` when an exact figure was found outside this project, else `assumed`.
+        where: who states it.
+        note: how it differs from other figures in circulation, or why it is assumed.
+    """
+
+    num_parameters: int
+    source: Source
+    where: str
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.num_parameters <= 0:
+            raise ValueError(f"num_parameters must be positive, not {self.num_parameters}")
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model by its configuration.
+
+    Attributes:
+        name: the short name, the folder's name or the hub id.
+        origin: where the configuration was read.
+        config: the content of `config.json`.
+        config_sha256: of `config` and `auto_class`; see `config_sha256`.
+        auto_class: which of transformers' auto classes builds it.
+        hub_id: the repository that holds weights; None for a folder and for an unreleased model.
+        folder: the local folder; None unless `origin` is "folder".
+        dtype: torch's name of the dtype that the checkpoint is stored in; None when it is not said.
+        published: the published parameter count of a shipped model, else None.
+        trust_remote_code: the user's word that Python code beside the configuration may run.
+    """
+
+    name: str
+    origin: Origin
+    config: dict[str, Any]
+    config_sha256: str
+    auto_class: AutoClass
+    hub_id: str | None = None
+    folder: Path | None = None
+    dtype: str | None = None
+    published: PublishedCount | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def model_type(self) -> str:
+        """Transformers' name of the architecture family."""
+        return str(self.config["model_type"])
+
+
+def config_sha256(config: Mapping[str, Any], auto_class: AutoClass) -> str:
+    """Hash of what is computed: equal for two configurations that differ only in how they were saved.
+
+    The hash is of the JSON with keys sorted, without private keys (a leading underscore) and without
+    bookkeeping (version, dtype, remote-code map, architectures), at every depth, together with the auto class.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    content = {"auto_class": auto_class, "config": _architecture_only(config)}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _architecture_only(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            key: _architecture_only(item)
+            for key, item in value.items()
+            if key not in _BOOKKEEPING and not key.startswith("_")
+        }
+    if isinstance(value, list | tuple):
+        return [_architecture_only(item) for item in value]
+    return value
