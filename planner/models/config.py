@@ -1,4 +1,4 @@
-"""Reads what a `config.json` says, without transformers: which auto class, which dtype, is it usable at all."""
+"""Reads what a `config.json` says, without transformers: which auto class, which dtype, is it usable."""
 
 import json
 from collections.abc import Mapping
@@ -17,15 +17,50 @@ _BY_CLASS_NAME: Final[tuple[tuple[str, AutoClass], ...]] = (
     ("ForMaskedLM", "masked-lm"),
     ("ForPreTraining", "masked-lm"),
     ("ForConditionalGeneration", "seq2seq-lm"),
-    ("WithLMHeadModel", "seq2seq-lm"),
 )
 
 # Encoder-only families, for configurations that name a bare model or no class at all.
 _ENCODERS: Final = frozenset(
-    "albert bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra ernie esm "
-    "eurobert flaubert fnet funnel ibert layoutlm longformer megatron-bert mobilebert modernbert mpnet mra "
-    "nezha nomic_bert nystromformer rembert roberta roberta-prelayernorm roc_bert roformer squeezebert xlm "
-    "xlm-roberta xlm-roberta-xl xmod yoso".split()
+    (
+        "albert",
+        "bert",
+        "big_bird",
+        "camembert",
+        "convbert",
+        "data2vec-text",
+        "deberta",
+        "deberta-v2",
+        "distilbert",
+        "electra",
+        "ernie",
+        "esm",
+        "eurobert",
+        "flaubert",
+        "fnet",
+        "funnel",
+        "ibert",
+        "layoutlm",
+        "longformer",
+        "megatron-bert",
+        "mobilebert",
+        "modernbert",
+        "mpnet",
+        "mra",
+        "nezha",
+        "nomic_bert",
+        "nystromformer",
+        "rembert",
+        "roberta",
+        "roberta-prelayernorm",
+        "roc_bert",
+        "roformer",
+        "squeezebert",
+        "xlm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+        "yoso",
+    )
 )
 
 # Heads on a language model's body that no auto class here builds.
@@ -77,9 +112,11 @@ def auto_class_of(config: Mapping[str, Any], where: str) -> AutoClass:
                 f"{where} describes {name}, which does not model language; "
                 "plans are for causal, sequence-to-sequence and masked language models"
             )
+        if name.endswith("WithLMHeadModel"):
+            break  # the ending of T5's first releases, of XLM and of others: the family decides
         for ending, auto_class in _BY_CLASS_NAME:
             if name.endswith(ending):
-                # A conditional generation class without an encoder-decoder is a decoder that also sees images.
+                # Conditional generation without an encoder-decoder: a decoder that also sees images.
                 conditional = auto_class == "seq2seq-lm" and not is_encoder_decoder
                 return "causal-lm" if conditional and not _is_t5(config) else auto_class
     return _by_family(config, is_encoder_decoder)

@@ -5,8 +5,9 @@ from typing import Final
 
 from planner.errors import ModelError
 
-# Seconds for the hub's first byte: a user who is offline should read a sentence, not watch a cursor.
+# A user who is offline should read a sentence, not watch a cursor.
 _TIMEOUT_S: Final = 10.0
+_CONFIG: Final = "config.json"
 _INSTEAD: Final = "use a shipped name (`planner models list`) or a local folder with a config.json"
 
 
@@ -23,12 +24,15 @@ def fetch_config(hub_id: str) -> str:
         HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
     )
 
+    obstacle = _obstacle(hub_id)
     try:
-        file = hf_hub_download(hub_id, "config.json", etag_timeout=_TIMEOUT_S)
+        file = hf_hub_download(
+            hub_id, _CONFIG, etag_timeout=_TIMEOUT_S, local_files_only=obstacle is not None
+        )
+        return Path(file).read_text(encoding="utf-8")
     except HFValidationError as error:
         raise ModelError(f"{hub_id!r} is not a hub id: {error}") from error
     except GatedRepoError as error:
@@ -37,16 +41,29 @@ def fetch_config(hub_id: str) -> str:
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelError(
-            f"the hub has no public model {hub_id}: check the spelling, log in if it is private, or {_INSTEAD}"
+            f"the hub shows no model {hub_id}: check the spelling, log in if it is private, or {_INSTEAD}"
         ) from error
     # A subclass of the next one, so it comes first: here the hub was not reached at all.
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except LocalEntryNotFoundError as error:
         raise ModelError(
-            f"the hub could not be reached and the config.json of {hub_id} is not in the local cache: "
-            f"go online, or {_INSTEAD}"
+            f"the hub could not be reached ({obstacle or error}) and the {_CONFIG} of {hub_id} is not in the "
+            f"local cache: go online, or {_INSTEAD}"
         ) from error
     except EntryNotFoundError as error:
-        raise ModelError(f"the hub's repository {hub_id} has no config.json: {_INSTEAD}") from error
+        raise ModelError(f"the hub's repository {hub_id} has no {_CONFIG}: {_INSTEAD}") from error
     except (HfHubHTTPError, OSError) as error:
-        raise ModelError(f"the hub did not give the config.json of {hub_id} ({error}): {_INSTEAD}") from error
-    return Path(file).read_text(encoding="utf-8")
+        raise ModelError(f"the hub did not give the {_CONFIG} of {hub_id} ({error}): {_INSTEAD}") from error
+
+
+def _obstacle(hub_id: str) -> str | None:
+    """Why the hub does not answer, or None when it answers, whatever the answer is.
+
+    Asked first because the client retries for twenty seconds, and logs each attempt, before it says so.
+    """
+    from huggingface_hub import get_session, hf_hub_url
+
+    try:
+        get_session().head(hf_hub_url(hub_id, _CONFIG), timeout=_TIMEOUT_S)
+    except Exception as error:  # the classes are those of the client's transport, which changes with releases
+        return str(error) or type(error).__name__
+    return None

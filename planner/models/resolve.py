@@ -47,8 +47,8 @@ def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name.lower(), shipped_names(), n=3, cutoff=0.5)
     nearest = f"; the nearest are {', '.join(near)}" if near else ""
     return (
-        f"unknown model {name!r}{nearest}. Give a name from `planner models list`, a folder with a {_CONFIG}, "
-        "or a hub id such as org/name"
+        f"unknown model {name!r}{nearest}. Give a name from `planner models list`, "
+        f"a folder with a {_CONFIG}, or a hub id such as org/name"
     )
 
 
@@ -119,9 +119,9 @@ def _refuse_remote_code(config: Mapping[str, Any], where: str) -> None:
         return
     # Many published folders (Falcon, Phi-3) still carry the code of a family that transformers has taken in
     # since; transformers then uses its own class, and so does the planner. Imported here: only these need it.
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    if config["model_type"] not in CONFIG_MAPPING_NAMES:
+    if config["model_type"] not in CONFIG_MAPPING:
         raise ModelError(
             f"{where} needs Python code that comes with the model (auto_map), as transformers has no "
             f"{config['model_type']!r}; read that code, then allow it with trust_remote_code"

@@ -67,6 +67,6 @@ def shipped_spec(short: str) -> ModelSpec:
 
 
 def shipped_config(short: str) -> dict[str, Any]:
-    """The configuration of the shipped model called exactly `short`, read afresh so that it may be changed."""
+    """The configuration of the shipped model called exactly `short`; each call reads it afresh."""
     config: dict[str, Any] = json.loads((_data() / _FOLDER / f"{short}.json").read_text(encoding="utf-8"))
     return config

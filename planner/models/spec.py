@@ -78,7 +78,7 @@ def config_sha256(config: Mapping[str, Any], auto_class: AutoClass) -> str:
     """Hash of what is computed: equal for two configurations that differ only in how they were saved.
 
     The hash is of the JSON with keys sorted, without private keys (a leading underscore) and without
-    bookkeeping (version, dtype, remote-code map, architectures), at every depth, together with the auto class.
+    bookkeeping (version, dtype, remote-code map, architectures), at every depth, and of the auto class.
 
     Returns:
         64 hexadecimal digits.

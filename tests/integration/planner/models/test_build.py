@@ -37,7 +37,7 @@ def test_parameters_equal_the_published_count(name: str) -> None:
 
 
 def test_counts_by_hand() -> None:
-    # GPT-J: 28 layers of 4 h² attention, 8 h² + 5 h MLP and 2 h norm; embedding V·h; final norm; head V·h + V.
+    # GPT-J: 28 layers of 4 h² attention, 8 h² + 5 h MLP, 2 h norm; embedding V·h; norm; head V·h + V.
     h, v = 4096, 50400
     assert _num_parameters("gpt-j-6b") == 28 * (12 * h * h + 5 * h + 2 * h) + v * h + 2 * h + v * h + v
     # BLOOM: 70 layers of 12 h² weights, 9 h MLP and attention biases (3 + 1 + 4 + 1) and 4 h norms; two more
@@ -132,8 +132,8 @@ def test_remote_code_runs_only_when_trusted(tmp_path: Path, monkeypatch: pytest.
     folder = tmp_path / "toymodel"
     folder.mkdir()
     (folder / "config.json").write_text(
-        '{"model_type": "toy", "hidden_size": 4, "architectures": ["ToyForCausalLM"], "auto_map": '
-        '{"AutoConfig": "configuration_toy.ToyConfig", "AutoModelForCausalLM": "modeling_toy.ToyForCausalLM"}}'
+        '{"model_type": "toy", "hidden_size": 4, "architectures": ["ToyForCausalLM"], "auto_map": {'
+        '"AutoConfig": "configuration_toy.ToyConfig", "AutoModelForCausalLM": "modeling_toy.ToyForCausalLM"}}'
     )
     (folder / "configuration_toy.py").write_text(_REMOTE_CONFIG)
     (folder / "modeling_toy.py").write_text(_REMOTE_MODEL)
