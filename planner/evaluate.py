@@ -3,6 +3,7 @@
 The search optimises exactly these sums; `planner predict` prices any map with them.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -122,13 +123,14 @@ def offloaded_kv_bytes(unit: UnitPrice) -> int:
     """Host memory that one unit's offloaded cache comes to hold.
 
     Keys and values are pinned copies, and PyTorch's pinned allocator rounds each up to a power of two
-    and keeps the smaller ones it has outgrown.
+    and keeps the smaller ones it has outgrown: one size for each doubling since prefill, at least one.
     """
-    first, last = unit.kv["prefill"] // 2, unit.kv["decode"] // 2
+    first, last = unit.kv["prefill"], unit.kv["decode"]
     if last == 0:
         return 0
-    sizes = range(max(first - 1, 0).bit_length(), (last - 1).bit_length() + 1)
-    return 2 * sum(1 << exponent for exponent in sizes)
+    largest_copy = 1 << (last // 2 - 1).bit_length()
+    doublings = max(1, math.ceil(math.log2(last / first))) if last > first > 0 else 0
+    return sum(2 * largest_copy >> outgrown for outgrown in range(doublings + 1))
 
 
 def _leaves(problem: Problem, assignment: Assignment) -> Iterable[tuple[str, LeafPrice, str]]:

@@ -10,11 +10,11 @@ from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph
 from planner.hardware.schema import HardwareProfile
 from planner.plan import SCHEMA_VERSION, Alternative, ModelRef, Placement, Plan
-from planner.problem import price
+from planner.problem import Problem, price
 from planner.request import Request
 from planner.runtimes.base import Law, Settings
 from planner.runtimes.registry import laws
-from planner.search.best import Candidate, best_batch, best_placement
+from planner.search.best import Candidate, best_batch, best_placement, nearest_placement
 from planner.sizes import format_bytes, format_seconds
 from planner.units import Chain, chain_of
 from planner.workload import BATCH_LADDER
@@ -144,22 +144,24 @@ def _contender(
 ) -> Contender:
     workload = request.workload(dtype)
 
-    def solve_at(batch_size: int) -> Candidate:
-        sized = workload.with_batch(batch_size)
-        return best_placement(price(model.graph, chain, profile, sized, settings, law))
+    def problem_at(batch_size: int) -> Problem:
+        return price(model.graph, chain, profile, workload.with_batch(batch_size), settings, law)
+
+    def solve_at(batch_size: int) -> Candidate | None:
+        return best_placement(problem_at(batch_size))
 
     if request.batch_size is None and request.objective != "latency":
         ladder = [batch for batch in BATCH_LADDER if batch >= request.min_batch]
         best = best_batch(solve_at, ladder, max_latency_s=request.max_latency_s)
         if best is not None:
             return Contender(settings=settings, dtype=dtype, candidate=best)
-    only = solve_at(workload.batch_size)
+    only = solve_at(workload.batch_size) or nearest_placement(problem_at(workload.batch_size))
     limit = request.max_latency_s
     return Contender(
         settings=settings,
         dtype=dtype,
         candidate=only,
-        too_slow=limit is not None and only.total_s > limit,
+        too_slow=limit is not None and only.fits and only.total_s > limit,
     )
 
 

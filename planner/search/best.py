@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from planner.evaluate import Assignment, memory, objective_s, shortage, time
 from planner.problem import GPU, Problem
-from planner.search.placement import Placed, solve
+from planner.search.placement import Placed, nearest, solve
 from planner.search.stages import fill_from_end
 
 
@@ -39,21 +39,31 @@ class Candidate:
         return self.problem.workload.batch_size
 
 
-def best_placement(problem: Problem) -> Candidate:
-    """The fastest placement that fits; when none does, the one that lacks the fewest bytes."""
+def best_placement(problem: Problem) -> Candidate | None:
+    """The fastest placement that fits, or None."""
     candidates = [_all_on_main(problem)]
     if problem.main_kind == GPU:
-        num_gpus = problem.profile.num_gpus
-        candidates += [_resident(problem, used) for used in range(2, num_gpus + 1)]
-        fitting = [c for c in candidates if c.fits]
-        if not fitting or problem.settings.cpu_execution:
-            candidates.append(_candidate(problem, solve(problem, fill_from_end(problem, num_gpus))))
-    elif problem.settings.disk and not candidates[0].fits:
-        candidates.append(_candidate(problem, solve(problem, {})))
+        candidates += [_resident(problem, used) for used in range(2, problem.profile.num_gpus + 1)]
     fitting = [c for c in candidates if c.fits]
-    if fitting:
-        return min(fitting, key=lambda c: c.total_s)
-    return min(candidates, key=lambda c: sum(c.shortage_bytes.values()))
+    if _may_stream(problem) and (not fitting or problem.settings.cpu_execution):
+        placed = solve(problem, _staged_elsewhere(problem))
+        fitting += [c for c in [_candidate(problem, placed)] if c.fits] if placed is not None else []
+    return min(fitting, key=lambda c: c.total_s, default=None)
+
+
+def nearest_placement(problem: Problem) -> Candidate:
+    """When nothing fits: the placement that lacks the fewest bytes."""
+    if not _may_stream(problem):
+        return _all_on_main(problem)
+    return _candidate(problem, nearest(problem, _staged_elsewhere(problem)))
+
+
+def _may_stream(problem: Problem) -> bool:
+    return problem.main_kind == GPU or problem.settings.disk
+
+
+def _staged_elsewhere(problem: Problem) -> dict[int, str]:
+    return fill_from_end(problem, problem.profile.num_gpus) if problem.main_kind == GPU else {}
 
 
 def _all_on_main(problem: Problem) -> Candidate:
@@ -118,7 +128,7 @@ def _candidate(problem: Problem, placed: Placed) -> Candidate:
 
 
 def best_batch(
-    solve_at: Callable[[int], Candidate], ladder: Sequence[int], *, max_latency_s: float | None
+    solve_at: Callable[[int], Candidate | None], ladder: Sequence[int], *, max_latency_s: float | None
 ) -> Candidate | None:
     """The batch of the ladder with most tokens per second, or None when not even the smallest will do.
 
@@ -130,13 +140,14 @@ def best_batch(
     solved: dict[int, Candidate] = {}
 
     def at(position: int) -> Candidate:
-        if position not in solved:
-            solved[position] = solve_at(ladder[position])
         return solved[position]
 
     def admissible(position: int) -> bool:
-        one = at(position)
-        return one.fits and (max_latency_s is None or one.total_s <= max_latency_s)
+        found = solve_at(ladder[position])
+        if found is None or (max_latency_s is not None and found.total_s > max_latency_s):
+            return False
+        solved[position] = found
+        return True
 
     last = _last_true(admissible, len(ladder))
     if last is None:
@@ -148,6 +159,8 @@ def best_batch(
         if high - low < 2 or ladder[high - 1] / at(low).total_s <= _rate(best):
             continue
         middle = (low + high) // 2
+        if middle not in solved and not admissible(middle):
+            raise AssertionError(f"batch {ladder[middle]} does not fit although {ladder[high]} does")
         best = max((best, at(middle)), key=_rate)
         pending += [(low, middle), (middle, high)]
     return best

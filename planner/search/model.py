@@ -39,7 +39,7 @@ class IntegerProgram:
         """A new constraint: lower ≤ Σ coefficient · variable ≤ upper."""
         self.rows.append((lower, upper, dict(coefficients)))
 
-    def solve(self, *, relative_gap: float = 0.0) -> tuple[float, list[float]] | None:
+    def solve(self, *, relative_gap: float = 1e-6) -> tuple[float, list[float]] | None:
         """The optimum and the variables' values, or None when the rows contradict each other.
 
         Integer variables come back as whole numbers.

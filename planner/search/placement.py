@@ -100,18 +100,19 @@ def _kinds(leaves: Sequence[LeafPrice]) -> tuple[LeafKind, ...]:
     return tuple(LeafKind(price=leaves[at[0]], positions=tuple(at)) for at in groups.values())
 
 
-def solve(problem: Problem, staged: Mapping[int, str], *, hooked: bool = True) -> Placed:
-    """The fastest placement that fits; when none does, the one that lacks the fewest bytes.
+def solve(problem: Problem, staged: Mapping[int, str]) -> Placed | None:
+    """The fastest placement that fits, or None.
 
     Args:
         problem: priced.
         staged: units that other GPUs already hold, by index.
-        hooked: whether hooks are priced (False for a plan that uses one device only).
     """
-    placed = _Program(problem, staged, hooked=hooked, elastic=False).solve()
-    if placed is not None:
-        return placed
-    placed = _Program(problem, staged, hooked=hooked, elastic=True).solve()
+    return _Program(problem, staged, elastic=False).solve()
+
+
+def nearest(problem: Problem, staged: Mapping[int, str]) -> Placed:
+    """The placement that lacks the fewest bytes: what to say when `solve` finds none."""
+    placed = _Program(problem, staged, elastic=True).solve()
     if placed is None:
         raise AssertionError("an elastic program always has a solution")
     return placed
@@ -121,11 +122,10 @@ class _Program:
     """Builds and reads the integer program of one problem."""
 
     def __init__(
-        self, problem: Problem, staged: Mapping[int, str], *, hooked: bool, elastic: bool
+        self, problem: Problem, staged: Mapping[int, str], *, elastic: bool
     ) -> None:
         self.problem = problem
         self.staged = staged
-        self.hooked = hooked
         self.elastic = elastic
         self.ip = IntegerProgram()
         self.classes = classes_of(problem, staged)
@@ -314,8 +314,8 @@ class _Program:
         return sum(
             self.problem.weight(phase)
             * (
-                unit_time(self.problem, price, CPU, on_cpu, phase, hooked=self.hooked).total
-                - unit_time(self.problem, price, self.main, on_main, phase, hooked=self.hooked).total
+                unit_time(self.problem, price, CPU, on_cpu, phase, hooked=self.problem.settings.hooks).total
+                - unit_time(self.problem, price, self.main, on_main, phase, hooked=self.problem.settings.hooks).total
             )
             for phase in PHASES
         )
