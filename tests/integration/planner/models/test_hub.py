@@ -28,9 +28,10 @@ def _answer(monkeypatch: pytest.MonkeyPatch, answer: Exception | str) -> list[di
     return calls
 
 
-def _http_error(error: type[Exception]) -> Exception:
+def _http_error(error: Any) -> Exception:
     response: Any = SimpleNamespace(headers={}, request=None, status_code=404, url="", text="")
-    return error("refused", response=response)
+    refused: Exception = error("refused", response=response)
+    return refused
 
 
 @pytest.mark.parametrize(
