@@ -3,6 +3,7 @@
 The search optimises exactly these sums; `planner predict` prices any map with them.
 """
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -63,7 +64,10 @@ def memory(problem: Problem, assignment: Assignment) -> dict[str, dict[str, Memo
             device = f"gpu:{index}"
             used = device == problem.settings.main or device in assignment.executes
             if used:
-                capacity, context = round(profile.gpu.memory_bytes.value), round(profile.gpu.context_bytes.value)
+                capacity, context = (
+                    round(profile.gpu.memory_bytes.value),
+                    round(profile.gpu.context_bytes.value),
+                )
                 result[device] = _device(problem, assignment, device, capacity, context)
     capacity = round(profile.host.memory_bytes.value)
     result[CPU] = _device(problem, assignment, CPU, capacity, host_process_bytes(profile))
@@ -197,7 +201,7 @@ def hops_s(problem: Problem, executes: tuple[str, ...], phase: str) -> float:
     if peer is None or not gpus:
         return 0.0
     stops = [*gpus, problem.settings.main]
-    num_hops = sum(a != b for a, b in zip(stops, stops[1:], strict=False))
+    num_hops = sum(a != b for a, b in itertools.pairwise(stops))
     return num_hops * copy_s(problem.crossing_bytes[phase], peer, pinned=True)
 
 
@@ -221,7 +225,9 @@ def predict(problem: Problem, assignment: Assignment) -> Prediction:
     times = time(problem, assignment)
     total_s = objective_s(problem, times)
     workload = problem.workload
-    tokens = workload.batch_size * (workload.new_tokens if problem.graph.generates else workload.prompt_tokens)
+    tokens = workload.batch_size * (
+        workload.new_tokens if problem.graph.generates else workload.prompt_tokens
+    )
     tokens_per_s = tokens / total_s if total_s > 0 else 0.0
     price = problem.profile.usd_per_hour
     sources = [times[phase].source for phase in PHASES]

@@ -111,9 +111,7 @@ def placements_of(candidate: Candidate) -> tuple[Placement, ...]:
     """Every leaf with its place, in execution order."""
     assignment = candidate.assignment
     return tuple(
-        Placement(
-            module=leaf.leaf.entry, lives=place, executes=executes, num_bytes=leaf.stored_bytes
-        )
+        Placement(module=leaf.leaf.entry, lives=place, executes=executes, num_bytes=leaf.stored_bytes)
         for unit, executes, lives in zip(
             candidate.problem.units, assignment.executes, assignment.lives, strict=True
         )

@@ -53,7 +53,7 @@ class LeafPrice:
         num_tensors: how many copies that is.
         forwards: forwards of it in each phase.
         streamed_peak: phase → live activations plus its own staged module, at the worst.
-        streamable: False when the model uses its tensors without calling it, so that no hook would fetch them.
+        streamable: False when the model uses its tensors without calling it: no hook would fetch them.
     """
 
     leaf: Leaf
@@ -275,9 +275,7 @@ def _price_unit(
             }
             for kind, engine in engines.items()
         },
-        kv={
-            phase: sum(kv_bytes(n, workload, contexts.last(phase)) for n in unit.nodes) for phase in PHASES
-        },
+        kv={phase: sum(kv_bytes(n, workload, contexts.last(phase)) for n in unit.nodes) for phase in PHASES},
         peak={
             phase: largest(peak_bytes(n, phase, workload, contexts.last(phase)) for n in unit.nodes)
             for phase in PHASES
@@ -334,7 +332,7 @@ def _span(
             kernel_s(n, engine, phase, workload, context=context, weight_bytes=weights.get(n.name, 0))
             for n in nodes
         ),
-        dispatch_s=sum(dispatch_s(n, profile, phase, workload, hooked=False) for n in nodes),
+        dispatch_s=sum(dispatch_s(n, profile, phase, workload) for n in nodes),
         hook_s=sum(hook * n.num_calls for n in nodes if n.name in weights),
         asynchronous=engine.asynchronous,
     )
@@ -353,5 +351,3 @@ def _crossing_bytes(graph: ModuleGraph, chain: Chain, workload: Workload) -> dic
     )
     scale = workload.batch_size * workload.itemsize_bytes / 2
     return {"prefill": round(per_token * scale * workload.prompt_tokens), "decode": round(per_token * scale)}
-
-

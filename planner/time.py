@@ -88,14 +88,12 @@ def kernel_s(
     return node.num_calls * max(flops / engine.flops_per_s, moved / engine.bytes_per_s)
 
 
-def dispatch_s(node: Node, profile: HardwareProfile, phase: str, workload: Workload, *, hooked: bool) -> float:
-    """Host time to issue one module's own operations, with its Accelerate hook if it has one."""
+def dispatch_s(node: Node, profile: HardwareProfile, phase: str, workload: Workload) -> float:
+    """Host time to issue one module's own operations."""
     cost = phase_cost(node, phase, workload)
     if cost is None:
         return 0.0
-    host = profile.host
-    per_call = cost.num_ops * host.op_overhead_s.value + (host.hook_overhead_s.value if hooked else 0.0)
-    return node.num_calls * per_call
+    return node.num_calls * cost.num_ops * profile.host.op_overhead_s.value
 
 
 def copy_s(num_bytes: float, link: Link, *, pinned: bool, num_copies: int = 1) -> float:

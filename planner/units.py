@@ -62,7 +62,10 @@ class Leaf:
     def buffer_bytes(self, itemsize_bytes: int) -> int:
         """Buffer bytes; they stay where the module executes."""
         return sum(
-            t.num_bytes(itemsize_bytes) for owned in self.tensors for t in owned if t.tensor.kind != "parameter"
+            t.num_bytes(itemsize_bytes)
+            for owned in self.tensors
+            for t in owned
+            if t.tensor.kind != "parameter"
         )
 
 

@@ -41,7 +41,9 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             if value < 1:
                 raise InvalidInputError(f"{name.replace('_', ' ')} must be at least 1, not {value}")
         if self.dtype not in DTYPE_BYTES:
-            raise InvalidInputError(f"cannot run in dtype {self.dtype!r}; choose from {', '.join(DTYPE_BYTES)}")
+            raise InvalidInputError(
+                f"cannot run in dtype {self.dtype!r}; choose from {', '.join(DTYPE_BYTES)}"
+            )
 
     @property
     def itemsize_bytes(self) -> int:

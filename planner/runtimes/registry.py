@@ -1,9 +1,13 @@
 """The runtimes by name. A new one is a package beside these and one line here."""
 
+import importlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 from planner.errors import UnknownNameError
+from planner.graph.schema import ModuleGraph
+from planner.plan import Plan
 from planner.runtimes.accelerate.law import LAW as ACCELERATE
 from planner.runtimes.base import Law
 from planner.runtimes.cpu.law import LAW as CPU
@@ -23,3 +27,15 @@ def laws(names: Iterable[str] | None = None) -> tuple[Law, ...]:
     if unknown:
         raise UnknownNameError(f"unknown runtime {unknown[0]!r}; known are {', '.join(LAWS)}")
     return tuple(LAWS[name] for name in names)
+
+
+def emit(plan: Plan, graph: ModuleGraph, folder: Path) -> tuple[Path, ...]:
+    """Write the folder that runs a plan; see the runtime's own `emit` module.
+
+    Raises:
+        UnknownNameError: the plan names a runtime that is not known.
+    """
+    laws([plan.runtime])
+    module = importlib.import_module(f"planner.runtimes.{plan.runtime}.emit")
+    files: tuple[Path, ...] = module.emit(plan, graph, folder)
+    return files

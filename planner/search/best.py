@@ -95,9 +95,7 @@ def _resident(problem: Problem, num_gpus: int) -> Candidate:
 def _staged(problem: Problem, num_gpus: int, share: float) -> Candidate:
     staged = fill_from_end(problem, num_gpus, share=share)
     executes = tuple(staged.get(index, problem.settings.main) for index in range(len(problem.units)))
-    lives = tuple(
-        (device,) * len(unit.leaves) for device, unit in zip(executes, problem.units, strict=True)
-    )
+    lives = tuple((device,) * len(unit.leaves) for device, unit in zip(executes, problem.units, strict=True))
     return _candidate(
         problem, Placed(assignment=Assignment(executes=executes, lives=lives), shortage_bytes={})
     )
@@ -122,9 +120,7 @@ def _candidate(problem: Problem, placed: Placed) -> Candidate:
     elif not shortages:
         shortages = {lack.device: lack.num_bytes}
     total_s = objective_s(problem, time(problem, placed.assignment))
-    return Candidate(
-        problem=problem, assignment=placed.assignment, total_s=total_s, shortage_bytes=shortages
-    )
+    return Candidate(problem=problem, assignment=placed.assignment, total_s=total_s, shortage_bytes=shortages)
 
 
 def best_batch(

@@ -60,9 +60,7 @@ class IntegerProgram:
         if status != highspy.HighsModelStatus.kOptimal:
             raise SolverError(f"the solver stopped with {solver.modelStatusToString(status)!r}")
         values = list(solver.getSolution().col_value)
-        rounded = [
-            float(round(v)) if whole else v for v, whole in zip(values, self.integral, strict=True)
-        ]
+        rounded = [float(round(v)) if whole else v for v, whole in zip(values, self.integral, strict=True)]
         return solver.getInfo().objective_function_value, rounded
 
     def _load(self, solver: highspy.Highs) -> None:
@@ -73,5 +71,3 @@ class IntegerProgram:
                 solver.changeColIntegrality(index, highspy.HighsVarType.kInteger)
         for lower, upper, coefficients in self.rows:
             solver.addRow(lower, upper, len(coefficients), list(coefficients), list(coefficients.values()))
-
-

@@ -121,9 +121,7 @@ def nearest(problem: Problem, staged: Mapping[int, str]) -> Placed:
 class _Program:
     """Builds and reads the integer program of one problem."""
 
-    def __init__(
-        self, problem: Problem, staged: Mapping[int, str], *, elastic: bool
-    ) -> None:
+    def __init__(self, problem: Problem, staged: Mapping[int, str], *, elastic: bool) -> None:
         self.problem = problem
         self.staged = staged
         self.elastic = elastic
@@ -134,9 +132,7 @@ class _Program:
         self.used: dict[str, dict[str, dict[int, float]]] = {
             device: {phase: {} for phase in PHASES} for device in {self.main, CPU}
         }
-        self.fixed: dict[str, dict[str, float]] = {
-            device: dict.fromkeys(PHASES, 0.0) for device in self.used
-        }
+        self.fixed: dict[str, dict[str, float]] = {device: dict.fromkeys(PHASES, 0.0) for device in self.used}
         self.peaks = {
             (device, phase): self.ip.column(integral=False) for device in self.used for phase in PHASES
         }
@@ -309,15 +305,14 @@ class _Program:
         """What executing one unit on the CPU adds to the whole call."""
         if self.elastic:
             return 0.0
-        on_cpu = (CPU,) * len(price.leaves)
-        on_main = (self.main,) * len(price.leaves)
+        hooked = self.problem.settings.hooks
+
+        def seconds(device: str, phase: str) -> float:
+            lives = (device,) * len(price.leaves)
+            return unit_time(self.problem, price, device, lives, phase, hooked=hooked).total
+
         return sum(
-            self.problem.weight(phase)
-            * (
-                unit_time(self.problem, price, CPU, on_cpu, phase, hooked=self.problem.settings.hooks).total
-                - unit_time(self.problem, price, self.main, on_main, phase, hooked=self.problem.settings.hooks).total
-            )
-            for phase in PHASES
+            self.problem.weight(phase) * (seconds(CPU, phase) - seconds(self.main, phase)) for phase in PHASES
         )
 
     def _movement_cost_s(self, leaf: LeafPrice, lives: str, executes: str) -> float:

@@ -22,7 +22,11 @@ class AccelerateLaw:
         if profile.num_gpus == 0:
             if profile.disk is None:
                 return ()
-            return (Settings(runtime=self.name, label="accelerate, CPU with weights on disk", main="cpu", disk=True),)
+            return (
+                Settings(
+                    runtime=self.name, label="accelerate, CPU with weights on disk", main="cpu", disk=True
+                ),
+            )
         caches = ("device", "offloaded") if profile.num_gpus == 1 else ("device",)
         return tuple(
             Settings(

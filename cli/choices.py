@@ -1,0 +1,68 @@
+"""What `plan` and `predict` ask of the user alike: the model, the machine and the lengths."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from planner.hardware.load import load
+from planner.hardware.overrides import apply
+from planner.hardware.schema import HardwareProfile
+from planner.planning import Model
+from planner.sizes import parse_bytes, parse_nvme, parse_rate
+
+_Command = TypeVar("_Command", bound=Callable[..., object])
+
+_OPTIONS = (
+    click.option("--model", required=True, help="Short name, folder with config.json, or hub id."),
+    click.option(
+        "--hardware", required=True, help="Profile name, NxGPU such as 8xa100-80g, or a .toml file."
+    ),
+    click.option("--dtype", help="float16, bfloat16 or float32; the model's own by default."),
+    click.option(
+        "--prompt", "prompt_tokens", type=int, default=128, show_default=True, help="Prompt tokens."
+    ),
+    click.option("--new-tokens", type=int, default=32, show_default=True, help="Tokens to generate."),
+    click.option("--gpus", "num_gpus", type=int, help="Use this many GPUs of the profile's kind."),
+    click.option("--gpu-memory", help="Memory of each GPU, as in 12GiB."),
+    click.option("--cpu-memory", help="Host memory, as in 64GiB."),
+    click.option("--nvme", help="Local NVMe, as in 2TB@3GB/s."),
+    click.option("--link", help="Host to GPU bandwidth from pinned memory, as in 12GB/s."),
+    click.option("--trust-remote-code", is_flag=True, help="Import Python code that comes with the model."),
+)
+
+
+def model_and_machine(command: _Command) -> _Command:
+    """Add the options that choose a model, a machine and the lengths."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def machine(
+    hardware: str,
+    *,
+    num_gpus: int | None,
+    gpu_memory: str | None,
+    cpu_memory: str | None,
+    nvme: str | None,
+    link: str | None,
+) -> HardwareProfile:
+    """The profile with the command line's overrides."""
+    return apply(
+        load(hardware),
+        num_gpus=num_gpus,
+        gpu_memory_bytes=None if gpu_memory is None else parse_bytes(gpu_memory),
+        cpu_memory_bytes=None if cpu_memory is None else parse_bytes(cpu_memory),
+        nvme=None if nvme is None else parse_nvme(nvme),
+        link_bytes_per_s=None if link is None else parse_rate(link),
+    )
+
+
+def traced_model(name: str, *, trust_remote_code: bool) -> tuple[Any, Model]:
+    """The model's specification and the model with its graph."""
+    from planner.graph.store import graph_for
+    from planner.models.resolve import resolve
+
+    spec = resolve(name, trust_remote_code=trust_remote_code)
+    return spec, Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph_for(spec))

@@ -1,0 +1,72 @@
+"""`planner plan`: the best placement, batch and runtime for a model on a machine."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from planner.explain import explain
+from planner.planning import make_plan
+from planner.request import OBJECTIVES, Request
+from planner.runtimes.registry import LAWS, emit
+
+from ..choices import machine, model_and_machine, traced_model
+from ..options import output_options
+from ..render import show_json, show_text
+from ..report import headline, show_alternatives, show_places, show_prediction
+
+
+@click.command(name="plan")
+@model_and_machine
+@click.option("--objective", type=click.Choice(OBJECTIVES), default="latency", show_default=True)
+@click.option("--batch", "batch_size", type=int, help="Batch size; 1, or the best, by default.")
+@click.option("--min-batch", type=int, default=1, show_default=True, help="Smallest batch worth having.")
+@click.option("--max-latency", "max_latency_s", type=float, help="Limit on the whole call, in seconds.")
+@click.option("--runtime", "runtimes", multiple=True, help=f"Consider only these: {', '.join(LAWS)}.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write a folder that runs the plan.")
+@output_options
+def command(
+    model: str,
+    hardware: str,
+    dtype: str | None,
+    prompt_tokens: int,
+    new_tokens: int,
+    trust_remote_code: bool,
+    objective: str,
+    batch_size: int | None,
+    min_batch: int,
+    max_latency_s: float | None,
+    runtimes: tuple[str, ...],
+    out: Path | None,
+    as_json: bool,
+    **overrides: Any,
+) -> None:
+    """Plan MODEL onto HARDWARE: what lives where, at which batch size, and why.
+
+    Nothing is downloaded and no GPU is needed. `--dtype any` lets the planner choose.
+    """
+    request = Request(
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        batch_size=batch_size,
+        min_batch=min_batch,
+        max_latency_s=max_latency_s,
+        objective=objective,
+        dtype=dtype,
+        runtimes=runtimes or None,
+    )
+    profile = machine(hardware, **overrides)
+    _, traced = traced_model(model, trust_remote_code=trust_remote_code)
+    plan = make_plan(traced, profile, request)
+    files = emit(plan, traced.graph, out) if out is not None else ()
+    if as_json:
+        show_json(plan)
+        return
+    explanation = explain(plan)
+    show_text(headline(plan))
+    show_places(explanation.places)
+    show_prediction(plan.prediction)
+    show_alternatives(plan.alternatives)
+    show_text(*(bound.sentence for bound in explanation.bounds), *plan.notes)
+    if files:
+        show_text(f"written: {', '.join(str(file) for file in files)}")

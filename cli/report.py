@@ -1,0 +1,97 @@
+"""How a plan looks on a terminal: where things are, what they take, how long it lasts."""
+
+from collections.abc import Iterable, Mapping
+
+from planner.breakdown import PHASES, MemoryBreakdown, TimeBreakdown
+from planner.explain import Place
+from planner.plan import Alternative, Plan, Prediction
+from planner.sizes import format_bytes, format_seconds
+
+from .render import Bar, Column, show_bars, show_facts, show_table
+
+_TIME_PARTS = ("compute", "weight_movement", "kv_movement", "communication", "host_overhead")
+_MEMORY_PARTS = ("weights", "kv", "activations", "staging", "context", "slack")
+
+
+def show_prediction(prediction: Prediction) -> None:
+    """Memory bars per device, and a table of the two phases."""
+    show_bars(list(_bars(prediction.memory)))
+    columns = (
+        Column("phase"),
+        *(Column(p.replace("_", " "), is_number=True) for p in ("total", *_TIME_PARTS)),
+    )
+    rows = [(phase, *_times(prediction.time[phase])) for phase in PHASES if prediction.time[phase].total > 0]
+    show_table(columns, rows)
+    facts = [
+        ("whole call", format_seconds(prediction.total_s)),
+        ("throughput", f"{prediction.tokens_per_s:.4g} tokens/s"),
+        ("loading", format_seconds(prediction.load_s)),
+    ]
+    if prediction.usd_per_million_tokens is not None:
+        facts.append(("price", f"${prediction.usd_per_million_tokens:,.2f} per million tokens"))
+    facts.append(("weakest number", prediction.source.value))
+    show_facts(facts)
+
+
+def show_places(places: Iterable[Place]) -> None:
+    """Where weights live and execute."""
+    columns = (
+        Column("lives"),
+        Column("runs"),
+        Column("weights", is_number=True),
+        Column("modules", wraps=True),
+    )
+    show_table(columns, [(p.lives, p.executes, format_bytes(p.num_bytes), p.modules) for p in places])
+
+
+def show_alternatives(alternatives: Iterable[Alternative]) -> None:
+    """What else was priced, and why it lost."""
+    columns = (
+        Column("also priced", wraps=True),
+        Column("batch", is_number=True),
+        Column("prefill", is_number=True),
+        Column("step", is_number=True),
+        Column("tokens/s", is_number=True),
+        Column("why not", wraps=True),
+    )
+    show_table(columns, [_alternative(one) for one in alternatives])
+
+
+def headline(plan: Plan) -> str:
+    """One line: what runs where and how fast."""
+    decode = plan.prediction.time["decode"].total
+    step = f", {format_seconds(decode)} a step" if decode else ""
+    return (
+        f"{plan.model.name} on {plan.hardware.name}: {plan.runtime}, {plan.workload.dtype}, batch "
+        f"{plan.workload.batch_size}{step}, {plan.prediction.tokens_per_s:.3g} tokens/s"
+    )
+
+
+def _alternative(one: Alternative) -> tuple[str, ...]:
+    if not one.fits:
+        return (one.label, str(one.batch_size), "", "", "", one.reason)
+    return (
+        one.label,
+        str(one.batch_size),
+        format_seconds(one.prefill_s),
+        format_seconds(one.decode_s),
+        f"{one.tokens_per_s:.3g}",
+        one.reason,
+    )
+
+
+def _times(time: TimeBreakdown) -> tuple[str, ...]:
+    parts = (getattr(time, name) for name in _TIME_PARTS)
+    return (format_seconds(time.total), *(format_seconds(s) if s else "" for s in parts))
+
+
+def _bars(memory: Mapping[str, Mapping[str, MemoryBreakdown]]) -> Iterable[Bar]:
+    """Each device at its worse phase."""
+    for device, phases in memory.items():
+        worst = max(phases.values(), key=lambda part: part.total)
+        yield Bar(
+            label=device,
+            parts={name: getattr(worst, name) for name in _MEMORY_PARTS},
+            capacity=worst.capacity,
+            caption=f"{format_bytes(worst.total)} of {format_bytes(worst.capacity)}",
+        )

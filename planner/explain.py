@@ -1,0 +1,193 @@
+"""A plan in words: what is where and why, what bounds each phase, what lost and by how much."""
+
+from collections import Counter
+
+import msgspec
+
+from planner.breakdown import PHASES, MemoryBreakdown, TimeBreakdown
+from planner.plan import Alternative, Placement, Plan
+from planner.sizes import format_seconds
+
+#: What each part of a time breakdown means for a reader.
+_BOUNDS = {
+    "compute": "the device's own work",
+    "weight_movement": "copying streamed weights",
+    "kv_movement": "copying the offloaded KV cache",
+    "communication": "handing activations between devices",
+    "host_overhead": "the host issuing operations and hooks",
+}
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Weights that live and execute in one way.
+
+    Attributes:
+        lives, executes: devices.
+        num_modules, num_bytes: how much of the model.
+        modules: a short description, as in `model.layers.0 … 17, lm_head`.
+        why: the reason.
+    """
+
+    lives: str
+    executes: str
+    num_modules: int
+    num_bytes: int
+    modules: str
+    why: str
+
+
+class PhaseBound(msgspec.Struct, frozen=True, kw_only=True):
+    """What most of a phase's time goes to.
+
+    Attributes:
+        phase: `prefill` or `decode`.
+        part: field of the time breakdown that is largest.
+        share: its share of the phase.
+        sentence: in words.
+    """
+
+    phase: str
+    part: str
+    share: float
+    sentence: str
+
+
+class Tightest(msgspec.Struct, frozen=True, kw_only=True):
+    """The device with the least room left."""
+
+    device: str
+    phase: str
+    free_bytes: int
+    capacity_bytes: int
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything `planner explain` says."""
+
+    headline: str
+    places: tuple[Place, ...]
+    bounds: tuple[PhaseBound, ...]
+    tightest: Tightest | None
+    rejected: tuple[Alternative, ...]
+    notes: tuple[str, ...]
+
+
+def explain(plan: Plan) -> Explanation:
+    """Explain a plan from the plan alone."""
+    return Explanation(
+        headline=_headline(plan),
+        places=_places(plan),
+        bounds=tuple(
+            bound(phase, plan.prediction.time[phase])
+            for phase in PHASES
+            if plan.prediction.time[phase].total > 0
+        ),
+        tightest=tightest(plan.prediction.memory),
+        rejected=plan.alternatives,
+        notes=plan.notes,
+    )
+
+
+def bound(phase: str, time: TimeBreakdown) -> PhaseBound:
+    """What most of a phase's time goes to."""
+    part = max(_BOUNDS, key=lambda name: getattr(time, name))
+    seconds: float = getattr(time, part)
+    share = seconds / time.total if time.total > 0 else 0.0
+    return PhaseBound(
+        phase=phase,
+        part=part,
+        share=share,
+        sentence=(
+            f"{phase} takes {format_seconds(time.total)}; {_BOUNDS[part]} is {100 * share:.0f} % of it "
+            f"({format_seconds(seconds)})"
+        ),
+    )
+
+
+def tightest(memory: dict[str, dict[str, MemoryBreakdown]]) -> Tightest | None:
+    """The device and phase with the smallest share of its capacity free."""
+    rows = [
+        (part.free / part.capacity, device, phase, part)
+        for device, phases in memory.items()
+        for phase, part in phases.items()
+        if part.capacity
+    ]
+    if not rows:
+        return None
+    _, device, phase, part = min(rows, key=lambda row: row[0])
+    return Tightest(device=device, phase=phase, free_bytes=part.free, capacity_bytes=part.capacity)
+
+
+def _headline(plan: Plan) -> str:
+    workload = plan.workload
+    return (
+        f"{plan.model.name} in {workload.dtype} on {plan.hardware.name} with {plan.runtime}: batch "
+        f"{workload.batch_size}, {workload.prompt_tokens} prompt and {workload.new_tokens} new tokens"
+    )
+
+
+def _places(plan: Plan) -> tuple[Place, ...]:
+    groups: dict[tuple[str, str], list[Placement]] = {}
+    for placement in plan.placements:
+        groups.setdefault((placement.lives, placement.executes), []).append(placement)
+    return tuple(
+        Place(
+            lives=lives,
+            executes=executes,
+            num_modules=len(members),
+            num_bytes=sum(p.num_bytes for p in members),
+            modules=describe_modules([p.module for p in members]),
+            why=_why(plan, lives, executes),
+        )
+        for (lives, executes), members in groups.items()
+    )
+
+
+def _why(plan: Plan, lives: str, executes: str) -> str:
+    if lives == executes:
+        if lives.startswith("gpu:"):
+            return "resident: read at device memory speed, nothing to move"
+        if plan.main_device == "cpu":
+            return "there is no faster place in this plan"
+        return "executing beside its weights beats moving them to the GPU at this batch size"
+    copies = "pinned copies" if lives == "cpu" and plan.host_copies == "pinned" else "pageable copies"
+    room = "the GPU has no room left beside the KV cache and activations"
+    if executes == "cpu":
+        room = "host memory has no room left"
+    if lives == "disk":
+        return f"read from disk at every forward: {room}, and nor has the tier between"
+    return f"streamed from {copies} at every forward: {room}"
+
+
+def describe_modules(names: list[str]) -> str:
+    """Fqns with runs of layer numbers folded: `h.0 … h.17 (attn.q_proj), lm_head`."""
+    patterns: dict[str, list[int]] = {}
+    plain: list[str] = []
+    for name in names:
+        parts = name.split(".")
+        position = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        if position is None:
+            plain.append(name)
+            continue
+        pattern = ".".join([*parts[:position], "*", *parts[position + 1 :]])
+        patterns.setdefault(pattern, []).append(int(parts[position]))
+    by_range: dict[tuple[str, str], list[str]] = {}
+    for pattern, numbers in patterns.items():
+        stack, _, inner = pattern.partition(".*")
+        by_range.setdefault((stack, _ranges(numbers)), []).append(inner.removeprefix("."))
+    folded = [
+        f"{stack}.{{{numbers}}}" + ("" if inners == [""] else f" ({', '.join(inners)})")
+        for (stack, numbers), inners in by_range.items()
+    ]
+    return "; ".join([*plain, *folded])
+
+
+def _ranges(numbers: list[int]) -> str:
+    """`0-3,7` for 0, 1, 2, 3, 7; a number that occurs more than once counts once."""
+    runs: list[list[int]] = []
+    for number in sorted(Counter(numbers)):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
