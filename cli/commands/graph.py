@@ -1,0 +1,95 @@
+"""`planner graph`: the modules of a model, in short on the screen or in full to a file."""
+
+from pathlib import Path
+
+import click
+
+from planner.graph.export import export
+from planner.graph.schema import ModuleGraph
+from planner.graph.store import graph_for
+from planner.graph.summary import BlockKind, GraphSummary, summarise
+from planner.models.resolve import resolve
+from planner.sizes import format_bytes, format_count
+
+from ..options import output_options
+from ..render import Column, show_facts, show_json, show_table, show_text
+
+
+@click.command(name="graph")
+@click.option("--model", required=True, help="A short name, a folder with a config.json, or a hub id.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write it here, as .json, .graphml or .svg.")
+@click.option("--trust-remote-code", is_flag=True, help="Allow Python code that comes with the model.")
+@output_options
+def command(model: str, out: Path | None, trust_remote_code: bool, as_json: bool) -> None:
+    """Show a model's modules, blocks and costs, or write them to a file."""
+    spec = resolve(model, trust_remote_code=trust_remote_code)
+    graph = graph_for(spec)
+    if out is not None:
+        _write(graph, out, as_json=as_json)
+        return
+    summary = summarise(graph)
+    if as_json:
+        show_json(summary)
+    else:
+        _show(spec.name, summary)
+
+
+def _write(graph: ModuleGraph, out: Path, *, as_json: bool) -> None:
+    export(graph, out)
+    if as_json:
+        show_json({"out": out, "num_modules": len(graph.nodes), "num_edges": len(graph.edges)})
+    else:
+        show_text(f"Wrote {len(graph.nodes)} modules and {len(graph.edges)} edges to {out}.")
+
+
+def _show(name: str, summary: GraphSummary) -> None:
+    versions = ", ".join(f"{library} {version}" for library, version in sorted(summary.versions.items()))
+    facts = (
+        ("class", summary.model_class),
+        ("parameters", f"{summary.num_parameters:,}"),
+        ("modules", f"{summary.num_modules:,}"),
+        ("KV cache", f"{format_bytes(round(summary.kv_bytes_per_token))} per token of context, at 2 bytes"),
+        ("traced with", versions),
+    )
+    show_facts(facts, title=name)
+    columns = (
+        Column("no-split blocks", wraps=True),
+        Column("class", wraps=True),
+        Column("number", is_number=True),
+        Column("parameters", is_number=True),
+        Column("KV/token", is_number=True),
+        Column("FLOPs/token", is_number=True),
+    )
+    show_table(columns, [_block_row(kind) for kind in summary.block_kinds])
+    show_table(
+        (
+            Column("outside blocks", wraps=True),
+            Column("class", wraps=True),
+            Column("parameters", is_number=True),
+        ),
+        [(part.fqn, part.class_name, format_count(part.num_parameters)) for part in summary.outside],
+    )
+    show_text(*_constraints(summary))
+
+
+def _block_row(kind: BlockKind) -> tuple[str, ...]:
+    window = "" if kind.kv_window is None else f" up to {kind.kv_window:,}"
+    return (
+        _range(kind.fqns),
+        kind.class_name,
+        str(len(kind.fqns)),
+        format_count(kind.num_parameters),
+        format_bytes(round(kind.kv_bytes_per_token)) + window,
+        format_count(kind.decode_flops),
+    )
+
+
+def _range(fqns: tuple[str, ...]) -> str:
+    return fqns[0] if len(fqns) == 1 else f"{fqns[0]} … {fqns[-1]}"
+
+
+def _constraints(summary: GraphSummary) -> list[str]:
+    lines = [f"must share a device: {', '.join(group)}" for group in summary.co_located]
+    lines += [f"one tensor: {' = '.join(group)}" for group in summary.ties]
+    lines += [f"no placement mends: {leak}" for leak in summary.leaks]
+    return lines or ["No co-location beside the blocks, no ties."]

@@ -1,0 +1,100 @@
+"""`planner hardware`: which machines are known by name, and every number of one with its source."""
+
+from collections.abc import Iterator
+from typing import Final
+
+import click
+import msgspec
+
+from planner.hardware.load import load, names
+from planner.hardware.schema import HardwareProfile
+from planner.sizes import format_bytes, format_flops, format_rate, format_seconds
+from planner.sources import Quantity
+
+from ..options import output_options
+from ..render import Column, show_json, show_table, show_text
+
+_GB: Final = 1e9
+_GIB: Final = 2.0**30
+
+
+@click.group(name="hardware")
+def command() -> None:
+    """List the hardware profiles, or show one."""
+
+
+@command.command(name="list")
+@output_options
+def list_profiles(as_json: bool) -> None:
+    """List the machines that come with the planner; N of one kind of GPU is written 8xa100-80g."""
+    profiles = [load(name) for name in names()]
+    if as_json:
+        show_json(profiles)
+        return
+    columns = (
+        Column("name"),
+        Column("GPUs", wraps=True),
+        Column("each\nGiB", is_number=True),
+        Column("host\nGiB", is_number=True),
+        Column("link\nGB/s", is_number=True),
+        Column("NVMe\nGB", is_number=True),
+        Column("$/h", is_number=True),
+    )
+    show_table(columns, [_row(profile) for profile in profiles])
+
+
+@command.command(name="show")
+@click.argument("name")
+@output_options
+def show_profile(name: str, as_json: bool) -> None:
+    """Show every number of NAME with its source: a profile, a .toml file, or a count such as 4xt4."""
+    profile = load(name)
+    if as_json:
+        show_json(profile)
+        return
+    show_text(f"{profile.name}: {profile.description}")
+    columns = (
+        Column("quantity", wraps=True),
+        Column("value", is_number=True),
+        Column("source"),
+        Column("note", wraps=True),
+    )
+    show_table(columns, [("num_gpus", str(profile.num_gpus), "", ""), *_quantities(profile)])
+
+
+def _row(profile: HardwareProfile) -> tuple[str, ...]:
+    gpu, disk, link, price = profile.gpu, profile.disk, profile.host_to_device, profile.usd_per_hour
+    return (
+        profile.name,
+        "none" if gpu is None else f"{profile.num_gpus} × {gpu.name}",
+        "" if gpu is None else f"{gpu.memory_bytes.value / _GIB:.1f}",
+        f"{profile.host.memory_bytes.value / _GIB:.0f}",
+        "" if link is None else f"{link.pinned_bytes_per_s.value / _GB:.1f}",
+        "" if disk is None else f"{disk.capacity_bytes.value / _GB:.0f}",
+        "" if price is None else f"{price.value:.2f}",
+    )
+
+
+def _quantities(value: object, path: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Every quantity in a profile, however deep: its path, value, source and note."""
+    if isinstance(value, Quantity):
+        yield path, _formatted(path, value.value), value.source.value, value.note
+    elif isinstance(value, msgspec.Struct):
+        for field in value.__struct_fields__:
+            yield from _quantities(getattr(value, field), f"{path}.{field}".lstrip("."))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _quantities(item, f"{path}.{key}")
+
+
+def _formatted(path: str, number: float) -> str:
+    """The number as its name's unit asks."""
+    if "flops_per_s" in path:
+        return f"{format_flops(number)}/s"
+    if path.endswith("_bytes_per_s"):
+        return format_rate(number)
+    if path.endswith("_bytes"):
+        return format_bytes(number)
+    if path.endswith("_s"):
+        return format_seconds(number)
+    return f"{number:g}"
