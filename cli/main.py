@@ -81,7 +81,9 @@ def run(arguments: Sequence[str]) -> int:
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     as_json, debug = "--json" in options, "--debug" in options
     try:
-        result = group.main(args=list(arguments), prog_name="planner", standalone_mode=False)
+        # Not `group.main`: it would turn a broken pipe and an interrupt into statuses of its own.
+        with group.make_context("planner", list(arguments)) as context:
+            result = group.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as stop:
         return stop.exit_code

@@ -12,9 +12,17 @@ class Entry(NamedTuple):
 
 #: Command → module, relative to this package. The module's attribute `command` is the click command.
 COMMANDS: Final = {
-    "plan": Entry(".commands.plan", "Plan a model onto a machine, and write the folder that runs it."),
-    "predict": Entry(".commands.predict", "Say what a given device map would do on a machine."),
-    "explain": Entry(".commands.explain", "Say what a written plan does, and why."),
+    "plan": Entry(
+        ".commands.plan", "Plan MODEL onto HARDWARE: what lives where, at which batch size, and why."
+    ),
+    "predict": Entry(
+        ".commands.predict",
+        "Predict memory and time of MODEL on HARDWARE under a device map, yours or the automatic one.",
+    ),
+    "explain": Entry(
+        ".commands.explain",
+        "Say what is where in the plan in FOLDER and why, what bounds it, and what lost by how much.",
+    ),
     "graph": Entry(".commands.graph", "Show a model's modules, blocks and costs, or write them to a file."),
     "hardware": Entry(".commands.hardware", "List the hardware profiles, or show one."),
     "models": Entry(".commands.models", "List the models known by name, or show one."),
