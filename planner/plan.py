@@ -51,7 +51,7 @@ class Placement(_Strict, frozen=True, kw_only=True):
         module: fqn, a key of the device map.
         lives: `gpu:N`, `cpu` or `disk`.
         executes: `gpu:N` or `cpu`.
-        num_bytes: its parameters and buffers, a tied tensor counted at its canonical owner.
+        num_bytes: its parameters and buffers, a tied tensor counted at its first owner.
     """
 
     module: str

@@ -111,12 +111,13 @@ def placements_of(candidate: Candidate) -> tuple[Placement, ...]:
     """Every leaf with its place, in execution order."""
     assignment = candidate.assignment
     return tuple(
-        Placement(module=leaf.leaf.entry, lives=place, executes=executes, num_bytes=leaf.stored_bytes)
+        Placement(module=entry, lives=place, executes=executes, num_bytes=0 if number else leaf.stored_bytes)
         for unit, executes, lives in zip(
             candidate.problem.units, assignment.executes, assignment.lives, strict=True
         )
         for leaf, place in zip(unit.leaves, lives, strict=True)
-        if leaf.leaf.entry
+        for number, entry in enumerate(leaf.leaf.entries)
+        if entry
     )
 
 

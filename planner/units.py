@@ -38,15 +38,15 @@ class OwnedTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaf:
-    """One entry of a device map.
+    """What lives in one place: one entry of a device map, or entries that a tied tensor joins.
 
     Attributes:
-        entry: fqn of the subtree.
+        entries: fqns of the subtrees.
         modules: the modules in it that own tensors, in execution order; Accelerate hooks each.
         tensors: what each of them owns, in the same order.
     """
 
-    entry: str
+    entries: tuple[str, ...]
     modules: tuple[Node, ...]
     tensors: tuple[tuple[OwnedTensor, ...], ...]
 
@@ -123,17 +123,28 @@ def chain_of(graph: ModuleGraph, groups: Sequence[Sequence[str]]) -> Chain:
         (members[index] if index is not None else glue).append(node)
     main = set(graph.main_device)
     units = tuple(
-        _unit(sorted(nodes, key=lambda n: n.order), entries, duplicates, main) for nodes in members if nodes
+        _unit(sorted(nodes, key=lambda n: n.order), entries, graph.ties, duplicates, main)
+        for nodes in members
+        if nodes
     )
     return Chain(units=tuple(sorted(units, key=lambda u: u.nodes[0].order)), glue=tuple(glue))
 
 
-def _unit(nodes: list[Node], entries: dict[str, str], duplicates: set[str], main: set[str]) -> Unit:
+def _unit(
+    nodes: list[Node],
+    entries: dict[str, str],
+    ties: Sequence[Sequence[str]],
+    duplicates: set[str],
+    main: set[str],
+) -> Unit:
     owners = [n for n in nodes if n.tensors]
     by_entry: dict[str, list[Node]] = {}
     for node in owners:
         by_entry.setdefault(entries[node.name], []).append(node)
-    leaves = tuple(_leaf(entry, modules, duplicates) for entry, modules in by_entry.items())
+    joined = _joined(tuple(by_entry), ties)
+    leaves = tuple(
+        _leaf(names, [node for name in names for node in by_entry[name]], duplicates) for names in joined
+    )
     blocks = {n.block for n in nodes}
     block = next(iter(blocks)) if len(blocks) == 1 else None
     name = block or owners[0].name
@@ -147,7 +158,22 @@ def _unit(nodes: list[Node], entries: dict[str, str], duplicates: set[str], main
     )
 
 
-def _leaf(entry: str, modules: Iterable[Node], duplicates: set[str]) -> Leaf:
+def _joined(entries: tuple[str, ...], ties: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Entries grouped so that all owners of a tied tensor are in one group."""
+    groups = [{entry} for entry in entries]
+    for tie in ties:
+        touched = [g for g in groups if any(_owns(entry, fqn) for entry in g for fqn in tie)]
+        if len(touched) > 1:
+            groups = [g for g in groups if g not in touched] + [set().union(*touched)]
+    ordered = [tuple(sorted(group, key=entries.index)) for group in groups]
+    return sorted(ordered, key=lambda group: entries.index(group[0]))
+
+
+def _owns(entry: str, fqn: str) -> bool:
+    return fqn.startswith(f"{entry}.") if entry else "." not in fqn
+
+
+def _leaf(entries: tuple[str, ...], modules: Iterable[Node], duplicates: set[str]) -> Leaf:
     modules = tuple(modules)
     owned = tuple(
         tuple(
@@ -157,7 +183,7 @@ def _leaf(entry: str, modules: Iterable[Node], duplicates: set[str]) -> Leaf:
         )
         for node in modules
     )
-    return Leaf(entry=entry, modules=modules, tensors=owned)
+    return Leaf(entries=entries, modules=modules, tensors=owned)
 
 
 def _entries(nodes: Iterable[Node]) -> dict[str, str]:
@@ -184,7 +210,9 @@ def _structure_key(name: str, nodes: Sequence[Node], leaves: Sequence[Leaf]) -> 
 
     canonical = [t.canonical for leaf in leaves for owned in leaf.tensors for t in owned]
     described = [(relative(n.name), n.num_calls, n.tensors, n.costs, n.kv) for n in nodes]
-    return msgspec.json.encode((described, canonical, [relative(leaf.entry) for leaf in leaves]))
+    return msgspec.json.encode(
+        (described, canonical, [[relative(e) for e in leaf.entries] for leaf in leaves])
+    )
 
 
 def itemsize_key(dtype: str) -> str:
