@@ -41,6 +41,18 @@ format: $(STAMP)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
 
+bench: $(STAMP)
+	$(BIN)/python tests/benchmarks/planning.py
+
+# A real checkpoint with trained weights, and a GPU so small that the plan must use every tier: the same plan is
+# then run on this machine's CPU, each tier one step down, and compared with the plain model token by token.
+demo: $(STAMP)
+	$(BIN)/planner plan --model gpt-j-6b --hardware v100-16g
+	$(BIN)/planner plan --model fixtures/trained --hardware t4 --gpu-memory $(DEMO_GPU) --cpu-memory $(DEMO_CPU) --prompt 32 \
+	  --new-tokens 48 --out demo/plan
+	$(BIN)/planner explain demo/plan
+	$(BIN)/planner verify demo/plan --checkpoint fixtures/trained --on cpu
+
 graphs: $(STAMP)
 	$(BIN)/python -m planner.graph.ship
 
