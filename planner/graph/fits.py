@@ -1,0 +1,109 @@
+"""Closed forms from samples: exact polynomials in batch, prompt and context, and which of them matter."""
+
+from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from planner.graph.schema import Poly
+
+Array = npt.NDArray[np.float64]
+
+# The exponents of batch, prompt and context in each of Poly's terms, in Poly's order.
+TERMS: Final = {
+    "const": (0, 0, 0),
+    "b": (1, 0, 0),
+    "p": (0, 1, 0),
+    "bp": (1, 1, 0),
+    "p2": (0, 2, 0),
+    "bp2": (1, 2, 0),
+    "c": (0, 0, 1),
+    "bc": (1, 0, 1),
+}
+PREFILL_TERMS: Final = ("const", "b", "p", "bp", "p2", "bp2")
+DECODE_TERMS: Final = ("const", "b", "c", "bc")
+DECODE_TERMS_WITH_ENCODER: Final = ("const", "b", "p", "bp", "c", "bc")
+_BINOMIAL: Final = ((1,), (1, 1), (1, 2, 1))
+# Samples are integers, and so are the coefficients or simple fractions of them.
+_GRAIN: Final = 16
+
+
+class Size(msgspec.Struct, frozen=True):
+    """Where a sample was taken: sequences, prompt tokens, and tokens a decode step sees."""
+
+    batch: int
+    prompt: int
+    context: int = 0
+
+
+def design(sizes: Sequence[Size], terms: Sequence[str]) -> Array:
+    """One row per size, one column per term."""
+    rows = []
+    for size in sizes:
+        powers = [TERMS[t] for t in terms]
+        rows.append([size.batch**i * size.prompt**j * size.context**k for i, j, k in powers])
+    return np.array(rows, np.float64)
+
+
+def fit(sizes: Sequence[Size], terms: Sequence[str], samples: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """Coefficients of the columns of `samples`, and which columns they reproduce exactly.
+
+    Args:
+        sizes: at least as many as there are terms, in general position.
+        terms: names of Poly's fields to fit.
+        samples: (sizes, columns).
+
+    Returns:
+        (8, columns) coefficients in Poly's order; one truth value per column. A column that is no
+        polynomial in these terms gets the least-squares form, raised until it is below no sample.
+    """
+    matrix = design(sizes, terms)
+    scale = np.abs(matrix).max(axis=0)
+    solved = np.linalg.lstsq(matrix / scale, samples, rcond=None)[0] / scale[:, None]
+    snapped = np.rint(solved * _GRAIN) / _GRAIN
+    exact = (matrix @ snapped == samples).all(axis=0)
+    lift = np.maximum(samples - matrix @ solved, 0.0).max(axis=0, initial=0.0)
+    coefficients = np.where(exact, snapped, solved)
+    coefficients[list(terms).index("const")] += np.where(exact, 0.0, lift)
+    full = np.zeros((len(TERMS), samples.shape[1]))
+    for row, term in enumerate(terms):
+        full[list(TERMS).index(term)] = coefficients[row]
+    return full + 0.0, exact  # no negative zeros
+
+
+def _from_one() -> Array:
+    """The matrix that rewrites coefficients for lengths counted from 1: batch = 1 + b, and so on."""
+    matrix = np.zeros((len(TERMS), len(TERMS)))
+    index = {powers: i for i, powers in enumerate(TERMS.values())}
+    for column, powers in enumerate(TERMS.values()):
+        for lower in product(*(range(n + 1) for n in powers)):
+            weight = 1
+            for n, k in zip(powers, lower, strict=True):
+                weight *= _BINOMIAL[n][k]
+            matrix[index[lower], column] += weight
+    return matrix
+
+
+_FROM_ONE: Final = _from_one()
+
+
+def undominated(coefficients: Array) -> Array:
+    """The columns of `coefficients` (8, n) that no other column exceeds at every length of at least 1."""
+    columns = np.unique(coefficients, axis=1)
+    shifted = _FROM_ONE @ columns
+    keep = np.ones(columns.shape[1], bool)
+    for i in np.argsort(-shifted.sum(axis=0), kind="stable"):
+        if keep[i]:
+            below = (shifted <= shifted[:, i : i + 1]).all(axis=0)
+            below[i] = False
+            keep &= ~below
+    kept: Array = columns[:, keep]
+    return kept
+
+
+def poly(column: Iterable[float]) -> Poly:
+    """The Poly with these eight coefficients."""
+    return Poly(*(float(value) + 0.0 for value in column))

@@ -1,0 +1,113 @@
+"""Which elements of a layer list are structurally equal, so that one is traced and the others replayed."""
+
+from collections import defaultdict
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+_SCALARS = (int, float, bool, str, type(None), torch.dtype)
+
+
+class Layer(msgspec.Struct, frozen=True, kw_only=True):
+    """An element of a layer list.
+
+    Attributes:
+        name: fqn of the element.
+        signature: number shared by the elements that are structurally equal.
+        indices: the values that merely count the layers (`layer_idx` and the like), in a fixed order.
+    """
+
+    name: str
+    signature: int
+    indices: tuple[int, ...]
+
+
+def equal_layers(model: nn.Module) -> dict[str, Layer]:
+    """Every element of a ModuleList with at least two elements, by fqn.
+
+    Two elements are equal when their submodules have the same classes, tensor shapes and scalar
+    attributes, apart from integers that count along with the position, and when no list in the
+    configuration that runs along the layers tells them apart.
+    """
+    found: dict[str, Layer] = {}
+    numbers: dict[Any, int] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) > 1:
+            for layer, key in zip(*_describe(model, name, module), strict=True):
+                signature = numbers.setdefault((name, key), len(numbers))
+                found[layer[0]] = Layer(name=layer[0], signature=signature, indices=layer[1])
+    return found
+
+
+def _describe(
+    model: nn.Module, name: str, layers: nn.ModuleList
+) -> tuple[list[tuple[str, tuple[int, ...]]], list[Any]]:
+    facts = [_facts(layer) for layer in layers]
+    counting = _counting_keys(facts)
+    per_layer = _config_lists(_config_of(model, name), len(layers))
+    described, keys = [], []
+    for position, known in enumerate(facts):
+        indices = tuple(known[key] for key in counting if key in known)
+        rest = frozenset((key, value) for key, value in known.items() if key not in counting)
+        described.append((f"{name}.{position}", indices))
+        keys.append((rest, tuple(values[position] for values in per_layer)))
+    return described, keys
+
+
+def _facts(layer: nn.Module) -> dict[tuple[str, ...], Any]:
+    """What decides a layer's structure, by (submodule, attribute)."""
+    facts: dict[tuple[str, ...], Any] = {}
+    for path, module in layer.named_modules():
+        facts[path, "class"] = type(module).__qualname__
+        for key, value in vars(module).items():
+            if isinstance(value, _SCALARS) and key != "training" and not key.startswith("_hf"):
+                # The size of a float changes no shape; whether it is zero may switch a branch.
+                facts[path, "attribute", key] = bool(value) if isinstance(value, float) else value
+            elif isinstance(value, (tuple, list)) and all(isinstance(v, _SCALARS) for v in value):
+                facts[path, "attribute", key] = tuple(value)
+        for kind, tensors in (("parameter", module._parameters), ("buffer", module._buffers)):
+            for key, tensor in tensors.items():
+                facts[path, kind, key] = None if tensor is None else (tuple(tensor.shape), tensor.dtype)
+    return facts
+
+
+def _counting_keys(facts: list[dict[tuple[str, ...], Any]]) -> list[tuple[str, ...]]:
+    """Integer attributes that differ between layers by exactly the difference of their positions."""
+    seen: dict[tuple[str, ...], list[tuple[int, Any]]] = defaultdict(list)
+    for position, known in enumerate(facts):
+        for key, value in known.items():
+            seen[key].append((position, value))
+    return [
+        key
+        for key, values in seen.items()
+        if len(values) > 1
+        and all(isinstance(value, int) and not isinstance(value, bool) for _, value in values)
+        and len({value - position for position, value in values}) == 1
+    ]
+
+
+def _config_of(model: nn.Module, name: str) -> Any:
+    """The configuration of the nearest enclosing module that has one."""
+    while name:
+        name = name.rpartition(".")[0]
+        config = getattr(model.get_submodule(name), "config", None)
+        if config is not None:
+            return config
+    return None
+
+
+def _config_lists(config: Any, num_layers: int) -> list[tuple[Any, ...]]:
+    """Lists of the configuration that say something per layer, as one value for each layer."""
+    if config is None:
+        return []
+    lists: list[tuple[Any, ...]] = []
+    for value in config.to_dict().values():
+        if not isinstance(value, (list, tuple)) or not value:
+            continue
+        if len(value) == num_layers:
+            lists.append(tuple(str(v) for v in value))
+        elif all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+            lists.append(tuple(position in value for position in range(num_layers)))
+    return lists

@@ -1,0 +1,167 @@
+"""From samples of a phase at several sizes to one PhaseCost per module."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from planner.graph.cost_tracer import PhaseSample
+from planner.graph.fits import Array, Size, fit, poly, undominated
+from planner.graph.forwards import Replay, is_under
+from planner.graph.schema import PhaseCost
+
+_logger: Final = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Entry:
+    """Something a module's own code did: `index` orders it; rows of the arrays are sizes or terms."""
+
+    index: int
+    num_ops: int
+    flops: Array
+    moved: Array
+    live: Array
+
+
+@dataclass(slots=True)
+class _Totals:
+    """All that a module's own code did in a phase."""
+
+    num_ops: int
+    flops: Array
+    moved: Array
+    live: Array
+
+
+def phase_costs(
+    sizes: Sequence[Size], terms: Sequence[str], samples: Sequence[PhaseSample]
+) -> dict[str, PhaseCost]:
+    """Costs by module, replayed layers included.
+
+    The sequence of operations is the same at every size for nearly every model, and then each
+    operation's numbers are fitted on their own. Where it is not, each module's totals are.
+    """
+    if len({_shape_of(sample) for sample in samples}) == 1:
+        return _by_operation(sizes, terms, samples)
+    _logger.info("the operations differ between sizes; fitting modules as wholes")
+    return _by_module(sizes, terms, samples)
+
+
+def highest_of(one: Mapping[str, PhaseCost], other: Mapping[str, PhaseCost]) -> dict[str, PhaseCost]:
+    """The costs of `one`, with peaks that cover `other`'s too."""
+    result = dict(one)
+    for name, cost in other.items():
+        mine = result.get(name, PhaseCost(num_ops=0))
+        columns = np.array([msgspec.structs.astuple(p) for p in (*mine.peak_bytes, *cost.peak_bytes)]).T
+        kept = undominated(columns) if columns.size else columns
+        result[name] = msgspec.structs.replace(mine, peak_bytes=tuple(poly(c) for c in kept.T))
+    return result
+
+
+def _shape_of(sample: PhaseSample) -> Any:
+    return tuple(sample.names), tuple((r.source, r.target, r.clock) for r in sample.replays)
+
+
+def _by_operation(
+    sizes: Sequence[Size], terms: Sequence[str], samples: Sequence[PhaseSample]
+) -> dict[str, PhaseCost]:
+    first = samples[0]
+    fitted = []
+    for values in ("flops", "moved", "live", "shifts"):
+        matrix = np.array([getattr(sample, values) for sample in samples], np.float64)
+        coefficients, exact = fit(sizes, terms, matrix.reshape(len(samples), -1))
+        if not exact.all():
+            _logger.info("%s: %d of %d forms are not exact", values, int((~exact).sum()), exact.size)
+        fitted.append(coefficients)
+    flops, moved, live, shifts = fitted
+    totals = _totals(first.names, flops, moved, live, first.replays, shifts, undominated)
+    return {
+        name: PhaseCost(
+            num_ops=total.num_ops,
+            flops=poly(total.flops),
+            moved_bytes=poly(total.moved),
+            peak_bytes=tuple(poly(column) for column in total.live.T),
+        )
+        for name, total in totals.items()
+    }
+
+
+def _by_module(
+    sizes: Sequence[Size], terms: Sequence[str], samples: Sequence[PhaseSample]
+) -> dict[str, PhaseCost]:
+    per_size = []
+    for sample in samples:
+        rows = [np.array([v], np.float64) for v in (sample.flops, sample.moved, sample.live)]
+        shifts = np.array([sample.shifts], np.float64).reshape(1, -1)
+        per_size.append(_totals(sample.names, *rows, sample.replays, shifts, _highest))
+    names = list(dict.fromkeys(name for totals in per_size for name in totals))
+    nothing = _Totals(0, np.zeros(1), np.zeros(1), np.zeros((1, 1)))
+    found = [[totals.get(name, nothing) for name in names] for totals in per_size]
+    flops, _ = fit(sizes, terms, np.array([[t.flops[0] for t in row] for row in found]))
+    moved, _ = fit(sizes, terms, np.array([[t.moved[0] for t in row] for row in found]))
+    live, _ = fit(sizes, terms, np.array([[t.live[0, 0] for t in row] for row in found]))
+    num_ops = np.array([[t.num_ops for t in row] for row in found]).max(axis=0)
+    return {
+        name: PhaseCost(
+            num_ops=int(num_ops[i]),
+            flops=poly(flops[:, i]),
+            moved_bytes=poly(moved[:, i]),
+            peak_bytes=(poly(live[:, i]),),
+        )
+        for i, name in enumerate(names)
+    }
+
+
+def _highest(columns: Array) -> Array:
+    highest: Array = columns.max(axis=1, keepdims=True)
+    return highest
+
+
+def _totals(
+    names: Sequence[str | None],
+    flops: Array,
+    moved: Array,
+    live: Array,
+    replays: Sequence[Replay],
+    shifts: Array,
+    reduce: Callable[[Array], Array],
+) -> dict[str, _Totals]:
+    """Sums by module; a replayed layer did what its template did, on top of what was alive then."""
+    entries: dict[str, list[_Entry]] = defaultdict(list)
+    for index, name in enumerate(names):
+        if name is not None:
+            entries[name].append(
+                _Entry(index, 1, flops[:, index], moved[:, index], live[:, index : index + 1])
+            )
+    templates: dict[int, list[tuple[str, _Totals]]] = {}
+    for number, replay in enumerate(replays):
+        template = replay.template
+        if id(template) not in templates:
+            templates[id(template)] = [
+                (name, _sum(inside, reduce))
+                for name, found in entries.items()
+                if is_under(name, replay.source)
+                and (inside := [e for e in found if template.first <= e.index < template.last])
+            ]
+        for name, total in templates[id(template)]:
+            raised = total.live + shifts[:, number : number + 1]
+            entry = _Entry(replay.clock, total.num_ops, total.flops, total.moved, raised)
+            entries[replay.rename(name)].append(entry)
+    return {name: _sum(found, reduce) for name, found in entries.items()}
+
+
+def _sum(entries: Sequence[_Entry], reduce: Callable[[Array], Array]) -> _Totals:
+    if len(entries) == 1 and entries[0].num_ops > 1:  # a replay alone is reduced already
+        only = entries[0]
+        return _Totals(only.num_ops, only.flops, only.moved, only.live)
+    return _Totals(
+        num_ops=sum(e.num_ops for e in entries),
+        flops=np.sum([e.flops for e in entries], axis=0),
+        moved=np.sum([e.moved for e in entries], axis=0),
+        live=reduce(np.concatenate([e.live for e in entries], axis=1)),
+    )
