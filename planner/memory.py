@@ -22,7 +22,7 @@ HOST_PROCESS_WITH_GPU: Final = Quantity(
 #: What PyTorch's caching allocator holds beyond live bytes: a share of what comes and goes during a
 #: forward (activations, staging, the cache that grows by copying), and a floor for small blocks.
 SLACK_SHARE: Final = Quantity(value=0.05, source=Source.ASSUMED, note="expandable segments on")
-SLACK_FLOOR_BYTES: Final = 64 * _MIB
+SLACK_FLOOR_BYTES: Final = 128 * _MIB
 
 
 def self_context(graph: ModuleGraph, workload: Workload, generated: int) -> int:

@@ -96,7 +96,6 @@ def steps(model: Any, batch: int, prompt: int = 128) -> dict[str, float]:
         "peak_allocated": torch.cuda.max_memory_allocated(),
         "peak_reserved": torch.cuda.max_memory_reserved(),
     }
-    del cache
     torch.cuda.empty_cache()
     return row
 
@@ -104,7 +103,10 @@ def steps(model: Any, batch: int, prompt: int = 128) -> dict[str, float]:
 def links() -> dict[str, float]:
     """Copy bandwidths and latency."""
     size = GIB
-    pageable, device = torch.empty(size, dtype=torch.uint8), torch.empty(size, dtype=torch.uint8, device="cuda")
+    pageable, device = (
+        torch.empty(size, dtype=torch.uint8),
+        torch.empty(size, dtype=torch.uint8, device="cuda"),
+    )
     pageable.fill_(1)
     pinned = pageable.pin_memory()
     small = torch.empty(1024, dtype=torch.uint8).pin_memory()
@@ -146,7 +148,9 @@ def offloaded(model: Any, *, pinned: bool) -> dict[str, Any]:
     for name, parameter in model.named_parameters():
         if ".layers." in name:
             parameter.data = state[name]
-    dispatch_model(model, {**device_map, **layers}, main_device=0, state_dict=state, skip_keys="past_key_values")
+    dispatch_model(
+        model, {**device_map, **layers}, main_device=0, state_dict=state, skip_keys="past_key_values"
+    )
     rows = [steps(model, batch) for batch in (1, 16)]
     num_bytes = sum(t.nbytes for t in state.values())
     remove_hook_from_module(model, recurse=True)

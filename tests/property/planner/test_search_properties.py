@@ -33,9 +33,9 @@ def _machine(*, gpu_mib: float, host_mib: float, disk: bool, num_gpus: int = 1) 
     base = load("t4")
     assert base.gpu is not None
     gpu = msgspec.structs.replace(
-        base.gpu, memory_bytes=_given(base.gpu.context_bytes.value + (64 + gpu_mib) * _MIB)
+        base.gpu, memory_bytes=_given(base.gpu.context_bytes.value + (128 + gpu_mib) * _MIB)
     )
-    host = msgspec.structs.replace(base.host, memory_bytes=_given((3072 + 64 + host_mib) * _MIB))
+    host = msgspec.structs.replace(base.host, memory_bytes=_given((3072 + 128 + host_mib) * _MIB))
     profile = msgspec.structs.replace(base, gpu=gpu, host=host, disk=base.disk if disk else None)
     return profile if num_gpus == 1 else apply(profile, num_gpus=num_gpus)
 
