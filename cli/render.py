@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import click
@@ -42,8 +43,14 @@ class Bar(NamedTuple):
 
 
 def show_json(value: Any) -> None:
-    """Print `value` (structs, dataclasses, containers) as indented JSON."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+    """Print `value` (structs, dataclasses, paths, containers) as indented JSON."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=_encode_path), indent=2))
+
+
+def _encode_path(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"cannot print a {type(value).__name__} as JSON")
 
 
 def show_text(*paragraphs: str) -> None:

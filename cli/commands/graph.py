@@ -1,5 +1,6 @@
 """`planner graph`: the modules of a model, in short on the screen or in full to a file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -9,7 +10,7 @@ from planner.graph.schema import ModuleGraph
 from planner.graph.store import graph_for
 from planner.graph.summary import BlockKind, GraphSummary, summarise
 from planner.models.resolve import resolve
-from planner.sizes import format_bytes, format_count
+from planner.sizes import format_bytes, format_count, format_flops
 
 from ..options import output_options
 from ..render import Column, show_facts, show_json, show_table, show_text
@@ -52,19 +53,11 @@ def _show(name: str, summary: GraphSummary) -> None:
         ("traced with", versions),
     )
     show_facts(facts, title=name)
-    columns = (
-        Column("no-split blocks", wraps=True),
-        Column("class", wraps=True),
-        Column("number", is_number=True),
-        Column("parameters", is_number=True),
-        Column("KV/token", is_number=True),
-        Column("FLOPs/token", is_number=True),
-    )
-    show_table(columns, [_block_row(kind) for kind in summary.block_kinds])
+    _show_blocks(summary.block_kinds)
     show_table(
         (
             Column("outside blocks", wraps=True),
-            Column("class", wraps=True),
+            Column("class"),
             Column("parameters", is_number=True),
         ),
         [(part.fqn, part.class_name, format_count(part.num_parameters)) for part in summary.outside],
@@ -72,15 +65,28 @@ def _show(name: str, summary: GraphSummary) -> None:
     show_text(*_constraints(summary))
 
 
+def _show_blocks(kinds: Sequence[BlockKind]) -> None:
+    columns = [
+        Column("no-split blocks", wraps=True),
+        Column("class"),
+        Column("each", is_number=True),
+        Column("KV/token", is_number=True),
+        Column("new token", is_number=True),
+    ]
+    if any(kind.kv_window is not None for kind in kinds):
+        columns.append(Column("window", is_number=True))
+    show_table(columns, [_block_row(kind)[: len(columns)] for kind in kinds])
+
+
 def _block_row(kind: BlockKind) -> tuple[str, ...]:
-    window = "" if kind.kv_window is None else f" up to {kind.kv_window:,}"
+    number = f"{len(kind.fqns)} × " if len(kind.fqns) > 1 else ""
     return (
-        _range(kind.fqns),
+        number + _range(kind.fqns),
         kind.class_name,
-        str(len(kind.fqns)),
         format_count(kind.num_parameters),
-        format_bytes(round(kind.kv_bytes_per_token)) + window,
-        format_count(kind.decode_flops),
+        format_bytes(round(kind.kv_bytes_per_token)),
+        format_flops(kind.decode_flops),
+        "" if kind.kv_window is None else f"{kind.kv_window:,}",
     )
 
 

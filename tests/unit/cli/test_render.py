@@ -1,5 +1,7 @@
 """What is printed fits 80 columns, has no colour codes in a pipe, and tells a bar's parts apart."""
 
+from pathlib import Path
+
 import pytest
 
 from cli.render import Bar, Column, show_bars, show_facts, show_json, show_table, show_text
@@ -85,5 +87,5 @@ def test_ascii_streams_get_ascii_bars(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_json_is_indented(capsys: pytest.CaptureFixture[str]) -> None:
-    show_json({"a": [1]})
-    assert capsys.readouterr().out == '{\n  "a": [\n    1\n  ]\n}\n'
+    show_json({"a": [Path("b")]})
+    assert capsys.readouterr().out == '{\n  "a": [\n    "b"\n  ]\n}\n'
