@@ -91,7 +91,12 @@ def _block_row(kind: BlockKind) -> tuple[str, ...]:
 
 
 def _range(fqns: tuple[str, ...]) -> str:
-    return fqns[0] if len(fqns) == 1 else f"{fqns[0]} … {fqns[-1]}"
+    """First to last; what both begin with is written once, as blocks of one list differ in the last part."""
+    first, last = fqns[0], fqns[-1]
+    if len(fqns) == 1:
+        return first
+    prefix, _, index = last.rpartition(".")
+    return f"{first} … {index}" if first.rpartition(".")[0] == prefix else f"{first} … {last}"
 
 
 def _constraints(summary: GraphSummary) -> list[str]:
