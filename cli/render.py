@@ -67,7 +67,8 @@ def show_table(columns: Sequence[Column], rows: Iterable[Sequence[str]], *, titl
     table.title_style = "bold"
     for column in columns:
         table.add_column(
-            column.title,
+            # A heading of words is narrower than the column it would otherwise squeeze.
+            column.title.replace(" ", "\n") if column.is_number else column.title,
             justify="right" if column.is_number else "left",
             no_wrap=not column.wraps,
             overflow="fold" if column.wraps else "ellipsis",

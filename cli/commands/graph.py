@@ -49,7 +49,7 @@ def _show(name: str, summary: GraphSummary) -> None:
         ("class", summary.model_class),
         ("parameters", f"{summary.num_parameters:,}"),
         ("modules", f"{summary.num_modules:,}"),
-        ("KV cache", f"{format_bytes(round(summary.kv_bytes_per_token))} per token of context, at 2 bytes"),
+        ("KV cache", f"{format_bytes(summary.kv_bytes_per_token)} per token of context, at 2 bytes"),
         ("traced with", versions),
     )
     show_facts(facts, title=name)
@@ -71,7 +71,7 @@ def _show_blocks(kinds: Sequence[BlockKind]) -> None:
         Column("class"),
         Column("each", is_number=True),
         Column("KV/token", is_number=True),
-        Column("new token", is_number=True),
+        Column("FLOPs/token", is_number=True),
     ]
     if any(kind.kv_window is not None for kind in kinds):
         columns.append(Column("window", is_number=True))
@@ -84,8 +84,8 @@ def _block_row(kind: BlockKind) -> tuple[str, ...]:
         number + _range(kind.fqns),
         kind.class_name,
         format_count(kind.num_parameters),
-        format_bytes(round(kind.kv_bytes_per_token)),
-        format_flops(kind.decode_flops),
+        format_bytes(kind.kv_bytes_per_token) if kind.kv_bytes_per_token else "",
+        format_flops(kind.decode_flops) if kind.decode_flops else "",
         "" if kind.kv_window is None else f"{kind.kv_window:,}",
     )
 

@@ -34,10 +34,10 @@ def list_profiles(as_json: bool) -> None:
     columns = (
         Column("name"),
         Column("GPUs", wraps=True),
-        Column("each\nGiB", is_number=True),
-        Column("host\nGiB", is_number=True),
-        Column("link\nGB/s", is_number=True),
-        Column("NVMe\nGB", is_number=True),
+        Column("each GiB", is_number=True),
+        Column("host GiB", is_number=True),
+        Column("link GB/s", is_number=True),
+        Column("NVMe GB", is_number=True),
         Column("$/h", is_number=True),
     )
     show_table(columns, [_row(profile) for profile in profiles])
