@@ -9,17 +9,22 @@ from planner.sizes import format_bytes, format_seconds
 
 from .render import Bar, Column, show_bars, show_facts, show_table
 
-_TIME_PARTS = ("compute", "weight_movement", "kv_movement", "communication", "host_overhead")
+#: Field of a time breakdown → column title; seven columns have to fit in 80 characters.
+_TIME_PARTS = {
+    "compute": "compute",
+    "weight_movement": "weights",
+    "kv_movement": "KV",
+    "communication": "hops",
+    "host_overhead": "host",
+}
 _MEMORY_PARTS = ("weights", "kv", "activations", "staging", "context", "slack")
 
 
 def show_prediction(prediction: Prediction) -> None:
     """Memory bars per device, and a table of the two phases."""
     show_bars(list(_bars(prediction.memory)))
-    columns = (
-        Column("phase"),
-        *(Column(p.replace("_", " "), is_number=True) for p in ("total", *_TIME_PARTS)),
-    )
+    titles = ("total", *_TIME_PARTS.values())
+    columns = [Column("time"), *(Column(title, is_number=True) for title in titles)]
     rows = [(phase, *_times(prediction.time[phase])) for phase in PHASES if prediction.time[phase].total > 0]
     show_table(columns, rows)
     facts = [

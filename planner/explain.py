@@ -136,7 +136,7 @@ def _places(plan: Plan) -> tuple[Place, ...]:
             executes=executes,
             num_modules=len(members),
             num_bytes=sum(p.num_bytes for p in members),
-            modules=describe_modules([p.module for p in members]),
+            modules=describe_modules([p.module for p in members], [p.module for p in plan.placements]),
             why=_why(plan, lives, executes),
         )
         for (lives, executes), members in groups.items()
@@ -159,27 +159,42 @@ def _why(plan: Plan, lives: str, executes: str) -> str:
     return f"streamed from {copies} at every forward: {room}"
 
 
-def describe_modules(names: list[str]) -> str:
-    """Fqns with runs of layer numbers folded: `h.0 … h.17 (attn.q_proj), lm_head`."""
-    patterns: dict[str, list[int]] = {}
+def describe_modules(names: list[str], everything: list[str]) -> str:
+    """Fqns with runs of layer numbers folded: `lm_head; h.{0-17}; h.{18-27} (attn.q_proj)`.
+
+    Args:
+        names: what to describe.
+        everything: all modules of the plan; a layer that is in `names` whole needs no list of its parts.
+    """
+    inners: dict[str, set[str]] = {}
+    for name in everything:
+        stack, _, inner = _pattern(name)
+        inners.setdefault(stack, set()).add(inner)
+    patterns: dict[tuple[str, str], list[int]] = {}
     plain: list[str] = []
     for name in names:
-        parts = name.split(".")
-        position = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-        if position is None:
+        stack, number, inner = _pattern(name)
+        if number is None:
             plain.append(name)
-            continue
-        pattern = ".".join([*parts[:position], "*", *parts[position + 1 :]])
-        patterns.setdefault(pattern, []).append(int(parts[position]))
+        else:
+            patterns.setdefault((stack, inner), []).append(number)
     by_range: dict[tuple[str, str], list[str]] = {}
-    for pattern, numbers in patterns.items():
-        stack, _, inner = pattern.partition(".*")
-        by_range.setdefault((stack, _ranges(numbers)), []).append(inner.removeprefix("."))
+    for (stack, inner), numbers in patterns.items():
+        by_range.setdefault((stack, _ranges(numbers)), []).append(inner)
     folded = [
-        f"{stack}.{{{numbers}}}" + ("" if inners == [""] else f" ({', '.join(inners)})")
-        for (stack, numbers), inners in by_range.items()
+        f"{stack}.{{{numbers}}}" + ("" if set(parts) == inners[stack] else f" ({', '.join(parts)})")
+        for (stack, numbers), parts in by_range.items()
     ]
     return "; ".join([*plain, *folded])
+
+
+def _pattern(name: str) -> tuple[str, int | None, str]:
+    """`h.3.attn.q_proj` → (`h`, 3, `attn.q_proj`); no number in it: (the name, None, nothing)."""
+    parts = name.split(".")
+    for index, part in enumerate(parts):
+        if part.isdecimal():
+            return ".".join(parts[:index]), int(part), ".".join(parts[index + 1 :])
+    return name, None, ""
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -75,7 +75,7 @@ def make_plan(model: Model, profile: HardwareProfile, request: Request) -> Plan:
     if not fitting:
         raise _infeasible(contenders, request)
     winner = min(fitting, key=lambda c: _badness(c, request))
-    losers = [c for c in contenders if c is not winner]
+    losers = _distinct([winner, *(c for c in contenders if c is not winner)])[1:]
     return _plan(model, profile, request, winner, losers)
 
 
@@ -164,6 +164,26 @@ def _contender(
     )
 
 
+def _distinct(contenders: list[Contender]) -> list[Contender]:
+    """Without the ways that come out as one before them: pinned and pageable, when nothing is streamed."""
+    seen = set()
+    result = []
+    for one in contenders:
+        candidate = one.candidate
+        key = (
+            candidate.assignment,
+            candidate.batch_size,
+            candidate.total_s,
+            candidate.fits,
+            one.dtype,
+            one.settings.kv_cache,
+        )
+        if key not in seen:
+            seen.add(key)
+            result.append(one)
+    return result
+
+
 def _check(model: Model, profile: HardwareProfile, request: Request) -> None:
     graph = model.graph
     total = request.prompt_tokens + (request.new_tokens if not graph.is_encoder_decoder else 0)
@@ -177,8 +197,6 @@ def _check(model: Model, profile: HardwareProfile, request: Request) -> None:
             f"profile {profile.name!r} has no price, so cost cannot be the objective; choose an instance "
             f"such as g5.xlarge, or add usd_per_hour to a profile of your own"
         )
-    if not graph.generates and request.new_tokens > 1:
-        return
 
 
 def _badness(contender: Contender, request: Request) -> float:
@@ -238,16 +256,11 @@ def _why_lost(loser: Contender, winner: Contender, request: Request) -> str:
     best = _badness(winner, request)
     ratio = _badness(loser, request) / best if best > 0 else 1.0
     if ratio < 1.001:
-        same = _same_placement(loser.candidate, winner.candidate)
-        return "the same placement" if same else "as fast; the chosen one is simpler"
+        return "as fast; the chosen one is simpler"
     what = {"latency": "slower", "throughput": "fewer tokens/s", "cost": "dearer"}[request.objective]
     if request.objective == "throughput":
         return f"{100 * (1 - 1 / ratio):.0f} % {what}"
     return f"{ratio:.2f}× {what}" if ratio >= 1.1 else f"{100 * (ratio - 1):.1f} % {what}"
-
-
-def _same_placement(one: Candidate, other: Candidate) -> bool:
-    return one.assignment == other.assignment
 
 
 def _notes(model: Model, winner: Contender) -> tuple[str, ...]:
@@ -279,8 +292,8 @@ def _infeasible(contenders: list[Contender], request: Request) -> InfeasibleErro
     workload = nearest.candidate.problem.workload
     return InfeasibleError(
         f"does not fit at batch {workload.batch_size} with {workload.prompt_tokens} + "
-        f"{workload.new_tokens} tokens in {nearest.dtype}: the nearest way, {nearest.settings.label}, is "
-        f"{words} short",
+        f"{workload.new_tokens} tokens in {nearest.dtype}: the nearest way, {nearest.settings.label}, "
+        f"lacks {words}",
         device=device,
         deficit_bytes=lacking,
     )

@@ -78,6 +78,7 @@ class Unit:
         nodes: every module in it that has tensors or operations, in execution order.
         leaves: its entries in a device map.
         pinned_to_main: the runtime runs it on the main device whatever a map says.
+        is_block: it is one no-split block.
         is_chain: it sits at one place in the chain, so that a pipeline stage can end before it.
     """
 
@@ -85,6 +86,7 @@ class Unit:
     nodes: tuple[Node, ...]
     leaves: tuple[Leaf, ...]
     pinned_to_main: bool
+    is_block: bool
     is_chain: bool
     key: bytes = field(default=b"", compare=False)
 
@@ -153,6 +155,7 @@ def _unit(
         nodes=tuple(nodes),
         leaves=leaves,
         pinned_to_main=any(n.name in main for n in nodes),
+        is_block=block is not None,
         is_chain=block is not None or len(owners) == 1,
         key=_structure_key(name, nodes, leaves),
     )

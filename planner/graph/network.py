@@ -1,5 +1,7 @@
 """The module graph as networkx sees it: a DiGraph to read and export, and what must stay together."""
 
+from itertools import pairwise
+import itertools
 from typing import Any
 
 import networkx as nx
@@ -68,5 +70,5 @@ def placement_units(graph: ModuleGraph) -> tuple[tuple[str, ...], ...]:
 
 
 def _join(together: "nx.Graph[str]", names: list[str]) -> None:
-    for one, other in zip(names, names[1:], strict=False):
+    for one, other in pairwise(names):
         together.add_edge(one, other)

@@ -159,6 +159,8 @@ class _Program:
         may_leave = (
             self.problem.settings.cpu_execution
             and self.main != CPU
+            # A lone embedding or norm does next to nothing: moving it to the CPU is never a plan.
+            and one.price.unit.is_block
             and not one.price.unit.pinned_to_main
             and CPU in one.price.spans
         )
