@@ -95,8 +95,11 @@ def show_facts(facts: Iterable[tuple[str, str]], *, title: str = "") -> None:
 def show_bars(bars: Sequence[Bar]) -> None:
     """Print stacked bars, each as long as its capacity, and a legend of the parts that occur."""
     console = _console()
-    labels = list(dict.fromkeys(name for bar in bars for name, amount in bar.parts.items() if amount > 0))
-    fills = dict(zip(labels, _fills(console), strict=False))
+    # Parts keep their fill whether or not the others occur, so that two plans can be compared at a glance.
+    fills = dict(
+        zip(dict.fromkeys(name for bar in bars for name in bar.parts), _fills(console), strict=False)
+    )
+    labels = [name for name in fills if any(bar.parts.get(name, 0) > 0 for bar in bars)]
     label_width = max((len(bar.label) for bar in bars), default=0)
     caption_width = max((len(bar.caption) for bar in bars), default=0)
     width = max(10, min(60, console.width - label_width - caption_width - 6))
