@@ -37,12 +37,11 @@ def test_top_level_names(names: list[str], repository: Path) -> None:
 
 
 def test_every_module_and_data_file_is_in(names: list[str], repository: Path) -> None:
-    suffixes = {".py", ".json", ".toml", ".tmpl", ".typed"}
     expected = {
         str(path.relative_to(repository))
         for package in ("planner", "reshard", "quantize", "cli")
         for path in (repository / package).rglob("*")
-        if path.suffix in suffixes
+        if path.is_file() and "__pycache__" not in path.parts
     }
     assert expected - set(names) == set()
     assert {name for name in names if ".dist-info/" not in name} == expected
