@@ -118,6 +118,7 @@ class Plan(_Strict, frozen=True, kw_only=True):
         kv_cache: `device` (with the block that fills it) or `offloaded` (kept in host memory).
         main_device: where the root module's tensors and every streamed module run.
         placements: in execution order, disjoint, every tensor covered once.
+        split_blocks: no-split blocks whose parts live in different places → where they execute.
         prediction: memory and time.
         alternatives: what lost, and why.
         notes: sentences about this plan that a user should read.
@@ -134,6 +135,7 @@ class Plan(_Strict, frozen=True, kw_only=True):
     kv_cache: str
     main_device: str
     placements: tuple[Placement, ...]
+    split_blocks: dict[str, str]
     prediction: Prediction
     alternatives: tuple[Alternative, ...] = ()
     notes: tuple[str, ...] = ()

@@ -101,6 +101,7 @@ def plan_of(
         kv_cache=problem.settings.kv_cache,
         main_device=problem.settings.main,
         placements=placements_of(candidate),
+        split_blocks=split_blocks_of(candidate),
         prediction=predict(problem, candidate.assignment),
         alternatives=alternatives,
         notes=notes,
@@ -119,6 +120,18 @@ def placements_of(candidate: Candidate) -> tuple[Placement, ...]:
         for number, entry in enumerate(leaf.leaf.entries)
         if entry
     )
+
+
+def split_blocks_of(candidate: Candidate) -> dict[str, str]:
+    """Blocks whose leaves live apart, with the device they execute on."""
+    assignment = candidate.assignment
+    return {
+        unit.unit.name: executes
+        for unit, executes, lives in zip(
+            candidate.problem.units, assignment.executes, assignment.lives, strict=True
+        )
+        if unit.unit.is_block and len(set(lives)) > 1
+    }
 
 
 def _contenders(

@@ -66,7 +66,6 @@ class _Columns:
     on_cpu: int | None
     from_cpu: tuple[int | None, ...]
     from_disk: tuple[int | None, ...]
-    from_disk_to_cpu: tuple[int | None, ...]
 
 
 def classes_of(problem: Problem, staged: Mapping[int, str]) -> tuple[UnitClass, ...]:
@@ -169,15 +168,13 @@ class _Program:
         if may_leave:
             on_cpu = self.ip.column(cost=self._cpu_premium_s(one.price), upper=count)
             self._move_units(one, on_cpu)
-        from_cpu, from_disk, to_cpu = [], [], []
+        from_cpu, from_disk = [], []
         for kind in one.kinds:
             limit = count * len(kind.positions)
             from_cpu.append(self._stream(kind, limit, lives=CPU) if self.main != CPU else None)
             from_disk.append(self._stream(kind, limit, lives=DISK) if self.disk else None)
-            to_cpu.append(self._disk_to_cpu(kind, limit) if self.disk and on_cpu is not None else None)
             self._bind(kind, count, on_cpu, [c for c in (from_cpu[-1], from_disk[-1]) if c is not None])
-            self._bind_on_cpu(kind, on_cpu, to_cpu[-1])
-        return _Columns(on_cpu, tuple(from_cpu), tuple(from_disk), tuple(to_cpu))
+        return _Columns(on_cpu, tuple(from_cpu), tuple(from_disk))
 
     def _add_units(self, one: UnitClass, count: int) -> None:
         """All units resident on the main device: the point of departure."""
@@ -218,18 +215,6 @@ class _Program:
             self._peak_at_least(self.main, phase, kind.price.streamed_peak[phase], any_of_it)
         return column
 
-    def _disk_to_cpu(self, kind: LeafKind, limit: int) -> int | None:
-        """Leaves on disk whose unit executes on the CPU."""
-        if not kind.price.streamable or kind.price.stored_bytes == 0:
-            return None
-        column = self.ip.column(cost=self._movement_cost_s(kind.price, DISK, CPU), upper=limit)
-        any_of_it = self.ip.column(upper=1)
-        self.ip.row({any_of_it: limit, column: -1}, lower=0)
-        for phase in PHASES:
-            _accumulate(self.used[CPU][phase], column, -kind.price.stored_bytes / _MIB)
-            self._peak_at_least(CPU, phase, kind.price.streamed_peak[phase], any_of_it)
-        return column
-
     # -- rows --------------------------------------------------------------------------------------
 
     def _bind(self, kind: LeafKind, count: int, on_cpu: int | None, streamed: list[int]) -> None:
@@ -241,10 +226,6 @@ class _Program:
         if on_cpu is not None:
             row[on_cpu] = float(size)
         self.ip.row(row, upper=count * size)
-
-    def _bind_on_cpu(self, kind: LeafKind, on_cpu: int | None, from_disk: int | None) -> None:
-        if on_cpu is not None and from_disk is not None:
-            self.ip.row({from_disk: 1.0, on_cpu: -float(len(kind.positions))}, upper=0)
 
     def _peak_at_least(self, device: str, phase: str, num_bytes: int, switch: int) -> None:
         """The device's peak covers these bytes when the switch is on."""
@@ -347,9 +328,6 @@ class _Program:
                     lives[index][position] = DISK
                 for index, position in slots[len(slots) - from_disk - from_cpu : len(slots) - from_disk]:
                     lives[index][position] = CPU
-                on_cpu_slots = [(index, position) for index in leave for position in kind.positions]
-                for index, position in on_cpu_slots[: _count(values, columns.from_disk_to_cpu[number])]:
-                    lives[index][position] = DISK
         return Assignment(executes=tuple(executes), lives=tuple(tuple(one) for one in lives))
 
 

@@ -69,8 +69,8 @@ def _brute_force(problem: Problem) -> float | None:
         ]
         on_cpu = []
         if problem.settings.cpu_execution:
-            places = ("cpu", *(("disk",) if problem.settings.disk else ()))
-            on_cpu = [("cpu", lives) for lives in itertools.product(places, repeat=len(unit.leaves))]
+            # Beside a GPU, a block that executes on the CPU lives there whole: it is one entry of the map.
+            on_cpu = [("cpu", ("cpu",) * len(unit.leaves))] if unit.unit.is_block else []
         options.append(on_gpu + on_cpu)
     best = None
     for choice in itertools.product(*options):

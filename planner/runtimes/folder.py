@@ -1,0 +1,105 @@
+"""The emitted folder: written whole beside its final name, then renamed."""
+
+import json
+import os
+import shutil
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from planner.device_map import compress
+from planner.errors import InvalidInputError
+from planner.graph.schema import ModuleGraph
+from planner.plan import PLAN_FILE, Plan, device_map_value, encode
+from planner.sizes import format_bytes, format_seconds
+
+DEVICE_MAP_FILE: Final = "device_map.json"
+SCRIPT: Final = "generate.py"
+
+
+def device_map_of(plan: Plan, graph: ModuleGraph) -> dict[str, str | int]:
+    """The plan's map as short as it can be: blocks that live whole are one entry."""
+    return compress({p.module: device_map_value(p.lives) for p in plan.placements}, graph)
+
+
+def write_folder(plan: Plan, graph: ModuleGraph, folder: Path) -> tuple[Path, ...]:
+    """Write plan.json, device_map.json, generate.py and README.md as one folder.
+
+    A plan that is there already is replaced; anything else that is there is left alone.
+
+    Returns:
+        The files, under their final names.
+
+    Raises:
+        InvalidInputError: `folder` exists and holds something other than a plan.
+    """
+    if folder.exists() and not (folder / PLAN_FILE).is_file() and not _is_empty(folder):
+        raise InvalidInputError(f"{folder} exists and is no plan; give a new folder, or remove it first")
+    contents = {
+        PLAN_FILE: encode(plan),
+        DEVICE_MAP_FILE: (json.dumps(device_map_of(plan, graph), indent=1) + "\n").encode(),
+        SCRIPT: resources.files("planner.runtimes").joinpath("templates", SCRIPT).read_bytes(),
+        "README.md": _readme(plan).encode(),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        for name, payload in contents.items():
+            (fresh / name).write_bytes(payload)
+        umask = os.umask(0)
+        os.umask(umask)
+        fresh.chmod(0o777 & ~umask)
+        _replace(folder, fresh)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return tuple(folder / name for name in contents)
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and next(folder.iterdir(), None) is None
+
+
+def _replace(folder: Path, fresh: Path) -> None:
+    """Put `fresh` in the place of `folder`; the old one goes only once the new one stands."""
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
+    folder.rename(old / "plan")
+    try:
+        fresh.rename(folder)
+    except OSError:
+        (old / "plan").rename(folder)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _readme(plan: Plan) -> str:
+    prediction, workload = plan.prediction, plan.workload
+    memory = "\n".join(
+        f"- {device}: {format_bytes(worst.total)} of {format_bytes(worst.capacity)}"
+        for device, phases in prediction.memory.items()
+        for worst in [max(phases.values(), key=lambda part: part.total)]
+    )
+    notes = "".join(f"\nNote: {note}.\n" for note in plan.notes)
+    return f"""# {plan.model.name} on {plan.hardware.name}
+
+Run it, with a checkpoint of {plan.model.name} (folder or hub id):
+
+    python generate.py CHECKPOINT --prompt "Once upon a time"
+
+It needs torch, transformers, accelerate and safetensors. `device_map.json` alone works as well, with
+`from_pretrained(CHECKPOINT, dtype="{workload.dtype}", device_map=json.load(open("device_map.json")),
+offload_folder="offload")`; then host copies are not pinned.
+
+Planned for batch {workload.batch_size}, {workload.prompt_tokens} prompt and {workload.new_tokens} new tokens,
+{workload.dtype}, runtime {plan.runtime}, {plan.host_copies} host copies, KV cache: {plan.kv_cache}.
+
+Predicted: prefill {format_seconds(prediction.time["prefill"].total)}, then \
+{format_seconds(prediction.time["decode"].total)} a token; {prediction.tokens_per_s:.3g} tokens/s.
+Memory at the worst moment:
+
+{memory}
+{notes}"""
