@@ -23,26 +23,24 @@ def cached_tensors(cache: Any) -> list[CachedTensor]:
     """The tensors of keys, values and states in `cache`; counters and empty tensors are left out."""
     found: list[CachedTensor] = []
     seen: set[int] = set()
-
-    def walk(value: Any, window: int | None) -> None:
+    # A stack and no recursive closure: that would be a reference cycle, and keep the tensors alive.
+    waiting: list[tuple[Any, int | None]] = [(cache, None)]
+    while waiting:
+        value, window = waiting.pop()
         if id(value) in seen:
-            return
+            continue
         seen.add(id(value))
         if isinstance(value, torch.Tensor):
             if value.dim() > 1 and value.numel():
                 found.append(CachedTensor(tensor=value, window=window))
         elif isinstance(value, (list, tuple)):
-            for item in value:
-                walk(item, window)
+            waiting.extend((item, window) for item in reversed(value))
         elif isinstance(value, dict):
-            for item in value.values():
-                walk(item, window)
+            waiting.extend((item, window) for item in reversed(value.values()))
         elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)):
-            inner = _window(value)
-            for item in vars(value).values():
-                walk(item, window if inner is None else inner)
-
-    walk(cache, None)
+            own = _window(value)
+            inner = window if own is None else own
+            waiting.extend((item, inner) for item in reversed(vars(value).values()))
     return found
 
 

@@ -162,14 +162,16 @@ class CostTracer(ForwardTracer):
     def on_template_end(self, template: Template, outputs: list[torch.Tensor]) -> None:
         self._append(Event())
         found = [self.ledger.find(t) for t in outputs]
-        template.record = {id(s): s for s in found if s is not None and s.born >= template.first}
+        new = {id(s): s.num_bytes for s in found if s is not None and s.born >= template.first}
+        template.output_bytes = sum(new.values())
 
     def on_replay(self, replay: Replay, inputs: list[Any]) -> None:
         self._append(Event())
-        outside = dict(zip(map(_only, replay.template.input_labels), replay.input_labels, strict=True))
-        for (source, target), count in list(self.edges.items()):
-            if not is_under(target, replay.source):
-                continue
+        template = replay.template
+        if template.edges is None:
+            template.edges = [(edge, n) for edge, n in self.edges.items() if is_under(edge[1], replay.source)]
+        outside = dict(zip(map(_only, template.input_labels), replay.input_labels, strict=True))
+        for (source, target), count in template.edges:
             if is_under(source, replay.source):
                 self.edges[replay.rename(source), replay.rename(target)] += count
                 continue
@@ -225,8 +227,8 @@ class CostTracer(ForwardTracer):
         for replay in self.replays:
             template = replay.template
             shifts.append(int(live[replay.clock] - live[template.first]))
-            outputs = sum(s.num_bytes for s in template.record.values())
-            stays = max(0, int(live[template.last] - live[template.first]) - outputs)
+            grown = int(live[template.last] - live[template.first])
+            stays = max(0, grown - template.output_bytes)
             live[replay.clock + 1 :] += stays
         return live, shifts
 

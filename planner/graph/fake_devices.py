@@ -45,9 +45,9 @@ def _common_device(func: Any, flat_args: Any) -> tuple[torch.device, bool]:
 def fake_devices() -> Iterator[FakeTensorMode]:
     """A FakeTensorMode in which operations obey a GPU's rules about devices."""
     original = FakeTensor.__dict__["_find_common_device"]
-    FakeTensor._find_common_device = staticmethod(_common_device)  # type: ignore[assignment]
+    FakeTensor._find_common_device = staticmethod(_common_device)  # type: ignore[method-assign]
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             yield mode
     finally:
-        FakeTensor._find_common_device = original
+        FakeTensor._find_common_device = original  # type: ignore[method-assign]

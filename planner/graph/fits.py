@@ -1,7 +1,9 @@
 """Closed forms from samples: exact polynomials in batch, prompt and context, and which of them matter."""
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import product
+from math import comb
 from typing import Final
 
 import msgspec
@@ -26,7 +28,6 @@ TERMS: Final = {
 PREFILL_TERMS: Final = ("const", "b", "p", "bp", "p2", "bp2")
 DECODE_TERMS: Final = ("const", "b", "c", "bc")
 DECODE_TERMS_WITH_ENCODER: Final = ("const", "b", "p", "bp", "c", "bc")
-_BINOMIAL: Final = ((1,), (1, 1), (1, 2, 1))
 # Samples are integers, and so are the coefficients or simple fractions of them.
 _GRAIN: Final = 16
 
@@ -74,32 +75,32 @@ def fit(sizes: Sequence[Size], terms: Sequence[str], samples: Array) -> tuple[Ar
     return full + 0.0, exact  # no negative zeros
 
 
-def _from_one() -> Array:
-    """The matrix that rewrites coefficients for lengths counted from 1: batch = 1 + b, and so on."""
+@cache
+def _counted_from(prompt: int) -> Array:
+    """The matrix that rewrites coefficients for batch = 1 + b, prompt = `prompt` + p, context = 1 + c."""
     matrix = np.zeros((len(TERMS), len(TERMS)))
-    index = {powers: i for i, powers in enumerate(TERMS.values())}
-    for column, powers in enumerate(TERMS.values()):
-        for lower in product(*(range(n + 1) for n in powers)):
-            weight = 1
-            for n, k in zip(powers, lower, strict=True):
-                weight *= _BINOMIAL[n][k]
-            matrix[index[lower], column] += weight
+    row_of = {powers: i for i, powers in enumerate(TERMS.values())}
+    for column, (i, j, k) in enumerate(TERMS.values()):
+        for lower in product(range(i + 1), range(j + 1), range(k + 1)):
+            ways = comb(i, lower[0]) * comb(j, lower[1]) * comb(k, lower[2])
+            matrix[row_of[lower], column] += ways * prompt ** (j - lower[1])
     return matrix
 
 
-_FROM_ONE: Final = _from_one()
+def undominated(coefficients: Array, shortest_prompt: int = 1) -> Array:
+    """The columns of `coefficients` (8, n) that matter.
 
-
-def undominated(coefficients: Array) -> Array:
-    """The columns of `coefficients` (8, n) that no other column exceeds at every length of at least 1."""
+    A column is left out when another is at least as high at every batch and context of at least 1 and
+    every prompt of at least `shortest_prompt`.
+    """
     columns = np.unique(coefficients, axis=1)
-    shifted = _FROM_ONE @ columns
+    shifted = _counted_from(shortest_prompt) @ columns
     keep = np.ones(columns.shape[1], bool)
     for i in np.argsort(-shifted.sum(axis=0), kind="stable"):
         if keep[i]:
-            below = (shifted <= shifted[:, i : i + 1]).all(axis=0)
-            below[i] = False
-            keep &= ~below
+            above = np.any(shifted > shifted[:, i : i + 1], axis=0)
+            above[i] = True
+            keep &= above
     kept: Array = columns[:, keep]
     return kept
 

@@ -24,7 +24,7 @@ def _attention(args: tuple[Any, ...], out: Any) -> int:
     """Both products over the full square: fused kernels compute what a causal mask hides, near enough."""
     query, key, value = args[:3]
     rows = query.numel() // query.shape[-1]
-    return 2 * rows * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    return int(2 * rows * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
 
 
 def _outer(args: tuple[Any, ...], out: Any) -> int:

@@ -6,7 +6,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -50,7 +50,9 @@ class Template:
         outputs: how to make the result again.
         structure: the result's pytree.
         first, last: events before and after the run (see `ForwardTracer.clock`).
-        record: room for the recording subclass.
+        called: modules inside it that ran, by first call; filled in by the first replay.
+        output_bytes: of its new tensors, where a subclass counts them.
+        edges: what flowed into its modules, where a subclass records it; filled in likewise.
     """
 
     layer: Layer
@@ -59,7 +61,9 @@ class Template:
     last: int = 0
     outputs: list[OutputSpec] = field(default_factory=list)
     structure: TreeSpec | None = None
-    record: Any = None
+    output_bytes: int = 0
+    called: list[str] | None = None
+    edges: list[tuple[tuple[str, str], int]] | None = None
 
 
 @dataclass(slots=True)
@@ -93,6 +97,10 @@ def is_under(name: str, ancestor: str) -> bool:
     return ancestor == "" or name == ancestor or name.startswith(ancestor + ".")
 
 
+# An encoder-decoder's cache is two caches.
+_CACHE_HALVES: Final = ("self_attention_cache", "cross_attention_cache")
+
+
 class ForwardTracer(TorchDispatchMode):
     """Base of the tracers. Subclasses override the `on_*` methods and `label`.
 
@@ -105,7 +113,7 @@ class ForwardTracer(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module, layers: dict[str, Layer]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.layers = layers
         self.stack: list[str] = []
@@ -202,11 +210,8 @@ class ForwardTracer(TorchDispatchMode):
         outputs, template.structure = tree_flatten(result)
         template.last = self.clock
         positions = {id(leaf): i for i, leaf in enumerate(leaves)}
-        storages = {
-            leaf.untyped_storage()._cdata: i
-            for i, leaf in enumerate(leaves)
-            if isinstance(leaf, torch.Tensor)
-        }
+        tensors = [(i, leaf) for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        storages = {tensor.untyped_storage()._cdata: i for i, tensor in tensors}
         new: list[torch.Tensor] = []
         for output in outputs:
             template.outputs.append(self._output_spec(output, positions, storages))
@@ -233,10 +238,12 @@ class ForwardTracer(TorchDispatchMode):
         labels = [self.label(leaf) if isinstance(leaf, torch.Tensor) else None for leaf in leaves]
         replay = Replay(template=template, target=layer.name, input_labels=labels, clock=self.clock)
         self.replays.append(replay)
-        for name in [n for n in self.order if is_under(n, replay.source)]:
-            self.order.setdefault(replay.rename(name), len(self.order))
-        for name, count in [(n, c) for n, c in self.calls.items() if is_under(n, replay.source)]:
-            self.calls[replay.rename(name)] = max(count, self.calls[replay.rename(name)])
+        if template.called is None:
+            template.called = [n for n in self.order if is_under(n, replay.source)]
+        for name in template.called:
+            renamed = replay.rename(name)
+            self.order.setdefault(renamed, len(self.order))
+            self.calls[renamed] = max(self.calls[name], self.calls[renamed])
         share_cache_layers(leaves, template.layer, layer)
         self.on_replay(replay, leaves)
         results = []
@@ -293,10 +300,7 @@ def share_cache_layers(leaves: list[Any], ran: Layer, skipped: Layer) -> None:
     """Gives a cache's layer of the element that did not run the content of the one that did."""
     pairs = [(a, b) for a, b in zip(ran.indices, skipped.indices, strict=True) if a != b]
     for leaf in leaves:
-        for cache in (
-            leaf,
-            *(getattr(leaf, n, None) for n in ("self_attention_cache", "cross_attention_cache")),
-        ):
+        for cache in (leaf, *(getattr(leaf, name, None) for name in _CACHE_HALVES)):
             layers = getattr(cache, "layers", None)
             if not isinstance(layers, list):
                 continue

@@ -1,7 +1,6 @@
 """The module graph as networkx sees it: a DiGraph to read and export, and what must stay together."""
 
 from itertools import pairwise
-import itertools
 from typing import Any
 
 import networkx as nx

@@ -12,7 +12,7 @@ import numpy as np
 from planner.graph.cost_tracer import PhaseSample
 from planner.graph.fits import Array, Size, fit, poly, undominated
 from planner.graph.forwards import Replay, is_under
-from planner.graph.schema import PhaseCost
+from planner.graph.schema import PhaseCost, Poly
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -52,15 +52,35 @@ def phase_costs(
     return _by_module(sizes, terms, samples)
 
 
-def highest_of(one: Mapping[str, PhaseCost], other: Mapping[str, PhaseCost]) -> dict[str, PhaseCost]:
-    """The costs of `one`, with peaks that cover `other`'s too."""
-    result = dict(one)
+def with_peaks_of(
+    costs: Mapping[str, PhaseCost],
+    other: Mapping[str, PhaseCost],
+    replays: Sequence[Replay],
+    shortest_prompt: int,
+) -> dict[str, PhaseCost]:
+    """`costs`, with peaks that cover `other`'s too, which hold from `shortest_prompt` on.
+
+    A layer gets the peaks of all its equals: beyond a window each layer leaves more behind than the one
+    before, and the last one's peak is the model's.
+    """
+    ran = {r.rename(name): name for r in replays for name in costs if is_under(name, r.source)}
+    equals: dict[str, list[Poly]] = defaultdict(list)
     for name, cost in other.items():
-        mine = result.get(name, PhaseCost(num_ops=0))
-        columns = np.array([msgspec.structs.astuple(p) for p in (*mine.peak_bytes, *cost.peak_bytes)]).T
-        kept = undominated(columns) if columns.size else columns
-        result[name] = msgspec.structs.replace(mine, peak_bytes=tuple(poly(c) for c in kept.T))
-    return result
+        equals[ran.get(name, name)].extend(cost.peak_bytes)
+    kept = {name: _undominated(polys, shortest_prompt) for name, polys in equals.items()}
+    return {
+        name: msgspec.structs.replace(
+            cost, peak_bytes=_undominated([*cost.peak_bytes, *kept.get(ran.get(name, name), ())])
+        )
+        for name, cost in costs.items()
+    }
+
+
+def _undominated(polys: Sequence[Poly], shortest_prompt: int = 1) -> tuple[Poly, ...]:
+    if not polys:
+        return ()
+    columns = np.array([msgspec.structs.astuple(p) for p in polys], np.float64).T
+    return tuple(poly(column) for column in undominated(columns, shortest_prompt).T)
 
 
 def _shape_of(sample: PhaseSample) -> Any:
@@ -96,9 +116,9 @@ def _by_module(
 ) -> dict[str, PhaseCost]:
     per_size = []
     for sample in samples:
-        rows = [np.array([v], np.float64) for v in (sample.flops, sample.moved, sample.live)]
+        flops, moved, live = (np.array([v], np.float64) for v in (sample.flops, sample.moved, sample.live))
         shifts = np.array([sample.shifts], np.float64).reshape(1, -1)
-        per_size.append(_totals(sample.names, *rows, sample.replays, shifts, _highest))
+        per_size.append(_totals(sample.names, flops, moved, live, sample.replays, shifts, _highest))
     names = list(dict.fromkeys(name for totals in per_size for name in totals))
     nothing = _Totals(0, np.zeros(1), np.zeros(1), np.zeros((1, 1)))
     found = [[totals.get(name, nothing) for name in names] for totals in per_size]

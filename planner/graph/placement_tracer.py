@@ -110,13 +110,13 @@ class PlacementTracer(ForwardTracer):
             if parameter is not None and only in (None, key):
                 known = self._copies.get((id(parameter), device))
                 if known is None:  # the original is kept, or its id could be taken by another
-                    moved = nn.Parameter(parameter.detach().to(device), requires_grad=False)
+                    moved = nn.Parameter(_like(parameter, device), requires_grad=False)
                     known = self._copies[id(parameter), device] = (moved, parameter)
                 module._parameters[key] = known[0]
                 self._owner.setdefault(id(known[0]), name)
         for key, buffer in module._buffers.items():
             if buffer is not None and only in (None, key):
-                moved_buffer = module._buffers[key] = buffer.to(device)
+                moved_buffer = module._buffers[key] = _like(buffer, device)
                 self._owner.setdefault(id(moved_buffer), name)
 
     # ---- recording
@@ -156,14 +156,7 @@ class PlacementTracer(ForwardTracer):
             device = flat[0].device
         was_paused, self._paused = self._paused, True
         try:
-            same = [
-                t.to(device)
-                if isinstance(t, FakeTensor)
-                and t.device != device
-                and not (t.dim() == 0 and t.device == HOST)
-                else t
-                for t in flat
-            ]
+            same = [t.to(device) if devices_of([t]) not in ([], [device]) else t for t in flat]
         finally:
             self._paused = was_paused
         args, kwargs = tree_unflatten(same, structure)
@@ -212,6 +205,11 @@ class PlacementTracer(ForwardTracer):
                     atoms = frozenset(map(renamed, mix.atoms))
                     mixes[Mix(module=renamed(mix.module), atoms=atoms, hooked=hooked)] |= operations
         return dict(mixes)
+
+
+def _like(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A fake tensor of the same shape; one operation where detaching and moving would be several."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
 
 def _moved(value: Any, device: torch.device) -> Any:

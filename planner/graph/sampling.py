@@ -78,16 +78,25 @@ def sizes_past_windows(config: Any, step: int) -> list[tuple[int, int]]:
     return [(batch, max(windows) + prompt) for batch, prompt in sizes_to_sample(step)]
 
 
-def sample(model: Any, layers: dict[str, Layer], sizes: list[tuple[int, int]], *, generates: bool) -> Samples:
-    """Traces prefill, and decode where the model generates, at (batch, prompt) pairs.
+def sample(
+    model: Any,
+    layers: dict[str, Layer],
+    sizes: list[tuple[int, int]],
+    *,
+    generates: bool,
+    decode: bool = True,
+) -> Samples:
+    """Traces prefill, and decode where the model generates and `decode` asks for it, at (batch, prompt)s.
 
     Raises:
         TraceError: the forward needs data, or an operation has no shape function.
     """
     result = Samples(prefill={}, decode={}, order={}, calls=Counter())
+    # Decode forms have no squares: two prompts and the check determine them.
+    stepped = set(sorted({prompt for _, prompt in sizes})[:2]) | {sizes[-1][1]} if decode else set()
     for batch, prompt in sizes:
         try:
-            _sample_one(model, layers, batch, prompt, generates, result)
+            _sample_one(model, layers, batch, prompt, generates, prompt in stepped, result)
         except TraceError:
             raise
         except Exception as error:
@@ -98,7 +107,13 @@ def sample(model: Any, layers: dict[str, Layer], sizes: list[tuple[int, int]], *
 
 
 def _sample_one(
-    model: Any, layers: dict[str, Layer], batch: int, prompt: int, generates: bool, result: Samples
+    model: Any,
+    layers: dict[str, Layer],
+    batch: int,
+    prompt: int,
+    generates: bool,
+    decode: bool,
+    result: Samples,
 ) -> None:
     tracer = CostTracer(model, layers)
     inputs = prefill_inputs(model, batch, prompt, _META)
@@ -106,9 +121,9 @@ def _sample_one(
     result.prefill[Size(batch, prompt)] = costs
     if not result.order:
         result.order, result.calls = dict(tracer.order), Counter(tracer.calls)
-    cache = cache_of(output)
-    if not generates:
+    if not (generates and decode):
         return
+    cache = cache_of(output)
     if cache is None:
         raise TraceError(f"{type(model).__name__} returns no cache, so its decode step cannot be traced")
     is_encoder_decoder = bool(model.config.is_encoder_decoder)

@@ -16,7 +16,7 @@ from planner.graph.forwards import is_under
 from planner.graph.kv import kv_costs
 from planner.graph.layers import Layer, equal_layers
 from planner.graph.meta_model import build
-from planner.graph.node_costs import highest_of, phase_costs
+from planner.graph.node_costs import phase_costs, with_peaks_of
 from planner.graph.placement import Placement, trace_placement
 from planner.graph.sampling import (
     Samples,
@@ -98,7 +98,7 @@ def _sample_all(model: Any, layers: dict[str, Layer], step: int, generates: bool
     samples = sample(model, layers, sizes_to_sample(step), generates=generates)
     past = sizes_past_windows(model.config, step)
     if past and generates:
-        samples.past_windows = sample(model, layers, past, generates=True)
+        samples.past_windows = sample(model, layers, past, generates=True, decode=False)
     return samples
 
 
@@ -149,10 +149,10 @@ def _costs(
         decode = phase_costs(list(samples.decode), decode_terms, list(samples.decode.values()))
     past = samples.past_windows
     if past is not None:
-        beyond = phase_costs(list(past.prefill), PREFILL_TERMS, list(past.prefill.values()))
-        prefill = highest_of(prefill, beyond)
-        beyond = phase_costs(list(past.decode), decode_terms, list(past.decode.values()))
-        decode = highest_of(decode, beyond)
+        # Decode needs no such forms: those from below the window grow on and stay above the truth.
+        beyond = list(past.prefill.values())
+        costs = phase_costs(list(past.prefill), PREFILL_TERMS, beyond)
+        prefill = with_peaks_of(prefill, costs, beyond[0].replays, min(s.prompt for s in past.prefill))
     return prefill, decode
 
 
