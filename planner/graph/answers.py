@@ -24,10 +24,10 @@ _OPPOSITE: Final = frozenset({_aten.logical_not, _aten.bitwise_not})
 def item_answer(tensor: torch.Tensor) -> bool | int | float:
     """What reading one element of `tensor` is taken to give."""
     truth = getattr(tensor, _TRUTH, None)
-    if truth is not None:
-        return bool(truth)
     if tensor.dtype is torch.bool:
-        return False
+        return bool(truth)
+    if truth is not None:  # a count of what is true is taken to be the full count
+        return 1 if truth else 0
     return 0.0 if tensor.is_floating_point() else 1
 
 

@@ -74,7 +74,10 @@ def _facts(layer: nn.Module) -> dict[tuple[str, ...], Any]:
 
 
 def _counting_keys(facts: list[dict[tuple[str, ...], Any]]) -> list[tuple[str, ...]]:
-    """Integer attributes that differ between layers by exactly the difference of their positions."""
+    """Integer attributes that merely count the layers: they grow in equal steps along the positions.
+
+    With two layers any two integers do, so there the step must be 1 or the name must say it.
+    """
     seen: dict[tuple[str, ...], list[tuple[int, Any]]] = defaultdict(list)
     for position, known in enumerate(facts):
         for key, value in known.items():
@@ -84,8 +87,16 @@ def _counting_keys(facts: list[dict[tuple[str, ...], Any]]) -> list[tuple[str, .
         for key, values in seen.items()
         if len(values) > 1
         and all(isinstance(value, int) and not isinstance(value, bool) for _, value in values)
-        and len({value - position for position, value in values}) == 1
+        and _counts(key[-1], values)
     ]
+
+
+def _counts(name: str, values: list[tuple[int, Any]]) -> bool:
+    (start, first), (following, second) = values[:2]
+    step, rest = divmod(second - first, following - start)
+    if rest or not step or any(value - first != step * (at - start) for at, value in values):
+        return False
+    return step == 1 or len(values) > 2 or "idx" in name or "layer" in name
 
 
 def _config_of(model: nn.Module, name: str) -> Any:

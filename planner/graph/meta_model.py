@@ -95,7 +95,10 @@ def decode_inputs(
     if takes(model, "encoder_outputs"):
         from transformers.modeling_outputs import BaseModelOutput
 
-        inputs["encoder_outputs"] = BaseModelOutput(last_hidden_state=encoder_state)
+        encoded = BaseModelOutput(last_hidden_state=encoder_state)
+        # Encoders with experts hand their routing back as well; nothing in a decode step uses it.
+        encoded.router_logits = None  # type: ignore[attr-defined]
+        inputs["encoder_outputs"] = encoded
     else:
         inputs["input_ids"] = ids
     return inputs

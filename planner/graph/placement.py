@@ -60,11 +60,11 @@ def trace_placement(
         TraceError: the model cannot be built or its forward cannot be traced.
     """
     with fake_devices():
-        model = build(config, model_class, torch.bfloat16, "cpu")
+        model = build(config, model_class, torch.float32, "cpu")
         ties = ties_of(model)  # before each owner gets a copy on its own device
         tracer = _run(model, (), prompt, replay)
         units = find_units(tracer.model, tracer.atoms, tracer.all_mixes())
-        again = build(config, model_class, torch.bfloat16, "cpu")
+        again = build(config, model_class, torch.float32, "cpu")
         checked = _run(again, units.blocks, prompt, replay)
         constraints = find_constraints(checked.all_mixes())
         return _placement(checked, units, constraints, ties, tracer.uncalled_use)
@@ -96,7 +96,8 @@ def _placement(
     by_order = sorted(units.blocks, key=lambda name: tracer.order.get(name, len(tracer.order)))
     owners = {name: name for name in modules}
     listed = set(model._no_split_modules or ())
-    called = {type(modules[name]).__name__ for name in tracer.order}
+    # A replayed layer may hold a module that it shares with its template; that one is there already.
+    called = {type(modules[name]).__name__ for name in tracer.order if name in modules}
     root = ("",) if own_tensors(model) and any(True for _ in model.children()) else ()
     return Placement(
         units=units.units,

@@ -15,6 +15,7 @@ from planner.graph.meta_model import cache_of, decode_inputs, prefill_inputs
 _META: Final = torch.device("meta")
 _CHUNK_NAMES: Final = ("chunk_size", "mamba_chunk_size")
 _WINDOW_NAMES: Final = ("sliding_window", "attention_window_size", "window_size", "attention_chunk_size")
+_POSITION_NAMES: Final = ("max_position_embeddings", "max_seq_len")
 _DEFAULT_STEP: Final = 64
 
 
@@ -55,8 +56,11 @@ def _windows(text_config: Any) -> list[int]:
 def max_positions(config: Any) -> int | None:
     """The longest sequence that the configuration allows; None when it does not say."""
     text = config.get_text_config(decoder=True)
-    longest = getattr(text, "max_position_embeddings", None)
-    return longest if isinstance(longest, int) and longest > 0 else None
+    for name in _POSITION_NAMES:
+        longest = getattr(text, name, None)
+        if isinstance(longest, int) and longest > 0:
+            return longest
+    return None
 
 
 def sizes_to_sample(step: int) -> list[tuple[int, int]]:

@@ -115,11 +115,10 @@ def _nodes(models: dict[str, Any], samples: dict[str, Samples], placement: Place
     kv = kv_costs(samples["2"].decode, samples["4"].decode, terms)
     modules = dict(models["2"].named_modules())
     tensors = {name: _tensors(models, name) for name in modules}
-    kept = [
-        name
-        for name in modules
-        if tensors[name] or any(name in phases[key] for phases in costs.values() for key in (0, 1))
-    ]
+    active = {name for phases in costs.values() for phase in phases for name in phase}
+    # A module that several layers share has one name there, and one more in each replayed layer.
+    modules |= {name: models["2"].get_submodule(name) for name in sorted(active - set(modules))}
+    kept = [name for name in modules if tensors.get(name) or name in active]
     ranks = _ranks(kept, reference.order)
     return tuple(
         Node(
@@ -127,7 +126,7 @@ def _nodes(models: dict[str, Any], samples: dict[str, Samples], placement: Place
             class_name=type(modules[name]).__name__,
             order=rank,
             block=next((b for b in placement.blocks if is_under(name, b)), None),
-            tensors=tensors[name],
+            tensors=tensors.get(name, ()),
             costs={
                 key: ItemsizeCost(prefill=pre.get(name, _NOTHING), decode=dec.get(name, _NOTHING))
                 for key, (pre, dec) in costs.items()
