@@ -13,14 +13,16 @@ class CachedTensor(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         tensor: it.
         window: tokens after which its layer stops growing, or None.
+        is_content: whether it is keys, values or a state; a cache keeps small counters as tensors too.
     """
 
     tensor: torch.Tensor
     window: int | None
+    is_content: bool
 
 
 def cached_tensors(cache: Any) -> list[CachedTensor]:
-    """The tensors of keys, values and states in `cache`; counters and empty tensors are left out."""
+    """Every tensor in `cache`, empty ones left out."""
     found: list[CachedTensor] = []
     seen: set[int] = set()
     # A stack and no recursive closure: that would be a reference cycle, and keep the tensors alive.
@@ -31,8 +33,8 @@ def cached_tensors(cache: Any) -> list[CachedTensor]:
             continue
         seen.add(id(value))
         if isinstance(value, torch.Tensor):
-            if value.dim() > 1 and value.numel():
-                found.append(CachedTensor(tensor=value, window=window))
+            if value.numel():
+                found.append(CachedTensor(tensor=value, window=window, is_content=value.dim() > 1))
         elif isinstance(value, (list, tuple)):
             waiting.extend((item, window) for item in reversed(value))
         elif isinstance(value, dict):

@@ -196,6 +196,8 @@ class CostTracer(ForwardTracer):
                 continue
             num_bytes = min(_num_bytes(item.tensor), storage.num_bytes - kept[id(storage)])
             kept[id(storage)] += num_bytes
+            if not item.is_content:
+                continue
             cached.append(
                 Cached(name=storage.creator, num_bytes=num_bytes, dtype=item.tensor.dtype, window=item.window)
             )

@@ -97,7 +97,7 @@ def decode_inputs(
 
         encoded = BaseModelOutput(last_hidden_state=encoder_state)
         # Encoders with experts hand their routing back as well; nothing in a decode step uses it.
-        encoded.router_logits = None  # type: ignore[attr-defined]
+        encoded.router_logits = None
         inputs["encoder_outputs"] = encoded
     else:
         inputs["input_ids"] = ids
