@@ -1,10 +1,15 @@
-"""What a cache object holds, whatever its class: its tensors, found by walking it."""
+"""What a cache object holds, whatever its class, and how a replayed layer finds its share in it."""
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import torch
 from torch import nn
+
+from planner.graph.layers import Layer
+
+# An encoder-decoder's cache is two caches.
+_CACHE_HALVES: Final = ("self_attention_cache", "cross_attention_cache")
 
 
 class CachedTensor(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,3 +57,23 @@ def _window(layer: Any) -> int | None:
         return None
     window = getattr(layer, "sliding_window", None)
     return window if isinstance(window, int) and not isinstance(window, bool) else None
+
+
+def share_cache_layers(leaves: list[Any], ran: Layer, skipped: Layer) -> None:
+    """Gives a cache's layer of the element that did not run the content of the one that did."""
+    pairs = [(a, b) for a, b in zip(ran.indices, skipped.indices, strict=True) if a != b]
+    for leaf in leaves:
+        for cache in (leaf, *(getattr(leaf, name, None) for name in _CACHE_HALVES)):
+            layers = getattr(cache, "layers", None)
+            if not isinstance(layers, list):
+                continue
+            for source, target in set(pairs):
+                if source < len(layers):
+                    while len(layers) <= target:
+                        layers.append(layers[source])
+                    layers[target] = layers[source]
+        updated = getattr(leaf, "is_updated", None)
+        if isinstance(updated, dict):
+            for source, target in pairs:
+                if source in updated:
+                    updated[target] = updated[source]

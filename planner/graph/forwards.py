@@ -6,7 +6,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from planner.graph.answers import data_answer, note_truth, selecting_everything
+from planner.graph.caches import share_cache_layers
 from planner.graph.fused_ops import FusedOps
 from planner.graph.layers import Layer
 
@@ -95,10 +96,6 @@ class Replay:
 def is_under(name: str, ancestor: str) -> bool:
     """Whether `name` is `ancestor` or a module inside it."""
     return ancestor == "" or name == ancestor or name.startswith(ancestor + ".")
-
-
-# An encoder-decoder's cache is two caches.
-_CACHE_HALVES: Final = ("self_attention_cache", "cross_attention_cache")
 
 
 class ForwardTracer(TorchDispatchMode):
@@ -294,23 +291,3 @@ def _shape_key(leaf: Any) -> Any:
     if isinstance(leaf, (int, float, bool, str, type(None))):
         return leaf
     return type(leaf).__name__
-
-
-def share_cache_layers(leaves: list[Any], ran: Layer, skipped: Layer) -> None:
-    """Gives a cache's layer of the element that did not run the content of the one that did."""
-    pairs = [(a, b) for a, b in zip(ran.indices, skipped.indices, strict=True) if a != b]
-    for leaf in leaves:
-        for cache in (leaf, *(getattr(leaf, name, None) for name in _CACHE_HALVES)):
-            layers = getattr(cache, "layers", None)
-            if not isinstance(layers, list):
-                continue
-            for source, target in set(pairs):
-                if source < len(layers):
-                    while len(layers) <= target:
-                        layers.append(layers[source])
-                    layers[target] = layers[source]
-        updated = getattr(leaf, "is_updated", None)
-        if isinstance(updated, dict):
-            for source, target in pairs:
-                if source in updated:
-                    updated[target] = updated[source]
