@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from planner.breakdown import PHASES, MemoryBreakdown, TimeBreakdown, total_time
-from planner.memory import host_process_bytes, largest, sampling_bytes, slack_bytes
+from planner.memory import (
+    host_process_bytes,
+    kv_holes_bytes,
+    largest,
+    sampling_bytes,
+    slack_bytes,
+)
 from planner.plan import Prediction
 from planner.problem import CPU, DISK, GPU, LeafPrice, Problem, UnitPrice
 from planner.sources import Quantity, Source, weakest
@@ -108,10 +114,17 @@ def _device(
             activations=activations,
             staging=staging,
             context=context,
-            slack=slack_bytes(moving),
+            slack=slack_bytes(moving) + _holes(problem, here, device, phase),
             capacity=capacity,
         )
     return result
+
+
+def _holes(problem: Problem, here: list[UnitPrice], device: str, phase: str) -> int:
+    """Fragments of a cache that lives and grows on a GPU."""
+    if device == CPU or problem.settings.kv_cache != "device":
+        return 0
+    return sum(kv_holes_bytes(unit.kv[phase]) for unit in here)
 
 
 def _kv_on(problem: Problem, here: list[UnitPrice], device: str, phase: str) -> int:

@@ -41,7 +41,7 @@ class Leaf:
     """What lives in one place: one entry of a device map, or entries that a tied tensor joins.
 
     Attributes:
-        entries: fqns of the subtrees.
+        entries: fqns of the subtrees; none for a container that keeps scratch buffers only.
         modules: the modules in it that own tensors, in execution order; Accelerate hooks each.
         tensors: what each of them owns, in the same order.
     """
@@ -144,8 +144,14 @@ def _unit(
     for node in owners:
         by_entry.setdefault(entries[node.name], []).append(node)
     joined = _joined(tuple(by_entry), ties)
+    bare = {e for e, modules in by_entry.items() if _is_bare_container(e, modules, nodes)}
     leaves = tuple(
-        _leaf(names, [node for name in names for node in by_entry[name]], duplicates) for names in joined
+        _leaf(
+            tuple(name for name in names if name not in bare),
+            [node for name in names for node in by_entry[name]],
+            duplicates,
+        )
+        for names in joined
     )
     blocks = {n.block for n in nodes}
     block = next(iter(blocks)) if len(blocks) == 1 else None
@@ -159,6 +165,16 @@ def _unit(
         is_chain=block is not None or len(owners) == 1,
         key=_structure_key(name, nodes, leaves),
     )
+
+
+def _is_bare_container(entry: str, modules: list[Node], nodes: list[Node]) -> bool:
+    """Whether it owns scratch buffers only, above modules that are entries themselves.
+
+    Accelerate refuses a map that names both a module and one inside it on another device, and a container
+    without state needs no entry.
+    """
+    scratch = all(t.kind == "scratch" for node in modules for t in node.tensors)
+    return scratch and any(n.tensors and n.name.startswith(f"{entry}.") for n in nodes)
 
 
 def _joined(entries: tuple[str, ...], ties: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:

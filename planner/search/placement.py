@@ -11,7 +11,14 @@ from typing import Final
 
 from planner.breakdown import PHASES
 from planner.evaluate import OFFLOADED_KV_SLOTS, Assignment, offloaded_kv_bytes, unit_time
-from planner.memory import SLACK_FLOOR_BYTES, SLACK_SHARE, host_process_bytes, largest, sampling_bytes
+from planner.memory import (
+    SLACK_FLOOR_BYTES,
+    SLACK_SHARE,
+    host_process_bytes,
+    kv_holes_bytes,
+    largest,
+    sampling_bytes,
+)
 from planner.problem import CPU, DISK, LeafPrice, Problem, UnitPrice
 from planner.search.model import IntegerProgram
 
@@ -180,10 +187,9 @@ class _Program:
         """All units resident on the main device: the point of departure."""
         price = one.price
         for phase in PHASES:
-            moving = self._device_kv(price, phase) * count * _MOVING
-            self.fixed[self.main][phase] += (
-                count * (price.stored_bytes + price.buffer_bytes) + moving
-            ) / _MIB
+            weights = price.stored_bytes + price.buffer_bytes
+            cache = self._device_kv(price, phase) * _MOVING + self._holes(price, self.main, phase)
+            self.fixed[self.main][phase] += count * (weights + cache) / _MIB
 
     def _move_units(self, one: UnitClass, on_cpu: int) -> None:
         """Each unit that leaves takes weights, buffers and cache along; the last takes its peak along."""
@@ -194,9 +200,10 @@ class _Program:
         self.ip.row({leaves: count, on_cpu: -1}, lower=0)
         for phase in PHASES:
             weights = price.stored_bytes + price.buffer_bytes
-            moved = (weights + self._device_kv(price, phase) * _MOVING) / _MIB
-            _accumulate(self.used[self.main][phase], on_cpu, -moved)
-            _accumulate(self.used[CPU][phase], on_cpu, moved)
+            moved = weights + self._device_kv(price, phase) * _MOVING
+            freed = moved + self._holes(price, self.main, phase)
+            _accumulate(self.used[self.main][phase], on_cpu, -freed / _MIB)
+            _accumulate(self.used[CPU][phase], on_cpu, moved / _MIB)
             self._peak_at_least(self.main, phase, price.peak[phase], stays)
             self._peak_at_least(CPU, phase, price.peak[phase], leaves)
 
@@ -278,6 +285,9 @@ class _Program:
             unit.kv[phase] for unit in self.problem.units for phase in PHASES
         )
         return _MOVING * slots / _MIB
+
+    def _holes(self, price: UnitPrice, device: str, phase: str) -> int:
+        return 0 if device == CPU else kv_holes_bytes(self._device_kv(price, phase))
 
     def _device_kv(self, price: UnitPrice, phase: str) -> int:
         return price.kv[phase] if self.problem.settings.kv_cache == "device" else 0

@@ -7,7 +7,7 @@ its units take. The others are filled from the end of the chain; all GPUs of a p
 from collections.abc import Sequence
 
 from planner.breakdown import PHASES
-from planner.memory import slack_bytes
+from planner.memory import kv_holes_bytes, slack_bytes
 from planner.problem import Problem, UnitPrice
 
 
@@ -47,6 +47,7 @@ def fits(problem: Problem, units: Sequence[UnitPrice], *, share: float = 1.0) ->
     weights = sum(unit.stored_bytes + unit.buffer_bytes for unit in units)
     for phase in PHASES:
         moving = sum(unit.kv[phase] for unit in units) + max((u.peak[phase] for u in units), default=0)
-        if weights + moving + slack_bytes(moving) > available:
+        holes = sum(kv_holes_bytes(unit.kv[phase]) for unit in units)
+        if weights + moving + slack_bytes(moving) + holes > available:
             return False
     return True
