@@ -19,6 +19,9 @@ COMMANDS: Final = {
         ".commands.predict",
         "Predict memory and time of MODEL on HARDWARE under a device map, yours or the automatic one.",
     ),
+    "verify": Entry(
+        ".commands.verify", "Prove the plan in FOLDER by generating with it and with the plain model."
+    ),
     "explain": Entry(
         ".commands.explain",
         "Say what is where in the plan in FOLDER and why, what bounds it, and what lost by how much.",

@@ -181,6 +181,9 @@ def synchronize() -> None:
 
 def inputs_for(args: argparse.Namespace, model: Any) -> tuple[dict[str, torch.Tensor], Any]:
     """Token ids on the main device, and the tokenizer when there are words to decode."""
+    if args.input_ids:
+        rows = torch.tensor(json.loads(args.input_ids.read_text()))
+        return {"input_ids": rows.to(MAIN), "attention_mask": torch.ones_like(rows).to(MAIN)}, None
     if args.prompt_tokens:
         rows = torch.randint(
             3,
@@ -259,6 +262,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="folder or hub id")
     parser.add_argument("--prompt", action="append", help="text; repeat for a batch")
     parser.add_argument("--prompt-tokens", type=int, help="random token ids instead of text")
+    parser.add_argument("--input-ids", type=Path, help="JSON rows of token ids instead of text")
     parser.add_argument("--batch-size", type=int, default=PLAN["workload"]["batch_size"])
     parser.add_argument("--new-tokens", type=int, default=PLAN["workload"]["new_tokens"])
     parser.add_argument("--ignore-eos", action="store_true", help="always generate all new tokens")
