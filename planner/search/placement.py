@@ -144,6 +144,8 @@ class _Program:
         }
         self.columns = [self._class_columns(one) for one in self.classes]
         self._capacities()
+        if self.main != CPU:
+            self._keep_one()
 
     def solve(self) -> Placed | None:
         """Run it and read the counts back."""
@@ -233,6 +235,23 @@ class _Program:
         if on_cpu is not None:
             row[on_cpu] = float(size)
         self.ip.row(row, upper=count * size)
+
+    def _keep_one(self) -> None:
+        """Something must live on the main GPU: the first GPU in a map is Accelerate's main device."""
+        row: dict[int, float] = {}
+        total = 0
+        for one, columns in zip(self.classes, self.columns, strict=True):
+            for number, kind in enumerate(one.kinds):
+                if not kind.price.leaf.entries:
+                    continue
+                total += len(one.indices) * len(kind.positions)
+                for column in (columns.from_cpu[number], columns.from_disk[number]):
+                    if column is not None:
+                        _accumulate(row, column, 1.0)
+                if columns.on_cpu is not None:
+                    _accumulate(row, columns.on_cpu, float(len(kind.positions)))
+        if row:
+            self.ip.row(row, upper=total - 1)
 
     def _peak_at_least(self, device: str, phase: str, num_bytes: int, switch: int) -> None:
         """The device's peak covers these bytes when the switch is on."""

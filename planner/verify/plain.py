@@ -84,7 +84,8 @@ def _load(args: argparse.Namespace, offload_folder: str) -> Any:
 
 def _first(model: Any) -> Any:
     """Where a dispatched model takes its inputs."""
-    gpus = [place for place in model.hf_device_map.values() if place not in ("cpu", "disk")]
+    places = getattr(model, "hf_device_map", {"": model.device})
+    gpus = [place for place in places.values() if place not in ("cpu", "disk")]
     return gpus[0] if gpus else "cpu"
 
 

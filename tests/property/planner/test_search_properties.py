@@ -77,7 +77,11 @@ def _brute_force(problem: Problem) -> float | None:
         assignment = Assignment(
             executes=tuple(executes for executes, _ in choice), lives=tuple(lives for _, lives in choice)
         )
-        if shortage(memory(problem, assignment)) is None:
+        # Accelerate takes the first GPU in the map for the main device, so something must live there.
+        if (
+            any("gpu:0" in lives for lives in assignment.lives)
+            and shortage(memory(problem, assignment)) is None
+        ):
             seconds = objective_s(problem, time(problem, assignment))
             best = seconds if best is None else min(best, seconds)
     return best
