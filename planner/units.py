@@ -113,7 +113,7 @@ def chain_of(graph: ModuleGraph, groups: Sequence[Sequence[str]]) -> Chain:
             `planner.graph.network.placement_units`.
     """
     by_name = {node.name: node for node in graph.nodes}
-    entries = _entries(graph.nodes)
+    entries = _entries(graph)
     duplicates = {fqn for group in graph.ties for fqn in group[1:]}
     owner_of_block = {by_name[m].block: index for index, group in enumerate(groups) for m in group}
     members: list[list[Node]] = [[by_name[m] for m in group] for group in groups]
@@ -205,14 +205,21 @@ def _leaf(entries: tuple[str, ...], modules: Iterable[Node], duplicates: set[str
     return Leaf(entries=entries, modules=modules, tensors=owned)
 
 
-def _entries(nodes: Iterable[Node]) -> dict[str, str]:
-    """Map entry of every tensor-owning module: the outermost ancestor that owns state itself.
+def _entries(graph: ModuleGraph) -> dict[str, str]:
+    """Map entry of every tensor-owning module: the outermost ancestor that owns tensors itself.
 
-    A container whose own tensors are all scratch needs no entry, so its children can stand alone.
-    The root never is one: a map cannot name it beside its children.
+    Scratch buffers count: from_pretrained leaves those that no entry covers on the CPU, and an attention
+    whose mask is there fails on a GPU. Above the blocks a container of scratch buffers is no entry, or
+    all blocks would be one; nor is the root, which a map cannot name beside its children.
     """
-    nodes = [n for n in nodes if n.tensors]
-    stateful = {n.name for n in nodes if n.name and any(t.kind != "scratch" for t in n.tensors)}
+    nodes = [n for n in graph.nodes if n.tensors]
+    paths = [block.split(".") for block in graph.blocks]
+    above = {".".join(path[:depth]) for path in paths for depth in range(len(path))}
+    stateful = {
+        n.name
+        for n in nodes
+        if n.name and (n.name not in above or any(t.kind != "scratch" for t in n.tensors))
+    }
     result = {}
     for node in nodes:
         parts = node.name.split(".")
