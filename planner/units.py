@@ -124,8 +124,10 @@ def chain_of(graph: ModuleGraph, groups: Sequence[Sequence[str]]) -> Chain:
         index = owner_of_block.get(node.block) if node.block is not None else None
         (members[index] if index is not None else glue).append(node)
     main = set(graph.main_device)
+    above = _above_blocks(graph)
+    bare = {n.name for n in graph.nodes if n.name in above and _is_scratch(n)}
     units = tuple(
-        _unit(sorted(nodes, key=lambda n: n.order), entries, graph.ties, duplicates, main)
+        _unit(sorted(nodes, key=lambda n: n.order), entries, graph.ties, duplicates, main, bare)
         for nodes in members
         if nodes
     )
@@ -138,13 +140,13 @@ def _unit(
     ties: Sequence[Sequence[str]],
     duplicates: set[str],
     main: set[str],
+    bare: set[str],
 ) -> Unit:
     owners = [n for n in nodes if n.tensors]
     by_entry: dict[str, list[Node]] = {}
     for node in owners:
         by_entry.setdefault(entries[node.name], []).append(node)
     joined = _joined(tuple(by_entry), ties)
-    bare = {e for e, modules in by_entry.items() if _is_bare_container(e, modules, nodes)}
     leaves = tuple(
         _leaf(
             tuple(name for name in names if name not in bare),
@@ -165,16 +167,6 @@ def _unit(
         is_chain=block is not None or len(owners) == 1,
         key=_structure_key(name, nodes, leaves),
     )
-
-
-def _is_bare_container(entry: str, modules: list[Node], nodes: list[Node]) -> bool:
-    """Whether it owns scratch buffers only, above modules that are entries themselves.
-
-    Accelerate refuses a map that names both a module and one inside it on another device, and a container
-    without state needs no entry.
-    """
-    scratch = all(t.kind == "scratch" for node in modules for t in node.tensors)
-    return scratch and any(n.tensors and n.name.startswith(f"{entry}.") for n in nodes)
 
 
 def _joined(entries: tuple[str, ...], ties: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
@@ -213,19 +205,24 @@ def _entries(graph: ModuleGraph) -> dict[str, str]:
     all blocks would be one; nor is the root, which a map cannot name beside its children.
     """
     nodes = [n for n in graph.nodes if n.tensors]
-    paths = [block.split(".") for block in graph.blocks]
-    above = {".".join(path[:depth]) for path in paths for depth in range(len(path))}
-    stateful = {
-        n.name
-        for n in nodes
-        if n.name and (n.name not in above or any(t.kind != "scratch" for t in n.tensors))
-    }
+    above = _above_blocks(graph)
+    stateful = {n.name for n in nodes if n.name and not (n.name in above and _is_scratch(n))}
     result = {}
     for node in nodes:
         parts = node.name.split(".")
         ancestors = (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
         result[node.name] = next((a for a in ancestors if a in stateful), node.name)
     return result
+
+
+def _above_blocks(graph: ModuleGraph) -> set[str]:
+    """Modules that contain a no-split block."""
+    paths = [block.split(".") for block in graph.blocks]
+    return {".".join(path[:depth]) for path in paths for depth in range(len(path))}
+
+
+def _is_scratch(node: Node) -> bool:
+    return all(t.kind == "scratch" for t in node.tensors)
 
 
 def _structure_key(name: str, nodes: Sequence[Node], leaves: Sequence[Leaf]) -> bytes:
