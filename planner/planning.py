@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Final
 
 from planner.errors import InfeasibleError, InvalidInputError
 from planner.evaluate import predict
@@ -18,6 +19,9 @@ from planner.search.best import Candidate, best_batch, best_placement, nearest_p
 from planner.sizes import format_bytes, format_seconds
 from planner.units import Chain, chain_of
 from planner.workload import BATCH_LADDER
+
+#: Families with `_keep_in_fp32_modules`: loaded in float16, some of their weights are float32 all the same.
+KEEP_FLOAT32: Final = frozenset({"t5", "mt5", "umt5"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,12 +141,27 @@ def split_blocks_of(candidate: Candidate) -> dict[str, str]:
 def _contenders(
     model: Model, chain: Chain, profile: HardwareProfile, request: Request
 ) -> Iterable[Contender]:
-    for dtype in request.dtypes(profile, model.dtype):
+    for dtype in dtypes_for(model, profile, request):
         for law in laws(request.runtimes):
             for settings in law.settings(profile):
                 if law.name == "cpu" and dtype not in profile.host.flops_per_s:
                     continue
                 yield _contender(model, chain, profile, request, law, settings, dtype)
+
+
+def dtypes_for(model: Model, profile: HardwareProfile, request: Request) -> tuple[str, ...]:
+    """The dtypes to price; never one whose memory the graph does not know."""
+    wanted = request.dtypes(profile, model.dtype)
+    if model.graph.model_type not in KEEP_FLOAT32 or "float16" not in wanted:
+        return wanted
+    if request.dtype == "float16":
+        raise InvalidInputError(
+            f"in float16 transformers keeps parts of {model.name} in float32, which no plan counts; "
+            f"use --dtype bfloat16 or float32"
+        )
+    rates = profile.gpu.flops_per_s if profile.gpu is not None else profile.host.flops_per_s
+    others = tuple(dtype for dtype in wanted if dtype != "float16")
+    return others or (("bfloat16",) if "bfloat16" in rates else ("float32",))
 
 
 def _contender(

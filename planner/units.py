@@ -114,6 +114,7 @@ def chain_of(graph: ModuleGraph, groups: Sequence[Sequence[str]]) -> Chain:
     """
     by_name = {node.name: node for node in graph.nodes}
     entries = _entries(graph)
+    groups = _merged(groups, entries)
     duplicates = {fqn for group in graph.ties for fqn in group[1:]}
     owner_of_block = {by_name[m].block: index for index, group in enumerate(groups) for m in group}
     members: list[list[Node]] = [[by_name[m] for m in group] for group in groups]
@@ -132,6 +133,17 @@ def chain_of(graph: ModuleGraph, groups: Sequence[Sequence[str]]) -> Chain:
         if nodes
     )
     return Chain(units=tuple(sorted(units, key=lambda u: u.nodes[0].order)), glue=tuple(glue))
+
+
+def _merged(groups: Sequence[Sequence[str]], entries: dict[str, str]) -> list[list[str]]:
+    """Groups that share an entry become one: what is one line of a map lives and runs in one place."""
+    merged: list[list[str]] = []
+    for group in groups:
+        touched = {entries[name] for name in group}
+        sharing = [g for g in merged if any(entries[name] in touched for name in g)]
+        merged = [g for g in merged if g not in sharing]
+        merged.append([name for g in sharing for name in g] + list(group))
+    return merged
 
 
 def _unit(

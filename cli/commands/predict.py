@@ -9,7 +9,7 @@ import click
 from planner.device_map import check
 from planner.errors import DeviceMapError
 from planner.explain import explain
-from planner.planning import plan_of
+from planner.planning import dtypes_for, plan_of
 from planner.prediction import candidate_of, refusal
 from planner.request import Request
 from planner.workload import Workload
@@ -50,7 +50,7 @@ def command(
     """
     profile = machine(hardware, **overrides)
     spec, traced = traced_model(model, trust_remote_code=trust_remote_code)
-    chosen = Request(dtype=dtype).dtypes(profile, traced.dtype)[0]
+    chosen = dtypes_for(traced, profile, Request(dtype=dtype))[0]
     workload = Workload(
         batch_size=batch_size, prompt_tokens=prompt_tokens, new_tokens=new_tokens, dtype=chosen
     )

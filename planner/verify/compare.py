@@ -66,8 +66,7 @@ def compare(
         if logits.ndim == 4:
             steps = 1
         for step in range(steps):
-            difference = np.abs(logits[step, row] - plain_logits[step, row])
-            worst = max(worst, float(np.nanmax(difference)) / scale)
+            worst = max(worst, _largest_difference(plain_logits[step, row], logits[step, row]) / scale)
         if parted == length:
             continue
         if logits.ndim == 3 and parted < len(plain_logits):
@@ -87,6 +86,14 @@ def compare(
         tolerance=tolerance,
         first_difference=first,
     )
+
+
+def _largest_difference(expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> float:
+    """Infinite where only one of them is a number: masked entries are -inf in both, NaN is never right."""
+    if np.isnan(found).any() or not np.array_equal(np.isfinite(expected), np.isfinite(found)):
+        return float("inf")
+    finite = np.isfinite(expected)
+    return float(np.abs(found[finite] - expected[finite]).max(initial=0.0))
 
 
 def _unlike(words: str, tolerance: float) -> Comparison:

@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import resource
+import sys
 import tempfile
 import time
 from itertools import pairwise
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, required=True)
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--prompt-tokens", type=int, required=True)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=("cpu", "auto"), default="cpu")
     parser.add_argument("--device-map", type=Path)
     parser.add_argument("--input-ids", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -78,8 +79,30 @@ def _load(args: argparse.Namespace, offload_folder: str) -> Any:
     if args.device_map is not None:
         options = {"device_map": json.loads(args.device_map.read_text()), "offload_folder": offload_folder}
     model_class = getattr(transformers, _AUTO_CLASSES[args.auto_class])
-    model = model_class.from_pretrained(args.checkpoint, dtype=getattr(torch, args.dtype), **options).eval()
-    return model if args.device_map is not None else model.to(args.device)
+    model, info = model_class.from_pretrained(
+        args.checkpoint,
+        dtype=getattr(torch, args.dtype),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
+    )
+    # Random numbers in the place of what the checkpoint lacks would be compared with other random numbers.
+    for problem in ("missing_keys", "mismatched_keys"):
+        if info.get(problem):
+            names = ", ".join(sorted(str(name) for name in info[problem])[:5])
+            print(f"{args.checkpoint} does not fit its configuration: {problem} {names}", file=sys.stderr)
+            raise SystemExit(3)
+    if args.device_map is None and args.device == "auto" and _fits_a_gpu(model):
+        model = model.to("cuda")
+    return model.eval()
+
+
+def _fits_a_gpu(model: Any) -> bool:
+    """Whether the first GPU holds the whole model with a quarter to spare for cache and activations."""
+    if not torch.cuda.is_available():
+        return False
+    free_bytes, _ = torch.cuda.mem_get_info(0)
+    return bool(model.get_memory_footprint() * 1.25 < free_bytes)
 
 
 def _first(model: Any) -> Any:

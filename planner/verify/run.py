@@ -130,7 +130,8 @@ def _run(
     plain, alone, script = work / "plain", work / "alone", work / "script"
     for one in (plain, alone, script):
         one.mkdir()
-    _child([*plain_module, *plain_options, "--out", str(plain)], "the plain model")
+    device = "cpu" if on == "cpu" else "auto"
+    _child([*plain_module, *plain_options, "--device", device, "--out", str(plain)], "the plain model")
     ids = str(plain / "input_ids.json")
     report, logits = script / "report.json", script / "logits.safetensors"
     argv = [sys.executable, str(folder / SCRIPT), *common, "--input-ids", ids]

@@ -51,8 +51,9 @@ def load(checkpoint: str, offload_folder: str) -> Any:
         device_map=DEVICE_MAP,
         offload_folder=offload_folder,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
-    # from_pretrained fills what a checkpoint lacks with random numbers and goes on.
+    # from_pretrained fills what a checkpoint lacks, or has in another shape, with random numbers and goes on.
     for problem in ("missing_keys", "mismatched_keys"):
         if info.get(problem):
             names = ", ".join(sorted(str(name) for name in info[problem])[:5])

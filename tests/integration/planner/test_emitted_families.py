@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from fixtures import tiny
 from fixtures.train import TRAINED
@@ -29,6 +30,7 @@ from planner.runtimes.folder import device_map_of, write_folder
 from planner.search.best import Candidate
 from planner.units import chain_of
 from planner.verify.run import verify
+from planner.verify.tiers import one_tier_down
 from planner.workload import Workload
 from reshard.errors import CheckpointError
 
@@ -97,17 +99,8 @@ def test_the_trained_model_says_the_same(trained_plan: Path) -> None:
     assert report.script.num_tokens == 24
 
 
-def test_a_wrong_map_fails_verification(trained_plan: Path, tmp_path: Path) -> None:
-    """A check that cannot fail proves nothing: shift the weights and verification must say so."""
-    from safetensors.numpy import load_file, save_file
-
-    other = tmp_path / "other"
-    other.mkdir()
-    for file in TRAINED.iterdir():
-        if file.suffix != ".safetensors":
-            (other / file.name).write_bytes(file.read_bytes())
-    weights = load_file(TRAINED / "model.safetensors")
-    save_file(weights, other / "model.safetensors", {"format": "pt"})
+def test_a_script_that_generates_otherwise_fails_verification(trained_plan: Path, tmp_path: Path) -> None:
+    """A check that cannot fail proves nothing: spoil one logit and verification must say so."""
     folder = tmp_path / "plan"
     plan = read(trained_plan)
     write_folder(plan, graph_for(resolve(str(TRAINED))), folder)
@@ -115,13 +108,11 @@ def test_a_wrong_map_fails_verification(trained_plan: Path, tmp_path: Path) -> N
     text = script.read_text()
     script.write_text(text.replace("return scores", "scores[:, 0] += 100.0\n        return scores"))
     # As planned needs a GPU, so the broken script runs where the tiers are already the CPU's.
-    from planner.verify.tiers import one_tier_down
-
     down = one_tier_down(plan)
     (folder / "plan.json").write_bytes(encode(down))
     graph = graph_for(resolve(str(TRAINED)))
     (folder / "device_map.json").write_text(json.dumps(device_map_of(down, graph)))
-    report = verify(folder, other, on=None, new_tokens=4, batch_size=1)
+    report = verify(folder, TRAINED, on=None, new_tokens=4, batch_size=1)
     assert not report.passed
     assert not report.script.tokens_equal
     assert report.map_alone.passed
@@ -135,6 +126,21 @@ def test_a_plan_survives_a_round_trip(trained_plan: Path) -> None:
 def test_another_models_checkpoint_is_refused(trained_plan: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not the model that was planned"):
         verify(trained_plan, tiny.save("opt", tmp_path / "opt"), on="cpu", new_tokens=2, batch_size=1)
+
+
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_tensors_that_differ_from_the_configuration_are_refused(
+    trained_plan: Path, tmp_path: Path, is_missing: bool
+) -> None:
+    name = "transformer.h.1.mlp.fc_in.weight"
+    weights = load_file(TRAINED / "model.safetensors")
+    weights |= {name: weights[name][:-1].copy()}
+    if is_missing:
+        del weights[name]
+    (tmp_path / "config.json").write_bytes((TRAINED / "config.json").read_bytes())
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=name):
+        verify(trained_plan, tmp_path, on="cpu", new_tokens=2, batch_size=1)
 
 
 def test_damaged_checkpoints_are_refused_before_loading(trained_plan: Path, tmp_path: Path) -> None:

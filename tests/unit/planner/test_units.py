@@ -73,3 +73,16 @@ def test_networkx_has_every_module_and_flow() -> None:
     assert set(found) == {n.name for n in graph.nodes}
     assert found.edges["embed", "layers.0.attention"]["bytes_per_token"] == 2 * 64
     assert found.graph["num_parameters"] == graph.num_parameters
+
+
+def test_modules_that_share_an_entry_are_one_unit() -> None:
+    """BERT's head owns a bias above its own children: one line of the map, so one place."""
+    weight = (Tensor(name="weight", shape=(4, 4)),)
+    graph = _graph(
+        Node(name="h.0", class_name="B", order=0, block="h.0", tensors=weight),
+        Node(name="cls", class_name="C", order=1, tensors=(Tensor(name="bias", shape=(4,)),)),
+        Node(name="cls.dense", class_name="L", order=2, tensors=weight),
+        blocks=("h.0",),
+    )
+    chain = chain_of(graph, placement_units(graph))
+    assert [[leaf.entries for leaf in unit.leaves] for unit in chain.units] == [[("h.0",)], [("cls",)]]

@@ -1,0 +1,67 @@
+"""Choices that a request leaves to the planner."""
+
+import msgspec
+import pytest
+
+from fixtures.graphs import layered_graph
+from planner.errors import InfeasibleError, InvalidInputError
+from planner.hardware.load import load
+from planner.planning import Model, dtypes_for, make_plan
+from planner.request import Request
+
+
+def _model(**changes: object) -> Model:
+    graph = layered_graph(8, hidden=2048, vocabulary=32000)
+    return Model(
+        name="layered",
+        auto_class="causal-lm",
+        dtype="bfloat16",
+        graph=msgspec.structs.replace(graph, **changes),
+    )
+
+
+def test_the_models_dtype_where_the_machine_runs_it() -> None:
+    assert dtypes_for(_model(), load("a100-40g"), Request()) == ("bfloat16",)
+    assert dtypes_for(_model(), load("t4"), Request()) == ("float16",)
+    assert set(dtypes_for(_model(), load("t4"), Request(dtype="any"))) == {"float32", "float16"}
+
+
+def test_t5_is_not_planned_in_float16() -> None:
+    t5 = _model(model_type="t5")
+    assert dtypes_for(t5, load("t4"), Request()) == ("float32",)
+    with pytest.raises(InvalidInputError, match="keeps parts of layered in float32"):
+        dtypes_for(t5, load("t4"), Request(dtype="float16"))
+
+
+def test_a_sequence_that_is_too_long_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="up to 4096 tokens"):
+        make_plan(_model(), load("t4"), Request(prompt_tokens=4000, new_tokens=200))
+
+
+def test_cost_needs_a_price() -> None:
+    with pytest.raises(InvalidInputError, match="no price"):
+        make_plan(_model(), load("t4"), Request(objective="cost"))
+    plan = make_plan(_model(), load("g4dn.xlarge"), Request(objective="cost", new_tokens=4))
+    assert plan.prediction.usd_per_million_tokens is not None
+    # tokens/s for an hour against the hourly price
+    expected = 0.526 / (plan.prediction.tokens_per_s * 3600) * 1e6
+    assert plan.prediction.usd_per_million_tokens == pytest.approx(expected)
+
+
+def test_limits_bound_the_choice() -> None:
+    free = make_plan(_model(), load("t4"), Request(objective="throughput", new_tokens=4))
+    limit = free.prediction.total_s / 3
+    bound = make_plan(
+        _model(), load("t4"), Request(objective="throughput", new_tokens=4, max_latency_s=limit)
+    )
+    assert bound.prediction.total_s <= limit
+    assert bound.workload.batch_size < free.workload.batch_size
+    with pytest.raises(InfeasibleError, match="nothing finishes within"):
+        make_plan(_model(), load("t4"), Request(max_latency_s=1e-6))
+
+
+def test_a_batch_that_cannot_fit_names_the_deficit() -> None:
+    with pytest.raises(InfeasibleError, match="lacks") as caught:
+        make_plan(_model(), load("t4"), Request(batch_size=100_000))
+    assert caught.value.deficit_bytes > 0
+    assert caught.value.device in ("gpu:0", "cpu")
