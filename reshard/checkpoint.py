@@ -85,14 +85,14 @@ def _read_file(file: Path) -> dict[str, TensorSpec]:
             continue
         try:
             kind = from_safetensors(entry["dtype"])
-            shape = tuple(int(extent) for extent in entry["shape"])
-            begin, end = (int(offset) for offset in entry["data_offsets"])
+            shape = tuple(_count(extent) for extent in entry["shape"])
+            begin, end = (_count(offset) for offset in entry["data_offsets"])
         except (KeyError, TypeError, ValueError, CheckpointError) as error:
             raise DamagedFileError(f"{file}: tensor {name!r} is not described properly: {error!r}") from error
         needed = kind.itemsize_bytes
         for extent in shape:
             needed *= extent
-        if not 0 <= begin <= end <= size or end - begin != needed:
+        if not begin <= end <= size or end - begin != needed:
             raise DamagedFileError(
                 f"{file}: tensor {name!r} of {needed} bytes is said to be at {begin} to {end}, but the file "
                 f"holds {size} bytes of data; it is truncated or damaged"
@@ -101,6 +101,13 @@ def _read_file(file: Path) -> dict[str, TensorSpec]:
         specs[name] = TensorSpec(dtype=kind.name, shape=shape, file=file.name)
     _check_tiling(file, spans, size)
     return specs
+
+
+def _count(found: object) -> int:
+    """A whole number that is not negative: two negative extents would multiply to a plausible size."""
+    if type(found) is not int or found < 0:
+        raise ValueError(f"{found!r} is no size")
+    return found
 
 
 def _check_tiling(file: Path, spans: Iterable[tuple[int, int, str]], size: int) -> None:

@@ -1,122 +1,89 @@
-"""Headers of checkpoints: what is sound is read, what contradicts itself is named."""
+"""Headers are checked before anybody believes them."""
 
 import json
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from reshard.checkpoint import TensorSpec, read_specs
-from reshard.errors import DamagedFileError, MissingFileError
+from reshard.dtypes import dtype, from_safetensors
+from reshard.errors import DamagedFileError, MissingFileError, UnknownDtypeError
+
+_ONE = b'{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 
 
-def tensor(begin: int, end: int, *shape: int, dtype: str = "F16") -> dict[str, Any]:
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+def _raw(folder: Path, header: bytes, data: bytes = b"") -> None:
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
 
 
-def write(file: Path, header: dict[str, Any] | bytes, num_data_bytes: int) -> None:
-    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
-    file.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(num_data_bytes))
-
-
-def index(folder: Path, weight_map: object) -> None:
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-
-
-def test_a_single_file(tmp_path: Path) -> None:
-    header = {"__metadata__": {"format": "pt"}, "b": tensor(12, 16, dtype="F32"), "a": tensor(0, 12, 2, 3)}
-    write(tmp_path / "model.safetensors", header, 16)
-    assert read_specs(tmp_path) == {
-        "a": TensorSpec(dtype="float16", shape=(2, 3), file="model.safetensors"),
-        "b": TensorSpec(dtype="float32", shape=(), file="model.safetensors"),
+def test_a_real_file_is_read(tmp_path: Path) -> None:
+    save_file({"a": np.zeros((2, 3), np.float32), "b": np.ones(4, np.int8)}, tmp_path / "model.safetensors")
+    specs = read_specs(tmp_path)
+    assert specs == {
+        "a": TensorSpec(dtype="float32", shape=(2, 3), file="model.safetensors"),
+        "b": TensorSpec(dtype="int8", shape=(4,), file="model.safetensors"),
     }
 
 
-def test_an_empty_tensor_takes_no_bytes(tmp_path: Path) -> None:
-    write(tmp_path / "model.safetensors", {"none": tensor(0, 0, 0, 3), "a": tensor(0, 2, 1)}, 2)
+def test_shards_are_joined_and_what_is_lost_is_named(tmp_path: Path) -> None:
+    save_file({"a": np.zeros(2, np.float16)}, tmp_path / "1.safetensors")
+    save_file({"b": np.zeros(3, np.float16)}, tmp_path / "2.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}))
     specs = read_specs(tmp_path)
     assert specs is not None
-    assert specs["none"].shape == (0, 3)
+    assert {name: spec.file for name, spec in specs.items()} == {"a": "1.safetensors", "b": "2.safetensors"}
+    index.write_text(json.dumps({"weight_map": {"a": "1.safetensors", "c": "2.safetensors"}}))
+    with pytest.raises(DamagedFileError, match="c"):
+        read_specs(tmp_path)
 
 
-def test_shards(tmp_path: Path) -> None:
-    write(tmp_path / "one.safetensors", {"a": tensor(0, 4, 2)}, 4)
-    write(tmp_path / "two.safetensors", {"b": tensor(0, 2, 1)}, 2)
-    index(tmp_path, {"a": "one.safetensors", "b": "two.safetensors"})
-    specs = read_specs(tmp_path)
-    assert specs is not None
-    assert {name: spec.file for name, spec in specs.items()} == {
-        "a": "one.safetensors",
-        "b": "two.safetensors",
-    }
-
-
-def test_pickled_weights_have_no_headers(tmp_path: Path) -> None:
+def test_no_weights_and_pickled_weights(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="no weights"):
+        read_specs(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     assert read_specs(tmp_path) is None
 
 
-def test_no_weights(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match="has no weights"):
-        read_specs(tmp_path)
-
-
 @pytest.mark.parametrize(
-    "header, num_data_bytes, words",
+    "header, data",
     [
-        ({"a": tensor(0, 4, 2)}, 3, "truncated or damaged"),
-        ({"a": tensor(0, 4, 2)}, 5, "end at byte 4 of 5"),
-        ({"a": tensor(0, 4, 3)}, 4, "of 6 bytes"),
-        ({"a": tensor(-4, 0, 2)}, 4, "at -4 to 0"),
-        ({"a": tensor(0, 4, -1, -2)}, 4, "not described properly"),
-        ({"a": tensor(0, 4, 2), "b": tensor(2, 6, 2)}, 6, "begins at byte 2, not at 4"),
-        ({"a": tensor(0, 4, 2), "b": tensor(6, 10, 2)}, 10, "begins at byte 6, not at 4"),
-        ({"a": tensor(0, 4, 2, dtype="F17")}, 4, "F17"),
-        ({"a": {"dtype": "F16", "shape": [2]}}, 4, "data_offsets"),
-        ({"a": [1, 2]}, 4, "not described properly"),
-        (b'{"a": 1, "a": 2}', 4, "'a' twice"),
-        (b"[]", 0, "no object"),
-        (b"{", 0, "damaged header"),
+        (b"not json", b""),
+        (b"[1]", b""),
+        (b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', b"1234"),
+        (b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', b"1234"),
+        (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', b"12345678"),
+        (b'{"a":{"dtype":"Q9","shape":[1],"data_offsets":[0,4]}}', b"1234"),
+        (b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,-4]}}', b""),
+        (b'{"a":{"dtype":"F32","shape":[1]}}', b"1234"),
+        (
+            b'{"a":' + _ONE + b',"b":' + _ONE + b"}",
+            b"1234",
+        ),
+        (
+            b'{"a":' + _ONE + b',"a":' + _ONE + b"}",
+            b"1234",
+        ),
+        (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"12345678"),
     ],
 )
-def test_damage_is_named(
-    tmp_path: Path, header: dict[str, Any] | bytes, num_data_bytes: int, words: str
-) -> None:
-    write(tmp_path / "model.safetensors", header, num_data_bytes)
-    with pytest.raises(DamagedFileError, match=words):
+def test_hostile_headers_are_damaged_files(tmp_path: Path, header: bytes, data: bytes) -> None:
+    _raw(tmp_path, header, data)
+    with pytest.raises(DamagedFileError, match=r"model\.safetensors"):
         read_specs(tmp_path)
 
 
-@pytest.mark.parametrize("payload", [b"", b"\x01", b"\xff" * 64, (10**9).to_bytes(8, "little") + b"{}"])
-def test_a_header_longer_than_the_file_is_not_read(tmp_path: Path, payload: bytes) -> None:
+@pytest.mark.parametrize("payload", [b"", b"1234", b"\xff" * 8, (10**9).to_bytes(8, "little") + b"{}"])
+def test_impossible_header_lengths(tmp_path: Path, payload: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(payload)
-    with pytest.raises(DamagedFileError, match="truncated"):
+    with pytest.raises(DamagedFileError):
         read_specs(tmp_path)
 
 
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
-    write(tmp_path / "one.safetensors", {"a": tensor(0, 4, 2)}, 4)
-    index(tmp_path, {"a": "one.safetensors", "b": "two.safetensors"})
-    with pytest.raises(MissingFileError, match=r"two\.safetensors"):
-        read_specs(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["../one.safetensors", "/etc/passwd", "sub/one.safetensors"])
-def test_an_index_may_not_leave_its_folder(tmp_path: Path, name: str) -> None:
-    index(tmp_path, {"a": name})
-    with pytest.raises(DamagedFileError, match="outside its folder"):
-        read_specs(tmp_path)
-
-
-@pytest.mark.parametrize("found", [[], {"a": 1}, None, "text"])
-def test_an_index_without_names_and_files(tmp_path: Path, found: object) -> None:
-    index(tmp_path, found)
-    with pytest.raises(DamagedFileError, match="weight_map"):
-        read_specs(tmp_path)
-
-
-def test_an_index_that_promises_too_much(tmp_path: Path) -> None:
-    write(tmp_path / "one.safetensors", {"a": tensor(0, 4, 2)}, 4)
-    index(tmp_path, {"a": "one.safetensors", "b": "one.safetensors"})
-    with pytest.raises(DamagedFileError, match="promises tensors that no shard holds: b"):
-        read_specs(tmp_path)
+def test_dtypes_by_any_of_their_names() -> None:
+    assert dtype("torch.float16") == dtype("fp16") == from_safetensors("F16")
+    for call, name in ((dtype, "float7"), (from_safetensors, "F7")):
+        with pytest.raises(UnknownDtypeError, match=name):
+            call(name)
