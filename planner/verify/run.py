@@ -131,13 +131,13 @@ def _run(
     for one in (plain, alone, script):
         one.mkdir()
     device = "cpu" if on == "cpu" else "auto"
-    _child([*plain_module, *plain_options, "--device", device, "--out", str(plain)], "the plain model")
+    _child([*plain_module, *plain_options, "--device", device, "--out", str(plain)], "the plain model", work)
     ids = str(plain / "input_ids.json")
     report, logits = script / "report.json", script / "logits.safetensors"
     argv = [sys.executable, str(folder / SCRIPT), *common, "--input-ids", ids]
-    _child([*argv, "--report", str(report), "--logits", str(logits)], "the emitted plan")
+    _child([*argv, "--report", str(report), "--logits", str(logits)], "the emitted plan", work)
     map_options = ["--device-map", str(folder / DEVICE_MAP_FILE), "--input-ids", ids, "--out", str(alone)]
-    _child([*plain_module, *plain_options, *map_options], "the device map alone")
+    _child([*plain_module, *plain_options, *map_options], "the device map alone", work)
     by_script = _compared(plain, script, plan.workload.dtype)
     by_map = _compared(plain, alone, plan.workload.dtype)
     streamed = sum(p.lives != p.executes for p in plan.placements)
@@ -186,9 +186,11 @@ def _measured(folder: Path) -> Measured:
     )
 
 
-def _child(argv: list[str], what: str) -> None:
+def _child(argv: list[str], what: str, work: Path) -> None:
     """Run a child to its end; its last words become the error."""
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, env={**os.environ, **_QUIET})
+    # A child that is killed cannot remove its temporary files; in `work` they go all the same.
+    environment = {**os.environ, **_QUIET, "TMPDIR": str(work)}
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
     if done.returncode == 0:
         return
     lines = [line for line in done.stderr.splitlines() if line.strip()]

@@ -6,6 +6,7 @@ Each plan is mixed down to the leaf: whole blocks on the CPU, blocks whose parts
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from fixtures import tiny
 from fixtures.train import TRAINED
 from planner.device_map import check
-from planner.errors import InvalidInputError, ModelError, PlanFileError
+from planner.errors import InvalidInputError, ModelError, PlanFileError, RuntimeFailure
 from planner.evaluate import Assignment
 from planner.graph.network import placement_units
 from planner.graph.store import graph_for
@@ -116,6 +117,28 @@ def test_a_script_that_generates_otherwise_fails_verification(trained_plan: Path
     assert not report.passed
     assert not report.script.tokens_equal
     assert report.map_alone.passed
+
+
+@pytest.mark.parametrize(
+    "end, words",
+    [
+        ("os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("sys.exit('gave up')", "failed with status 1: gave up"),
+    ],
+)
+def test_a_child_that_fails_is_reported_and_leaves_nothing(
+    trained_plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, words: str
+) -> None:
+    folder, temporary = tmp_path / "plan", tmp_path / "temporary"
+    temporary.mkdir()
+    plan = one_tier_down(read(trained_plan))
+    write_folder(plan, graph_for(resolve(str(TRAINED))), folder)
+    script = "import os, sys, tempfile\ntempfile.mkdtemp(prefix='offload-')\n" + end
+    (folder / "generate.py").write_text(script)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with pytest.raises(RuntimeFailure, match=f"the emitted plan (was )?{words}"):
+        verify(folder, TRAINED, on=None, new_tokens=2, batch_size=1)
+    assert not list(temporary.iterdir())
 
 
 def test_a_plan_survives_a_round_trip(trained_plan: Path) -> None:
