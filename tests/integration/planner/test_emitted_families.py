@@ -136,6 +136,7 @@ def test_a_child_that_fails_is_reported_and_leaves_nothing(
     script = "import os, sys, tempfile\ntempfile.mkdtemp(prefix='offload-')\n" + end
     (folder / "generate.py").write_text(script)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("TMPDIR", str(temporary))
     with pytest.raises(RuntimeFailure, match=f"the emitted plan (was )?{words}"):
         verify(folder, TRAINED, on=None, new_tokens=2, batch_size=1)
     assert not list(temporary.iterdir())
