@@ -1,4 +1,4 @@
-"""Every error that reading a checkpoint can raise."""
+"""Every error that reading, cutting or writing a checkpoint can raise."""
 
 
 class CheckpointError(Exception):
@@ -15,3 +15,35 @@ class MissingFileError(CheckpointError):
 
 class DamagedFileError(CheckpointError):
     """A file is there but its bytes contradict its format."""
+
+
+class AmbiguousSourceError(CheckpointError):
+    """A folder that is no checkpoint of one known format, or of two at once."""
+
+
+class UnknownArchitectureError(CheckpointError):
+    """A model family, or a tensor of one, that no table describes."""
+
+
+class CannotSplitError(CheckpointError):
+    """A tensor that cannot be cut at the degree asked for."""
+
+
+class UnsupportedTargetError(CheckpointError):
+    """A format that cannot hold this model, or not at this degree."""
+
+
+class InconsistentShardsError(CheckpointError):
+    """Shards that contradict each other: of different models, degrees or ranks, or with one missing."""
+
+
+class OutputExistsError(CheckpointError):
+    """Something that is not ours stands where the output would go."""
+
+
+class DiskSpaceError(CheckpointError):
+    """The disk does not hold what would be written."""
+
+
+class MemoryBudgetError(CheckpointError):
+    """The memory budget does not hold the smallest buffers."""
