@@ -1,0 +1,148 @@
+"""The files of one rank, found and checked before anything is built. No torch until tensors are read.
+
+Format: `reshard.formats.per_rank`; every file carries a manifest.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from safetensors import SafetensorError, safe_open
+
+from ..checkpoint import TensorSpec, read_file
+from ..errors import DamagedFileError, InconsistentShardsError, MissingFileError, UnsupportedSourceError
+from ..manifest import KEY, Manifest, decode
+from ..storage import LocalFolder
+
+if TYPE_CHECKING:
+    import torch
+
+_NAME: Final = re.compile(r"model-rank-(\d+)-of-(\d+)(?:-part-\d+-of-\d+)?\.safetensors")
+#: How many names an error lists before it only counts them.
+_LISTED: Final = 4
+
+
+class RankFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """What one rank loads.
+
+    Attributes:
+        folder: where its files are.
+        manifest: what its first file says of the set.
+        specs: its tensors, under their stored names.
+    """
+
+    folder: Path
+    manifest: Manifest
+    specs: dict[str, TensorSpec]
+
+    @property
+    def shown(self) -> str:
+        """How messages call it."""
+        return f"the shard of rank {self.manifest.tp_rank} in {self.folder}"
+
+    def read(self) -> Iterator[tuple[str, "torch.Tensor"]]:
+        """Stored names with their tensors, one in memory at a time.
+
+        Raises:
+            DamagedFileError: a file changed since its header was read.
+        """
+        for file in sorted({spec.file for spec in self.specs.values()}):
+            try:
+                with safe_open(self.folder / file, framework="pt") as stream:
+                    for name in stream.keys():  # noqa: SIM118, no dict
+                        yield name, stream.get_tensor(name)
+            except SafetensorError as error:
+                raise DamagedFileError(f"{self.folder / file} cannot be read: {error}") from error
+
+
+def find_rank_files(folder: Path, tp_rank: int, tp_size: int) -> RankFiles:
+    """The files of one rank, with headers and manifests checked; other ranks' files are not opened.
+
+    Raises:
+        MissingFileError: no shards at all, or not all of this rank's.
+        InconsistentShardsError: shards of another degree, or files of this rank's name that are not its own.
+        DamagedFileError: a file that contradicts its format, or says nothing of itself.
+        UnsupportedSourceError: quantized shards.
+    """
+    names = _own_names(folder, tp_rank, tp_size)
+    opened = LocalFolder(folder)
+    try:
+        held = {name: read_file(opened, name) for name in names}
+    finally:
+        opened.close()
+    accounts = {name: _manifest(folder / name, metadata) for name, (_, metadata) in held.items()}
+    manifest = accounts[names[0]]
+    for name, account in accounts.items():
+        _check_account(folder / name, account, manifest, tp_rank, tp_size)
+    _check_complete(folder, names, manifest, tp_rank)
+    return RankFiles(
+        folder=folder,
+        manifest=manifest,
+        specs={tensor: spec for specs, _ in held.values() for tensor, spec in specs.items()},
+    )
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few of `names`, and how many more there are."""
+    listed = sorted(names)
+    rest = len(listed) - _LISTED
+    return ", ".join(listed[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _place(name: str) -> tuple[int, int] | None:
+    """Rank and degree in a file's name."""
+    found = _NAME.fullmatch(name)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _own_names(folder: Path, tp_rank: int, tp_size: int) -> list[str]:
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder} is no folder; name the one that reshard --tp {tp_size} wrote")
+    places = {path.name: place for path in sorted(folder.iterdir()) if (place := _place(path.name))}
+    if own := [name for name, place in places.items() if place == (tp_rank, tp_size)]:
+        return own
+    degrees = sorted({degree for _, degree in places.values()})
+    if not degrees:
+        raise MissingFileError(
+            f"{folder} holds no model-rank-RR-of-NN.safetensors; write them with reshard --tp {tp_size}"
+        )
+    if tp_size not in degrees:
+        held = " and ".join(map(str, degrees))
+        raise InconsistentShardsError(
+            f"{folder} is cut for tp_size={held}, but the number of processes is {tp_size}; start {held}, or "
+            f"cut it again with reshard --tp {tp_size}"
+        )
+    raise MissingFileError(
+        f"{folder} lacks the shard of rank {tp_rank} of {tp_size}; fetch it, or cut the checkpoint again"
+    )
+
+
+def _manifest(file: Path, metadata: dict[str, str]) -> Manifest:
+    if KEY not in metadata:
+        raise DamagedFileError(f"{file} has no manifest: it does not say of which model and rank it is")
+    return decode(metadata[KEY], str(file))
+
+
+def _check_account(file: Path, account: Manifest, first: Manifest, tp_rank: int, tp_size: int) -> None:
+    """Compare what a file says of itself with what is asked of it: its name alone proves nothing."""
+    if (account.tp_rank, account.tp_size) != (tp_rank, tp_size):
+        raise InconsistentShardsError(
+            f"{file} was written for rank {account.tp_rank} of tp_size={account.tp_size}, but rank {tp_rank} "
+            f"of {tp_size} would load it; it was renamed, or is of another set"
+        )
+    if (account.origin, account.format, account.files) != (first.origin, first.format, first.files):
+        raise InconsistentShardsError(f"{file} is of another checkpoint than the files beside it")
+    if account.recipe is not None:
+        raise UnsupportedSourceError(
+            f"{file} holds quantized weights, which are loaded as they were saved; merge and dequantize them"
+        )
+
+
+def _check_complete(folder: Path, names: list[str], manifest: Manifest, tp_rank: int) -> None:
+    needed = {name for name in manifest.files if (_place(name) or (None,))[0] == tp_rank}
+    if lost := needed - set(names):
+        raise MissingFileError(f"{folder} lacks {some(lost)}; fetch it, or cut the checkpoint again")
+    if strange := set(names) - needed:
+        raise InconsistentShardsError(f"{folder} holds {some(strange)} of another set; remove it")
