@@ -1,0 +1,155 @@
+"""What DeepSpeed's injected blocks hold and compute, by family.
+
+A block is replaced by one module with names of its own. Its two-dimensional tensors are transposed,
+`[in, out]`; its row-parallel biases are whole on every rank. Read in DeepSpeed 0.19.8,
+`module_inject/containers`.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+import torch
+
+from ..errors import UnsupportedTargetError
+
+
+class _Block(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a family keeps what the injected block needs: names of modules, relative to one block."""
+
+    norm: str
+    qkv: str
+    out: str
+    mlp_norm: str | None
+    inter: str
+    output: str
+
+
+# The families whose containers can be built without weights and whose kernels give the model's own tokens.
+_BLOCKS: Final = {
+    "bloom": _Block(
+        norm="input_layernorm",
+        qkv="self_attention.query_key_value",
+        out="self_attention.dense",
+        mlp_norm="post_attention_layernorm",
+        inter="mlp.dense_h_to_4h",
+        output="mlp.dense_4h_to_h",
+    ),
+    "gpt_neo": _Block(
+        norm="ln_1",
+        qkv="attn.attention.q_proj",
+        out="attn.attention.out_proj",
+        mlp_norm="ln_2",
+        inter="mlp.c_fc",
+        output="mlp.c_proj",
+    ),
+    "gpt_neox": _Block(
+        norm="input_layernorm",
+        qkv="attention.query_key_value",
+        out="attention.dense",
+        mlp_norm="post_attention_layernorm",
+        inter="mlp.dense_h_to_4h",
+        output="mlp.dense_4h_to_h",
+    ),
+    "gptj": _Block(
+        norm="ln_1",
+        qkv="attn.q_proj",
+        out="attn.out_proj",
+        mlp_norm=None,
+        inter="mlp.fc_in",
+        output="mlp.fc_out",
+    ),
+    "opt": _Block(
+        norm="self_attn_layer_norm",
+        qkv="self_attn.q_proj",
+        out="self_attn.out_proj",
+        mlp_norm="final_layer_norm",
+        inter="fc1",
+        output="fc2",
+    ),
+}
+
+_GELU: Final = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+# What the injected blocks compute, whatever the configuration says. Another value would change tokens.
+_FIXED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
+    "bloom": {"apply_residual_connection_post_layernorm": (False,)},
+    "gpt_neo": {"activation_function": _GELU},
+    "gpt_neox": {"use_parallel_residual": (True,), "rotary_emb_base": (10000,), "hidden_act": _GELU},
+    "gptj": {"activation_function": _GELU},
+    "opt": {"activation_function": ("relu", "gelu", "gelu_new")},
+}
+
+
+def check_computed(config: Any) -> None:
+    """Refuse a model whose tokens the injected blocks would change.
+
+    Args:
+        config: the model's transformers configuration.
+
+    Raises:
+        UnsupportedTargetError: the family has no loadable block, or a setting that the block ignores.
+    """
+    if config.model_type not in _BLOCKS:
+        raise UnsupportedTargetError(
+            f"kernel injection does not load {config.model_type!r} from pre-shards; it loads "
+            f"{', '.join(sorted(_BLOCKS))}. Use per-rank safetensors and AutoTP"
+        )
+    for key, allowed in _FIXED[config.model_type].items():
+        if (value := getattr(config, key, allowed[0])) not in allowed:
+            raise UnsupportedTargetError(
+                f"the injected {config.model_type} block ignores {key} = {json.dumps(value)} and computes "
+                f"{' or '.join(map(json.dumps, allowed))}. Use per-rank safetensors and AutoTP"
+            )
+
+
+def needed_shapes(model: Any, tp_size: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that one rank's files must hold, by key.
+
+    Args:
+        model: the transformers model before injection; meta tensors will do.
+        tp_size: ranks.
+
+    Returns:
+        The injected blocks' keys at this degree; all else is whole and under the model's own names.
+
+    Raises:
+        UnsupportedTargetError: the blocks cannot be cut so, or lack the extents that injection assumes.
+    """
+    prefix, layers = next(
+        (name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)
+    )
+    needed = {
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(f"{prefix}.")
+    }
+    for number, layer in enumerate(layers):
+        for key, shape in _block_shapes(layer, model.config, tp_size):
+            needed[f"{prefix}.{number}.{key}"] = shape
+    return needed
+
+
+def _block_shapes(layer: Any, config: Any, tp_size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Keys and shapes of one injected block. A bias that the model lacks has no key."""
+    block = _BLOCKS[config.model_type]
+    hidden = config.hidden_size
+    inter = layer.get_submodule(block.inter).weight.shape[0]
+    if config.num_attention_heads % tp_size or inter != 4 * hidden:
+        raise UnsupportedTargetError(
+            "an injected block needs a number of heads that tp_size divides and an MLP of 4 x hidden; the "
+            f"model has {config.num_attention_heads} heads at tp_size {tp_size}, hidden {hidden}, MLP {inter}"
+        )
+    shapes = (
+        (block.norm, "norm_", (hidden,), (hidden,)),
+        (block.qkv, "attention.attn_qkv", (hidden, 3 * hidden // tp_size), (3 * hidden // tp_size,)),
+        (block.out, "attention.attn_o", (hidden // tp_size, hidden), (hidden,)),
+        (block.mlp_norm, "mlp.attn_n", (hidden,), (hidden,)),
+        (block.inter, "mlp.inter_", (hidden, inter // tp_size), (inter // tp_size,)),
+        (block.output, "mlp.output_", (inter // tp_size, hidden), (hidden,)),
+    )
+    for module, key, weight, bias in shapes:
+        if module is not None:
+            yield f"{key}w", weight
+            if layer.get_submodule(module).bias is not None:
+                yield f"{key}b", bias
