@@ -12,11 +12,13 @@ import msgspec
 
 from .dtypes import from_safetensors
 from .errors import CheckpointError, DamagedFileError, MissingFileError
+from .storage import Folder, LocalFolder, read
 
 #: The format's own limit on a header.
 _LONGEST_HEADER: Final = 100_000_000
-_INDEX: Final = "model.safetensors.index.json"
-_SINGLE: Final = "model.safetensors"
+INDEX: Final = "model.safetensors.index.json"
+SINGLE: Final = "model.safetensors"
+METADATA: Final = "__metadata__"
 
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,11 +28,13 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
         dtype: torch's name.
         shape: its dimensions.
         file: the file that holds it, relative to the folder.
+        offset_bytes: of its first byte, from the beginning of the file.
     """
 
     dtype: str
     shape: tuple[int, ...]
     file: str
+    offset_bytes: int = 0
 
 
 def read_specs(folder: Path) -> dict[str, TensorSpec] | None:
@@ -40,67 +44,101 @@ def read_specs(folder: Path) -> dict[str, TensorSpec] | None:
         MissingFileError: no weights at all, or a shard that the index names is not there.
         DamagedFileError: an index or header that contradicts itself or its file.
     """
-    index, single = folder / _INDEX, folder / _SINGLE
-    if index.is_file():
-        return _read_sharded(folder, index)
-    if single.is_file():
-        return _read_file(single)
+    opened = LocalFolder(folder)
+    try:
+        if (folder / INDEX).is_file():
+            return read_indexed(opened, INDEX)
+        if (folder / SINGLE).is_file():
+            return read_file(opened, SINGLE)[0]
+    finally:
+        opened.close()
     if any(folder.glob("pytorch_model*.bin")):
         return None
-    raise MissingFileError(f"{folder} has no weights: neither {_SINGLE}, {_INDEX} nor pytorch_model.bin")
+    raise MissingFileError(f"{folder} has no weights: neither {SINGLE}, {INDEX} nor pytorch_model.bin")
 
 
-def _read_sharded(folder: Path, index: Path) -> dict[str, TensorSpec]:
-    weight_map = _weight_map(index)
+def read_indexed(folder: Folder, index: str) -> dict[str, TensorSpec]:
+    """Every tensor of the files that `index` names.
+
+    Raises:
+        MissingFileError: a file that it names is not there.
+        DamagedFileError: an index or header that contradicts itself or its file.
+    """
+    weight_map = read_weight_map(folder, index)
     specs: dict[str, TensorSpec] = {}
     for name in sorted(set(weight_map.values())):
-        if Path(name).name != name:
-            raise DamagedFileError(f"{index} names a file outside its folder: {name!r}")
-        file = folder / name
-        if not file.is_file():
-            raise MissingFileError(f"{index} names {name}, which is not there; fetch the missing shard")
-        specs |= _read_file(file)
+        specs |= read_file(folder, name)[0]
     lost = sorted(set(weight_map) - set(specs))
     if lost:
-        raise DamagedFileError(f"{index} promises tensors that no shard holds: {', '.join(lost[:5])}")
+        raise DamagedFileError(
+            f"{folder.path(index)} promises tensors that no shard holds: {', '.join(lost[:5])}"
+        )
     return specs
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def read_weight_map(folder: Folder, index: str) -> dict[str, str]:
+    """Tensor → file, as an index has it, once every file was seen to be in the folder.
+
+    Raises:
+        MissingFileError: a file that it names is not there.
+        DamagedFileError: no index, or one that names a file elsewhere.
+    """
+    shown = folder.path(index)
     try:
-        found = json.loads(index.read_bytes(), object_pairs_hook=_unique(index))["weight_map"]
+        found = json.loads(read(folder, index), object_pairs_hook=_unique(shown))["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFileError(f"{index} is not a checkpoint index: {error!r}") from error
+        raise DamagedFileError(f"{shown} is not a checkpoint index: {error!r}") from error
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
-        raise DamagedFileError(f"{index} has no weight_map of names to files")
+        raise DamagedFileError(f"{shown} has no weight_map of names to files")
+    for name in sorted(set(found.values())):
+        if Path(name).name != name:
+            raise DamagedFileError(f"{shown} names a file outside its folder: {name!r}")
+        if name not in folder.files():
+            raise MissingFileError(f"{shown} names {name}, which is not there; fetch the missing shard")
     return found
 
 
-def _read_file(file: Path) -> dict[str, TensorSpec]:
-    header, size = _header(file)
+def read_file(folder: Folder, file: str) -> tuple[dict[str, TensorSpec], dict[str, str]]:
+    """The tensors of one safetensors file, and its `__metadata__`.
+
+    Raises:
+        MissingFileError: it is not there.
+        DamagedFileError: its header contradicts itself or the file's size.
+    """
+    shown = folder.path(file)
+    header, start, size = _header(folder, file)
     specs: dict[str, TensorSpec] = {}
     spans: list[tuple[int, int, str]] = []
     for name, entry in header.items():
-        if name == "__metadata__":
+        if name == METADATA:
             continue
         try:
             kind = from_safetensors(entry["dtype"])
             shape = tuple(_count(extent) for extent in entry["shape"])
             begin, end = (_count(offset) for offset in entry["data_offsets"])
         except (KeyError, TypeError, ValueError, CheckpointError) as error:
-            raise DamagedFileError(f"{file}: tensor {name!r} is not described properly: {error!r}") from error
+            raise DamagedFileError(
+                f"{shown}: tensor {name!r} is not described properly: {error!r}"
+            ) from error
         needed = kind.itemsize_bytes
         for extent in shape:
             needed *= extent
         if not begin <= end <= size or end - begin != needed:
             raise DamagedFileError(
-                f"{file}: tensor {name!r} of {needed} bytes is said to be at {begin} to {end}, but the file "
+                f"{shown}: tensor {name!r} of {needed} bytes is said to be at {begin} to {end}, but the file "
                 f"holds {size} bytes of data; it is truncated or damaged"
             )
         spans.append((begin, end, name))
-        specs[name] = TensorSpec(dtype=kind.name, shape=shape, file=file.name)
-    _check_tiling(file, spans, size)
-    return specs
+        specs[name] = TensorSpec(dtype=kind.name, shape=shape, file=file, offset_bytes=start + begin)
+    _check_tiling(shown, spans, size)
+    return specs, _metadata(shown, header)
+
+
+def _metadata(shown: str, header: dict[str, Any]) -> dict[str, str]:
+    found = header.get(METADATA, {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise DamagedFileError(f"{shown} has metadata that is no map of text to text")
+    return found
 
 
 def _count(found: object) -> int:
@@ -110,37 +148,35 @@ def _count(found: object) -> int:
     return found
 
 
-def _check_tiling(file: Path, spans: Iterable[tuple[int, int, str]], size: int) -> None:
+def _check_tiling(shown: str, spans: Iterable[tuple[int, int, str]], size: int) -> None:
     """The format allows neither holes nor overlaps."""
     at = 0
     for begin, end, name in sorted(spans):
         if begin != at:
-            raise DamagedFileError(f"{file}: tensor {name!r} begins at byte {begin}, not at {at}")
+            raise DamagedFileError(f"{shown}: tensor {name!r} begins at byte {begin}, not at {at}")
         at = end
     if at != size:
-        raise DamagedFileError(f"{file}: its tensors end at byte {at} of {size}; it is truncated or damaged")
+        raise DamagedFileError(f"{shown}: its tensors end at byte {at} of {size}; it is truncated or damaged")
 
 
-def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """The header, and how many bytes of data follow it."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-            raise DamagedFileError(
-                f"{file} is no safetensors file, or truncated: its header would be {length} bytes"
-            )
-        raw = stream.read(length)
+def _header(folder: Folder, file: str) -> tuple[dict[str, Any], int, int]:
+    """The header, the byte where the data begin, and how many there are."""
+    shown, size = folder.path(file), folder.size(file)
+    length = int.from_bytes(read(folder, file, 0, min(size, 8)), "little")
+    if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+        raise DamagedFileError(
+            f"{shown} is no safetensors file, or truncated: its header would be {length} bytes"
+        )
     try:
-        header = json.loads(raw, object_pairs_hook=_unique(file))
-    except ValueError as error:
-        raise DamagedFileError(f"{file} has a damaged header: {error}") from error
+        header = json.loads(read(folder, file, 8, length), object_pairs_hook=_unique(shown))
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{shown} has a damaged header: {error}") from error
     if not isinstance(header, dict):
-        raise DamagedFileError(f"{file} has a header that is no object")
-    return header, size - 8 - length
+        raise DamagedFileError(f"{shown} has a header that is no object")
+    return header, 8 + length, size - 8 - length
 
 
-def _unique(file: Path) -> Any:
+def _unique(shown: str) -> Any:
     """A JSON hook that refuses a key given twice."""
 
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -148,7 +184,7 @@ def _unique(file: Path) -> Any:
         if len(result) != len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise DamagedFileError(f"{file} describes {twice!r} twice")
+            raise DamagedFileError(f"{shown} describes {twice!r} twice")
         return result
 
     return build

@@ -47,3 +47,7 @@ class DiskSpaceError(CheckpointError):
 
 class MemoryBudgetError(CheckpointError):
     """The memory budget does not hold the smallest buffers."""
+
+
+class UnsupportedSourceError(CheckpointError):
+    """A source that this tool does not read."""

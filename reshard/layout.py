@@ -80,11 +80,10 @@ def rank_units(part: Part, tp_size: int, tp_rank: int) -> Interval:
 
 
 def _advice(part: Part, tp_size: int) -> str:
+    label = f"{part.name} heads" if part.name in ("query", "key", "value") else part.name
     works = [d for d in range(1, max(part.units, 2) + 1) if part.units % d == 0]
-    if part.sharing == "replicated":
-        works += [part.units * n for n in (2, 4, 8) if part.units * n <= 64]
     shown = ", ".join(map(str, works[:12])) + (", …" if len(works) > 12 else "")
-    return f"{part.units} {part.name} cannot be shared out over tp_size={tp_size}; degrees that work: {shown}"
+    return f"{part.units} {label} cannot be shared out over tp_size={tp_size}; degrees that work: {shown}"
 
 
 def unit_interval(axis: Axis, name: str, unit: int) -> Interval:
@@ -99,9 +98,7 @@ def unit_interval(axis: Axis, name: str, unit: int) -> Interval:
     raise KeyError(name)
 
 
-def arrange(
-    shares: Sequence[tuple[str, Interval]], blocks: int
-) -> Iterator[tuple[str, int]]:
+def arrange(shares: Sequence[tuple[str, Interval]], blocks: int) -> Iterator[tuple[str, int]]:
     """The units that a rank holds, in the order of a dimension of `blocks` blocks.
 
     Args:
@@ -117,7 +114,8 @@ def arrange(
     for name, (begin, end) in shares:
         if (end - begin) % blocks:
             raise CannotSplitError(
-                f"{end - begin} {name} on a rank do not fill the {blocks} blocks that the model's forward expects"
+                f"{end - begin} {name} heads on a rank do not fill the {blocks} blocks that the model's forward "
+                "expects; take a smaller degree"
             )
     for block in range(blocks):
         for name, (begin, end) in shares:

@@ -24,6 +24,7 @@ Role = Literal[
     "head",  # hidden state to vocabulary
     "head_bias",  # a bias of the vocabulary's length that is a parameter of its own
     "heads_on_columns",  # rows × heads, as T5's relative bias
+    "module_per_head",  # one module for every head: no rank can hold a share under the same names
     "column",  # known only from a plan of somebody else: cut evenly along the outputs
     "row",  # the same along the inputs
     "replicated",  # whatever else every rank holds

@@ -1,0 +1,140 @@
+"""The one shape that every format has: a reader that says where tensors are, a writer that says where they go."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from reshard.model import Model
+from reshard.storage import Folder
+from reshard.tensors import Logical, Stored
+
+
+class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that tensors are read from.
+
+    Attributes:
+        name: relative to the source's folder.
+        tensors: what it holds, with offsets.
+        rank: whose it is; None where files belong to no rank.
+    """
+
+    name: str
+    tensors: tuple[Stored, ...]
+    rank: int | None = None
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint to read.
+
+    Attributes:
+        format: one of the formats' names.
+        folder: where the files are.
+        model: what its configuration says.
+        tensors: the logical tensors.
+        files: who holds what.
+        tp_size: degree of the source; 1 when merged.
+        aliases: other names under which the checkpoint stores a logical tensor → that tensor.
+        digests: SHA-256 of logical tensors, where the source says them; checked while reading.
+        notes: sentences for the user, such as what was left out.
+    """
+
+    format: str
+    folder: Folder
+    model: Model
+    tensors: dict[str, Logical]
+    files: tuple[SourceFile, ...]
+    tp_size: int = 1
+    aliases: dict[str, str] = {}
+    digests: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
+
+
+class TargetFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file to write.
+
+    Attributes:
+        name: relative to the target's folder.
+        container: how it is written.
+        tensors: what it holds; offsets come when its header is laid out.
+        rank: whose it is; None for a file of all ranks.
+        metadata: more of a safetensors file's metadata.
+        root: where the dictionary of tensors stands in a PyTorch archive; empty: it is the archive.
+        extra: other entries of the outermost dictionary of a PyTorch archive.
+    """
+
+    name: str
+    container: Literal["safetensors", "torch"]
+    tensors: tuple[Stored, ...]
+    rank: int | None = None
+    metadata: dict[str, str] = {}
+    root: tuple[str, ...] = ()
+    extra: dict[str, Any] = {}
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint to write.
+
+    Attributes:
+        format: one of the formats' names.
+        tp_size: its degree.
+        files: who holds what.
+        texts: small files beside them → their bytes.
+        notes: sentences for the user: what the runtimes will and won't take.
+    """
+
+    format: str
+    tp_size: int
+    files: tuple[TargetFile, ...]
+    texts: dict[str, bytes] = {}
+    notes: tuple[str, ...] = ()
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What a writer may be asked for.
+
+    Attributes:
+        tp_size: the degree.
+        max_shard_bytes: files of merged checkpoints are closed before they exceed it.
+    """
+
+    tp_size: int
+    max_shard_bytes: int = 5 * 10**9
+
+
+class Format(msgspec.Struct, frozen=True, kw_only=True):
+    """A format.
+
+    Attributes:
+        name: as in `--format`.
+        summary: one line of help.
+        evidence: the files in a list of names that speak for this format; none when it is not this one.
+        read: the source in a folder; the model comes from the folder's configuration, or from the caller.
+            None: read by its manifest alone.
+        write: the layout for a source's logical tensors; None: this format is only read.
+    """
+
+    name: str
+    summary: str
+    evidence: Callable[[tuple[str, ...]], tuple[str, ...]]
+    read: Callable[[Folder, Model | None], Source] | None = None
+    write: Callable[[Source, Options], Layout] | None = None
+
+
+def shown(names: tuple[str, ...], limit: int = 4) -> str:
+    """A few of `names`, for a message."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def by_size(tensors: Mapping[str, Stored], longest_bytes: int) -> list[tuple[Stored, ...]]:
+    """Tensors in their order, in groups that do not exceed `longest_bytes` unless one tensor does."""
+    groups: list[list[Stored]] = [[]]
+    used = 0
+    for tensor in tensors.values():
+        if groups[-1] and used + tensor.size_bytes > longest_bytes:
+            groups.append([])
+            used = 0
+        groups[-1].append(tensor)
+        used += tensor.size_bytes
+    return [tuple(group) for group in groups]

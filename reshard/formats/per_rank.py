@@ -1,0 +1,97 @@
+"""`safetensors`: one file set per rank under Hugging Face names, cut as DeepSpeed's AutoTP cuts.
+
+The layout is this project's own. AutoTP's rule, run with DeepSpeed 0.19.8: Linears of a block along their
+outputs, those before an all-reduce along their inputs with whole biases, the head's weight along its inputs,
+embeddings and norms whole.
+"""
+
+from typing import Final
+
+import msgspec
+
+from reshard.rules import Policy, Rules, check_heads
+from reshard.tensors import Logical, Stored, copy_of, cut
+
+from .base import Format, Layout, Options, Source, TargetFile, by_size
+
+POLICY: Final = Policy(name="safetensors", head="features", uneven=True)
+
+#: Families whose forward does not follow AutoTP's cut, or that AutoTP refuses.
+_NOT_FOR_AUTOTP: Final = {
+    "gpt2": "AutoTP refuses GPT-2's Conv1D",
+    "phi3": "AutoTP cuts it, but its forward slices the fused rows by the whole model's heads",
+    "gpt_bigcode": "AutoTP gives all query heads to one rank",
+    "mixtral": "AutoTP keeps experts whole on every rank; these shards cut them",
+    "qwen3_moe": "AutoTP keeps experts whole on every rank; these shards cut them",
+}
+
+
+def rank_tensors(source: Source, policy: Policy, tp_size: int, tp_rank: int) -> dict[str, Stored]:
+    """Everything that a rank holds, under the names of the logical tensors.
+
+    Raises:
+        CannotSplitError: a head, or a group of quantized elements, would be cut.
+        UnknownArchitectureError: a tensor that the family's table does not mention.
+    """
+    rules = Rules(source.model, source.tensors)
+    check_heads(source.model, tp_size)
+    found = {}
+    for name in (*source.tensors, *source.aliases):
+        first = source.aliases.get(name, name)
+        found[name] = _rank_tensor(rules, policy, name, first, source.tensors[first], tp_size, tp_rank)
+    return found
+
+
+def _rank_tensor(
+    rules: Rules, policy: Policy, name: str, first: str, tensor: Logical, tp_size: int, tp_rank: int
+) -> Stored:
+    # An alias is cut as its own role says: a tied head as a head, though its data are the embedding's.
+    way = policy.cut(rules.rule(name, tensor)) if tp_size > 1 else None
+    if way is None:
+        return copy_of(first, tensor, stored_as=name)
+    stored = cut(first, tensor, way.dim, way.intervals(name, tp_size, tp_rank))
+    return msgspec.structs.replace(stored, name=name)
+
+
+def _write(source: Source, options: Options) -> Layout:
+    files = []
+    for rank in range(options.tp_size):
+        tensors = rank_tensors(source, POLICY, options.tp_size, rank)
+        groups = by_size(tensors, options.max_shard_bytes)
+        stem = f"model-rank-{rank:02d}-of-{options.tp_size:02d}"
+        for number, group in enumerate(groups, 1):
+            part = "" if len(groups) == 1 else f"-part-{number:03d}-of-{len(groups):03d}"
+            files.append(
+                TargetFile(
+                    name=f"{stem}{part}.safetensors",
+                    container="safetensors",
+                    tensors=group,
+                    rank=rank,
+                    metadata={"format": "pt"},
+                )
+            )
+    return Layout(
+        format="safetensors",
+        tp_size=options.tp_size,
+        files=tuple(files),
+        notes=(_autotp_note(source, options.tp_size),),
+    )
+
+
+def _autotp_note(source: Source, tp_size: int) -> str:
+    kind = source.model.model_type
+    config = source.model.config
+    reason = _NOT_FOR_AUTOTP.get(kind)
+    if kind == "falcon" and not config.get("new_decoder_architecture"):
+        reason = "AutoTP cuts this layout of Falcon's heads, or its alibi slopes, wrongly"
+    if reason and tp_size > 1:
+        return f"DeepSpeed AutoTP does not take it: {reason}"
+    return f"DeepSpeed AutoTP takes it, with {tp_size} ranks exactly, through reshard.loaders.autotp"
+
+
+FORMAT: Final = Format(
+    name="safetensors",
+    summary="per rank, Hugging Face names, self-describing; for DeepSpeed AutoTP",
+    evidence=lambda _: (),  # recognised by its manifest
+    write=_write,
+)

@@ -1,0 +1,128 @@
+"""What readers have in common: configuration, tensors of one file."""
+
+import msgspec
+from typing import Final
+
+from reshard.checkpoint import read_file
+from reshard.errors import DamagedFileError, InconsistentShardsError, MissingFileError
+from reshard.model import Model, parse_model
+from reshard.pickles import ATTRIBUTE, place, read_archive
+from reshard.manifest import KEY
+from reshard.storage import Folder, read
+from reshard.tensors import Chunk, Logical, Stored
+
+CONFIG: Final = "config.json"
+
+
+class Contents(msgspec.Struct, frozen=True, kw_only=True):
+    """What a file says of itself.
+
+    Attributes:
+        tensors: without chunks.
+        metadata: of a safetensors file; of an archive, the manifest alone.
+        values: entries of an archive that are no tensors.
+    """
+
+    tensors: dict[str, Stored]
+    metadata: dict[str, str]
+    values: dict[str, object] = {}
+
+
+def model_of(folder: Folder, model: Model | None) -> Model:
+    """The caller's configuration, or else the folder's.
+
+    Raises:
+        MissingFileError: neither is there.
+    """
+    if model is not None:
+        return model
+    if CONFIG not in folder.files():
+        raise MissingFileError(
+            f"{folder.path('')} has no {CONFIG}, which says the model's family; name one with --config"
+        )
+    return parse_model(read(folder, CONFIG), folder.path(CONFIG))
+
+
+def contents(folder: Folder, file: str, root: tuple[str, ...] = ()) -> Contents:
+    """The tensors of a safetensors file, or of the dictionary at `root` in a PyTorch archive.
+
+    Raises:
+        DamagedFileError: no such file, or none that can be believed.
+    """
+    if file.endswith(".safetensors"):
+        specs, metadata = read_file(folder, file)
+        found = {
+            name: Stored(name=name, dtype=s.dtype, shape=s.shape, chunks=(), offset_bytes=s.offset_bytes)
+            for name, s in specs.items()
+        }
+        return Contents(tensors=found, metadata=metadata)
+    return _archive(folder, file, root)
+
+
+def _archive(folder: Folder, file: str, root: tuple[str, ...]) -> Contents:
+    import torch
+
+    value = outer = read_archive(folder, file)
+    shown, size = folder.path(file), folder.size(file)
+    for key in root:
+        if not isinstance(value, dict) or key not in value:
+            raise DamagedFileError(f"{shown} has no {key!r}")
+        value = value[key]
+    if not isinstance(value, dict):
+        raise DamagedFileError(f"{shown} holds a {type(value).__name__}, not tensors by name")
+    tensors = {}
+    for name, tensor in flat(value):
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        at = place(tensor, size, shown)
+        tensors[name] = Stored(
+            name=name,
+            dtype=at.dtype,
+            shape=at.shape,
+            chunks=(),
+            offset_bytes=at.offset_bytes,
+            strides=at.strides,
+        )
+    account = getattr(value, ATTRIBUTE, None)
+    values = {k: v for k, v in outer.items() if not isinstance(v, torch.Tensor)} if root else {}
+    return Contents(
+        tensors=tensors, metadata={KEY: account} if isinstance(account, str) else {}, values=values
+    )
+
+
+def flat(value: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:
+    """Entries of nested dictionaries, their keys joined with dots."""
+    found: list[tuple[str, object]] = []
+    for key, entry in value.items():
+        name = f"{prefix}{key}"
+        found += flat(entry, f"{name}.") if isinstance(entry, dict) else [(name, entry)]
+    return found
+
+
+def merged(stored: Stored) -> Stored:
+    """The stored tensor as all of the logical one with its name."""
+    box = tuple((0, extent) for extent in stored.shape)
+    chunk = Chunk(tensor=stored.name, box=box, at=(0,) * len(stored.shape))
+    return msgspec.structs.replace(stored, chunks=(chunk,))
+
+
+class Collected:
+    """Logical tensors as they are met in one file after the other."""
+
+    def __init__(self) -> None:
+        """Nothing was met yet."""
+        self.tensors: dict[str, Logical] = {}
+
+    def add(self, name: str, dtype: str, shape: tuple[int, ...], shown: str) -> None:
+        """Note a logical tensor.
+
+        Raises:
+            InconsistentShardsError: it was met with another dtype or shape.
+        """
+        found = Logical(dtype=dtype, shape=shape)
+        known = self.tensors.setdefault(name, found)
+        if known != found:
+            raise InconsistentShardsError(
+                f"{shown} has {name} as {dtype} {list(shape)}, another file as {known.dtype} "
+                f"{list(known.shape)}; these are files of different models"
+            )

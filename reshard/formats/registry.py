@@ -1,0 +1,76 @@
+"""Which formats there are, and which one a folder holds. A new format is one module and one line here."""
+
+from typing import Final
+
+from reshard.errors import AmbiguousSourceError, UnsupportedSourceError, UnsupportedTargetError
+from reshard.manifest import FILE
+from reshard.model import Model
+from reshard.storage import Folder
+
+from . import huggingface, own, per_rank
+from .base import Format, Source, shown
+
+FORMATS: Final = {f.name: f for f in (per_rank.FORMAT, huggingface.FORMAT, own.FORMAT)}
+
+#: Files that belong to one of our own sets though they are no shards.
+_COMPANIONS: Final = ("ds_inference_config.json", "latest_checkpointed_iteration.txt")
+
+
+def targets() -> dict[str, Format]:
+    """The formats that can be written."""
+    return {name: f for name, f in FORMATS.items() if f.write is not None}
+
+
+def target(name: str) -> Format:
+    """The format called `name`.
+
+    Raises:
+        UnsupportedTargetError: none that can be written.
+    """
+    found = targets().get(name)
+    if found is None:
+        raise UnsupportedTargetError(f"there is no target format {name!r}; there are {', '.join(targets())}")
+    return found
+
+
+def read_source(folder: Folder, model: Model | None = None) -> Source:
+    """The checkpoint in `folder`, whatever its format.
+
+    Args:
+        folder: where it is.
+        model: the configuration, for formats that have none beside them.
+
+    Raises:
+        AmbiguousSourceError: evidence of several formats.
+        UnsupportedSourceError: evidence of none.
+        CheckpointError: the files contradict themselves or each other.
+    """
+    names = folder.files()
+    found = {f.name: seen for f in FORMATS.values() if (seen := f.evidence(names))}
+    if own.FORMAT.name in found:
+        _nothing_else(folder, found)
+        found = {own.FORMAT.name: found[own.FORMAT.name]}
+    if not found:
+        raise UnsupportedSourceError(
+            f"{folder.path('')} holds no checkpoint that is known; it holds {shown(names) or 'nothing'}"
+        )
+    if len(found) > 1:
+        seen = "; ".join(f"{name}: {shown(files)}" for name, files in found.items())
+        raise AmbiguousSourceError(
+            f"{folder.path('')} holds checkpoints of {len(found)} formats ({seen}); move one of them away"
+        )
+    (name,) = found
+    read = FORMATS[name].read
+    assert read is not None
+    return read(folder, model)
+
+
+def _nothing_else(folder: Folder, found: dict[str, tuple[str, ...]]) -> None:
+    """A set of ours, whatever its format, must not be mixed up with another checkpoint."""
+    known = {FILE, *_COMPANIONS, *own.read_manifest(folder).files}
+    others = {f for files in found.values() for f in files if not f.endswith(".index.json")} - known
+    if others:
+        raise AmbiguousSourceError(
+            f"{folder.path('')} holds a set with {FILE} and also {shown(tuple(sorted(others)))}, which is no "
+            "part of it; move one of them away"
+        )

@@ -1,0 +1,254 @@
+"""A run from a request to a finished folder: planned, staged, resumed, filled in and renamed."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from .containers import Prepared, filled_in, pending, prepare
+from .dtypes import dtype
+from .errors import UnsupportedTargetError
+from .formats.base import Layout, Options, Source, TargetFile
+from .formats.registry import read_source, target
+from .manifest import FILE, Entry, Manifest, Origin, encode, slices
+from .model import Model, parse_model
+from .plan import TensorCopy, make_plan
+from .storage import Folder, open_folder, read
+from .stream import Digests
+from .tensors import Logical
+
+_CONFIG: Final = "config.json"
+#: What is copied beside the shards: configuration, tokenizer, a model's own code.
+_SMALL: Final = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".md")
+_SMALL_BYTES: Final = 64 << 20
+_NOT_COPIED: Final = (FILE, "ds_inference_config.json", "latest_checkpointed_iteration.txt")
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked for.
+
+    Attributes:
+        source: a folder or an address.
+        output: the folder to write; with several degrees it gets one folder `tpN` for each.
+        degrees: the tensor-parallel degrees, each at least 1.
+        format: the target's.
+        dtype: cast floating tensors to it; None keeps them.
+        max_shard_bytes: files are closed before they exceed it.
+        config: a `config.json` for a source that has none.
+        memory_bytes: anonymous memory of the whole process.
+        jobs: threads.
+        overwrite: whether a set of ours that stands at `output` may be replaced.
+    """
+
+    source: str
+    output: Path
+    degrees: tuple[int, ...]
+    format: str = "safetensors"
+    dtype: str | None = None
+    max_shard_bytes: int = 5 * 10**9
+    config: Path | None = None
+    memory_bytes: int = 512 << 20
+    jobs: int = 4
+    overwrite: bool = False
+
+
+class Set(msgspec.Struct, frozen=True, kw_only=True):
+    """The files of one degree.
+
+    Attributes:
+        folder: relative to the output; empty for a single degree.
+        layout: what is written.
+        files: with their tensors' places.
+        manifest: of the whole set, its digests pending.
+    """
+
+    folder: str
+    layout: Layout
+    files: tuple[Prepared, ...]
+    manifest: Manifest
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """A request, planned.
+
+    Attributes:
+        source: what is read.
+        sets: what is written.
+        copies: how one becomes the other.
+        texts: small files → their bytes, digests pending; relative to the output.
+        fingerprint: the same for the same source, plan and release.
+    """
+
+    source: Source
+    sets: tuple[Set, ...]
+    copies: tuple[TensorCopy, ...]
+    texts: dict[str, bytes]
+    fingerprint: str
+
+    @property
+    def files(self) -> tuple[tuple[str, Prepared], ...]:
+        """Every target file with its path relative to the output."""
+        return tuple((_join(s.folder, f.file.name), f) for s in self.sets for f in s.files)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of everything that will be written."""
+        return sum(f.size_bytes for _, f in self.files) + sum(map(len, self.texts.values()))
+
+
+def open_source(address: str, config: Path | None = None) -> Source:
+    """The checkpoint at `address`, with the configuration at `config` when that is given.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    model: Model | None = None
+    if config is not None:
+        file = config / _CONFIG if config.is_dir() else config
+        model = parse_model(file.read_bytes(), str(file))
+    return read_source(open_folder(address), model)
+
+
+def plan_job(request: Request, source: Source, folder: Path) -> Job:
+    """Plan `request`, and lay out its files in `folder`: whole, but with holes where data will be.
+
+    Raises:
+        CheckpointError: the source cannot be cut as asked.
+    """
+    tensors = cast_tensors(source, request.dtype)
+    given = msgspec.structs.replace(source, tensors=tensors)
+    layouts = [_layout(request, given, degree) for degree in request.degrees]
+    names = {name: i for i, name in enumerate(source.tensors)}
+    sets = []
+    for layout in layouts:
+        inside = "" if len(layouts) == 1 else f"tp{layout.tp_size}"
+        sets.append(_lay_out(layout, given, source, names, folder, inside))
+    placed = [(_join(s.folder, f.file.name), f.file.rank, f.tensors) for s in sets for f in s.files]
+    copies = make_plan(source, tensors, placed)
+    texts = _texts(source, sets)
+    return Job(
+        source=source,
+        sets=tuple(sets),
+        copies=copies,
+        texts=texts,
+        fingerprint=_fingerprint(source, copies, texts),
+    )
+
+
+def cast_tensors(source: Source, wanted: str | None) -> dict[str, Logical]:
+    """The logical tensors with the dtype that was asked for, where that applies.
+
+    Integer tensors keep theirs, and so does everything in a quantized checkpoint: scales have their own.
+    """
+    if wanted is None:
+        return source.tensors
+    kind = dtype(wanted)
+    if kind.name not in ("float16", "bfloat16", "float32", "float64"):
+        raise UnsupportedTargetError(
+            f"--dtype {wanted}: a checkpoint is cast to float16, bfloat16 or float32"
+        )
+    if source.model.config.get("quantization_config"):
+        raise UnsupportedTargetError(
+            "--dtype: the checkpoint is quantized; its scales and weights keep their dtypes"
+        )
+    floating = ("float16", "bfloat16", "float32", "float64")
+    return {
+        name: Logical(dtype=kind.name if t.dtype in floating else t.dtype, shape=t.shape)
+        for name, t in source.tensors.items()
+    }
+
+
+def _layout(request: Request, source: Source, degree: int) -> Layout:
+    write = target(request.format).write
+    assert write is not None
+    return write(source, Options(tp_size=degree, max_shard_bytes=request.max_shard_bytes))
+
+
+def _lay_out(
+    layout: Layout, given: Source, source: Source, names: dict[str, int], folder: Path, inside: str
+) -> Set:
+    whole = Manifest(
+        origin=Origin(name=source.folder.name, format=source.format, sha256=pending(len(names))),
+        format=layout.format,
+        model_type=source.model.model_type,
+        tp_size=layout.tp_size,
+        files=tuple(f.name for f in layout.files),
+        tensors={
+            n: Entry(dtype=t.dtype, shape=t.shape, sha256=pending(names[n])) for n, t in given.tensors.items()
+        },
+        ties=given.aliases,
+        recipe=given.model.config.get("quantization_config"),
+    )
+    files = tuple(prepare(f, folder / inside, encode(_account(f, whole))) for f in layout.files)
+    return Set(folder=inside, layout=layout, files=files, manifest=whole)
+
+
+def _account(file: TargetFile, whole: Manifest) -> Manifest:
+    held = {chunk.tensor for tensor in file.tensors for chunk in tensor.chunks}
+    return msgspec.structs.replace(
+        whole,
+        tp_rank=file.rank,
+        tensors={name: entry for name, entry in whole.tensors.items() if name in held},
+        slices=slices(file.tensors),
+    )
+
+
+def _texts(source: Source, sets: Iterable[Set]) -> dict[str, bytes]:
+    found = {}
+    small = companions(source)
+    for one in sets:
+        texts = {**small, **one.layout.texts, FILE: encode(one.manifest).encode()}
+        found |= {_join(one.folder, name): raw for name, raw in texts.items()}
+    return found
+
+
+def companions(source: Source) -> dict[str, bytes]:
+    """Configuration, tokenizer and the like, which go with every copy."""
+    folder: Folder = source.folder
+    found = {_CONFIG: json.dumps(source.model.config, indent=2).encode() + b"\n"}
+    for name in folder.files():
+        is_small = name.endswith(_SMALL) and "/" not in name and folder.size(name) <= _SMALL_BYTES
+        if is_small and name not in _NOT_COPIED and not name.endswith(".index.json"):
+            found[name] = read(folder, name)
+    return found
+
+
+def _fingerprint(source: Source, copies: tuple[TensorCopy, ...], texts: dict[str, bytes]) -> str:
+    stamps = [(f.name, source.folder.stamp(f.name)) for f in source.files]
+    sha = hashlib.sha256(msgspec.json.encode((stamps, copies)))
+    for name in sorted(texts):
+        sha.update(name.encode() + texts[name])
+    return sha.hexdigest()
+
+
+def digests_of(job: Job, found: dict[str, Digests]) -> list[str]:
+    """What the pending digests are, in their order: every tensor's, then the source's."""
+    return [found[name].target for name in job.source.tensors] + [origin_digest(job.source, found)]
+
+
+def origin_digest(source: Source, found: dict[str, Digests]) -> str:
+    """SHA-256 over the names, dtypes, shapes and digests of the logical tensors: one model, one digest."""
+    lines = sorted((n, t.dtype, t.shape, found[n].source) for n, t in source.tensors.items())
+    return hashlib.sha256(msgspec.json.encode(lines)).hexdigest()
+
+
+def write_texts(job: Job, folder: Path, digests: list[str]) -> None:
+    """Write the small files, with the digests in their places."""
+    for name, raw in job.texts.items():
+        path = folder / name
+        with path.open("wb") as stream:
+            stream.write(filled_in(raw, digests))
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+#: Told of bytes read, from any thread.
+Progress = Callable[[int], None]

@@ -1,0 +1,84 @@
+"""What an interrupted run has done already: one line for every tensor whose bytes are on the disk."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from .stream import Digests
+
+_NAME: Final = "journal"
+
+
+class _Head(msgspec.Struct, frozen=True):
+    plan: str
+
+
+class _Done(msgspec.Struct, frozen=True):
+    finished: bool
+
+
+_LINE = msgspec.json.Decoder(Digests)
+
+
+class Journal:
+    """The journal in a staging folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is read yet."""
+        self._path = folder / _NAME
+
+    def done(self, plan: str) -> dict[str, Digests] | None:
+        """What was done of the plan with this fingerprint; None when the journal is of another one, or absent."""
+        try:
+            lines = self._path.read_bytes().split(b"\n")
+            if msgspec.json.decode(lines[0], type=_Head).plan != plan:
+                return None
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+        found = {}
+        # What follows the last line's end was being written when the run was stopped.
+        for line in lines[1:-1]:
+            try:
+                entry = _LINE.decode(line)
+            except msgspec.DecodeError:
+                continue
+            found[entry.name] = entry
+        return found
+
+    def is_finished(self) -> bool:
+        """Whether nothing was left to do but the renaming."""
+        try:
+            lines = self._path.read_bytes().split(b"\n")
+            return len(lines) > 1 and msgspec.json.decode(lines[-2], type=_Done).finished
+        except (FileNotFoundError, msgspec.DecodeError):
+            return False
+
+    def has_begun(self) -> bool:
+        """Whether there is one."""
+        return self._path.exists()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._path.unlink(missing_ok=True)
+
+    def begin(self, plan: str) -> None:
+        """Start over, for the plan with this fingerprint."""
+        self.clear()
+        self._append(msgspec.json.encode(_Head(plan)) + b"\n")
+
+    def add(self, tensors: list[Digests]) -> None:
+        """Note tensors whose bytes are on the disk."""
+        if tensors:
+            self._append(b"".join(msgspec.json.encode(t) + b"\n" for t in tensors))
+
+    def finish(self) -> None:
+        """Note that only the renaming is left."""
+        self._append(msgspec.json.encode(_Done(finished=True)) + b"\n")
+
+    def _append(self, raw: bytes) -> None:
+        with self._path.open("ab") as stream:
+            stream.write(raw)
+            stream.flush()
+            os.fsync(stream.fileno())

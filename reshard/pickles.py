@@ -1,0 +1,164 @@
+"""PyTorch's archives: where their tensors lie, and how to write one before its data are known.
+
+Only `torch.load(weights_only=True)` reads them; what is not data of tensors is refused. Tensors come as fake
+ones, so that nothing is read but the pickle, however large the file.
+
+Source: torch/serialization.py of torch 2.13; `untyped_storage()._checkpoint_offset` is set under FakeTensorMode.
+"""
+
+import argparse
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .errors import DamagedFileError
+from .storage import Folder
+from .tensors import Stored
+
+#: Attribute of the dictionary of tensors that holds our manifest.
+ATTRIBUTE: Final = "_reshard"
+#: Megatron keeps its command line in the checkpoint.
+_HARMLESS: Final = (argparse.Namespace,)
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a tensor's data are in its archive.
+
+    Attributes:
+        dtype: torch's name.
+        shape: its dimensions.
+        strides: in elements.
+        offset_bytes: of its first element, from the beginning of the file.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset_bytes: int
+
+
+def read_archive(folder: Folder, file: str) -> Any:
+    """The object in a PyTorch archive, its tensors without data.
+
+    Raises:
+        DamagedFileError: no archive, a truncated one, one of PyTorch before 1.6, or one that holds objects
+            other than tensors and plain values. Those could run code and are not looked at.
+    """
+    shown = folder.path(file)
+    with folder.open(file) as stream:
+        if stream.read(2) != b"PK":
+            raise DamagedFileError(
+                f"{shown} is no PyTorch archive, or one of PyTorch before 1.6; if you trust it, rewrite it "
+                "with torch.save(torch.load(file, weights_only=True), file)"
+            )
+        stream.seek(0)
+        try:
+            _check_byte_order(stream, shown)
+            stream.seek(0)
+            with FakeTensorMode(), torch.serialization.safe_globals(list(_HARMLESS)):
+                return torch.load(stream, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            reason = str(error).partition("\n")[0].partition(". ")[0]
+            raise DamagedFileError(
+                f"{shown} holds something other than tensors, which loading could run as code; refused: {reason}"
+            ) from error
+        except (
+            zipfile.BadZipFile,
+            RuntimeError,
+            EOFError,
+            KeyError,
+            ValueError,
+            TypeError,
+            AttributeError,
+        ) as e:
+            raise DamagedFileError(f"{shown} is damaged or truncated: {str(e).partition(chr(10))[0]}") from e
+
+
+def place(tensor: torch.Tensor, file_bytes: int, shown: str) -> Place:
+    """Where the data of a tensor from `read_archive` are.
+
+    Raises:
+        DamagedFileError: not inside the file.
+    """
+    storage = tensor.untyped_storage()
+    start = getattr(storage, "_checkpoint_offset", None)
+    if start is None:
+        raise DamagedFileError(f"{shown} has a tensor whose data are not in the archive")
+    begin = int(start) + int(tensor.storage_offset()) * tensor.element_size()
+    last = (
+        sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else -1
+    )
+    if begin + (last + 1) * tensor.element_size() > min(file_bytes, int(start) + storage.nbytes()):
+        raise DamagedFileError(f"{shown} ends before the data of one of its tensors; it is truncated")
+    return Place(
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        shape=tuple(tensor.shape),
+        strides=tuple(tensor.stride()),
+        offset_bytes=begin,
+    )
+
+
+def _check_byte_order(stream: Any, shown: str) -> None:
+    with zipfile.ZipFile(stream) as archive:
+        orders = [name for name in archive.namelist() if name.rpartition("/")[2] == "byteorder"]
+        # Read by hand: archives written without checksums, as ours are, have none that zipfile would accept.
+        for name in orders:
+            entry = archive.getinfo(name)
+            stream.seek(entry.header_offset)
+            raw = stream.read(30 + 1024 + entry.file_size)
+            begin = 30 + int.from_bytes(raw[26:28], "little") + int.from_bytes(raw[28:30], "little")
+            if raw[begin : begin + entry.file_size] == b"big":
+                raise DamagedFileError(f"{shown} was written on a big-endian machine; it is not read")
+
+
+def write_skeleton(
+    path: Path, tensors: tuple[Stored, ...], manifest: str, root: tuple[str, ...], extra: Mapping[str, Any]
+) -> tuple[int, ...]:
+    """Write an archive with everything but the data of `tensors`.
+
+    Args:
+        path: the file; its name becomes the archive's, as `torch.save` does it.
+        tensors: what it will hold.
+        manifest: goes with the dictionary of tensors, as its attribute `_reshard`.
+        root: keys under which that dictionary stands; none: it is the archive's object.
+        extra: other entries of the outermost dictionary; `args` becomes a namespace.
+
+    Returns:
+        For each tensor the byte where its data belong.
+    """
+    with FakeTensorMode():
+        held = OrderedDict((t.name, _empty(t)) for t in tensors)
+    held._reshard = manifest  # type: ignore[attr-defined]
+    value: Any = held
+    for key in reversed(root):
+        value = {key: value}
+    if root:
+        value |= {k: argparse.Namespace(**v) if k == "args" else v for k, v in extra.items()}
+    checksums = torch.serialization.get_crc32_options()
+    # The data are not there yet, so checksums of them would be wrong.
+    torch.serialization.set_crc32_options(False)
+    try:
+        with torch.serialization.skip_data(materialize_fake_tensors=True):
+            torch.save(value, path)
+    finally:
+        torch.serialization.set_crc32_options(checksums)
+    return _offsets(path, root, tensors)
+
+
+def _empty(tensor: Stored) -> torch.Tensor:
+    return torch.empty(tensor.stored_shape, dtype=getattr(torch, tensor.dtype))
+
+
+def _offsets(path: Path, root: tuple[str, ...], tensors: tuple[Stored, ...]) -> tuple[int, ...]:
+    with FakeTensorMode(), torch.serialization.safe_globals(list(_HARMLESS)):
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    for key in root:
+        value = value[key]
+    return tuple(int(value[t.name].untyped_storage()._checkpoint_offset) for t in tensors)

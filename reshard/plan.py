@@ -1,0 +1,131 @@
+"""The plan of a run: which region of which source file goes to which region of which target file. Pure."""
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from .dtypes import dtype
+from .errors import InconsistentShardsError
+from .formats.base import Source
+from .layout import Box, overlap, volume
+from .tensors import Logical, Piece, Stored, pieces
+
+
+class TensorCopy(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that happens to one logical tensor.
+
+    Attributes:
+        name: the tensor's.
+        dtype: in the source.
+        target_dtype: in the targets.
+        shape: its dimensions.
+        sources: disjoint regions that together are the tensor.
+        replicas: regions of the source that hold what another holds as well; read, and compared.
+        targets: where its bytes go.
+        digest: the SHA-256 that the source says it has, in the source's dtype.
+    """
+
+    name: str
+    dtype: str
+    target_dtype: str
+    shape: tuple[int, ...]
+    sources: tuple[Piece, ...]
+    replicas: tuple[Piece, ...]
+    targets: tuple[Piece, ...]
+    digest: str | None = None
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes read, each of them once."""
+        return dtype(self.dtype).itemsize_bytes * sum(volume(p.box) for p in (*self.sources, *self.replicas))
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes written to all targets."""
+        return dtype(self.target_dtype).itemsize_bytes * sum(volume(p.box) for p in self.targets)
+
+
+#: (path of the file, rank, its tensors with offsets)
+Placed = tuple[str, int | None, tuple[Stored, ...]]
+
+
+def make_plan(
+    source: Source, tensors: Mapping[str, Logical], targets: Iterable[Placed]
+) -> tuple[TensorCopy, ...]:
+    """The copies that fill `targets` from `source`, one for each logical tensor, in the source's order.
+
+    Args:
+        source: what is read.
+        tensors: the logical tensors as the targets have them: dtypes may differ.
+        targets: the files to fill, their tensors' offsets known.
+
+    Raises:
+        InconsistentShardsError: the source's files do not hold all of a tensor.
+    """
+    given = _by_tensor((f.name, f.rank, f.tensors) for f in source.files)
+    wanted = _by_tensor(targets)
+    result = []
+    for name, tensor in source.tensors.items():
+        sources, replicas = _disjoint(name, tensor, given.get(name, []))
+        result.append(
+            TensorCopy(
+                name=name,
+                dtype=tensor.dtype,
+                target_dtype=tensors[name].dtype,
+                shape=tensor.shape,
+                sources=sources,
+                replicas=replicas,
+                targets=tuple(wanted.get(name, ())),
+                digest=source.digests.get(name),
+            )
+        )
+    return tuple(result)
+
+
+def _by_tensor(files: Iterable[Placed]) -> dict[str, list[Piece]]:
+    found: dict[str, list[Piece]] = {}
+    for file, rank, stored in files:
+        for tensor in stored:
+            for name, piece in pieces(tensor, file, rank):
+                found.setdefault(name, []).append(piece)
+    return found
+
+
+def _disjoint(name: str, tensor: Logical, given: list[Piece]) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
+    """Regions that tile the tensor, and those that repeat what the former hold."""
+    size = dtype(tensor.dtype).itemsize_bytes
+    sources: list[Piece] = []
+    replicas: list[Piece] = []
+    for piece in given:
+        rest = [piece.box]
+        for known in sources:
+            common = overlap(piece.box, known.box)
+            if common is None:
+                continue
+            replicas += [piece.part(c, size) for box in rest if (c := overlap(box, common)) is not None]
+            rest = [left for box in rest for left in without(box, common)]
+        sources += [piece.part(box, size) for box in rest]
+    held = sum(volume(p.box) for p in sources)
+    needed = volume(tuple((0, n) for n in tensor.shape))
+    if held != needed:
+        raise InconsistentShardsError(
+            f"the files hold {held} of the {needed} elements of {name}; a shard is missing, or of another degree"
+        )
+    return tuple(sources), tuple(replicas)
+
+
+def without(box: Box, hole: Box) -> list[Box]:
+    """Boxes that tile what is left of `box` when `hole` is taken out."""
+    common = overlap(box, hole)
+    if common is None:
+        return [box]
+    left: list[Box] = []
+    rest = list(box)
+    for dim, (begin, end) in enumerate(common):
+        low, high = rest[dim]
+        if low < begin:
+            left.append((*rest[:dim], (low, begin), *rest[dim + 1 :]))
+        if end < high:
+            left.append((*rest[:dim], (end, high), *rest[dim + 1 :]))
+        rest[dim] = (begin, end)
+    return left

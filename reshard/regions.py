@@ -1,0 +1,119 @@
+"""Regions of files in and out of memory: as few and as long reads and writes as the layout allows."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .layout import Box
+from .tensors import Piece
+
+Array = NDArray[Any]
+
+
+class _Order:
+    """A region in the order in which the file has it.
+
+    Attributes:
+        dims: the region's dimensions, outermost in the file first.
+        shape: their extents.
+        run: elements that lie one behind the other.
+        outer: how many of `dims` are walked, one run for every combination.
+    """
+
+    def __init__(self, piece: Piece) -> None:
+        extents = [end - begin for begin, end in piece.box]
+        self.dims = sorted(range(len(extents)), key=lambda i: (-piece.strides[i], -extents[i]))
+        self.shape = tuple(extents[i] for i in self.dims)
+        self.strides = tuple(piece.strides[i] for i in self.dims)
+        self.run, self.outer = 1, len(self.dims)
+        while self.outer and (self.shape[self.outer - 1] == 1 or self.strides[self.outer - 1] == self.run):
+            self.outer -= 1
+            self.run *= self.shape[self.outer]
+
+    def offsets(self) -> Iterator[int]:
+        """Where each run begins, in elements from the region's first one."""
+        for index in itertools.product(*(range(n) for n in self.shape[: self.outer])):
+            yield sum(i * s for i, s in zip(index, self.strides[: self.outer], strict=True))
+
+    @property
+    def is_row_major(self) -> bool:
+        """Whether the file has the dimensions in their own order, in one run."""
+        real = [d for d, n in zip(self.dims, self.shape, strict=True) if n > 1]
+        return self.outer == 0 and real == sorted(real)
+
+
+def is_scattered(piece: Piece) -> bool:
+    """Whether the file has the region's last dimension not innermost, so that strips of rows are short runs."""
+    extents = [end - begin for begin, end in piece.box]
+    return len(extents) > 1 and extents[-1] > 1 and piece.strides[-1] != 1
+
+
+def within(box: Box, outer: Box) -> tuple[slice, ...]:
+    """The slices that select `box` in an array of the box `outer`."""
+    return tuple(slice(b - o, e - o) for (b, e), (o, _) in zip(box, outer, strict=True))
+
+
+def _bytes_of(array: Array) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def gather(
+    piece: Piece, view: Array, scratch: NDArray[np.uint8], read: Callable[[str, int, memoryview], None]
+) -> None:
+    """Fill `view` with the region.
+
+    Args:
+        piece: the region.
+        view: an array of the region's shape, in any memory order.
+        scratch: as many bytes as the region has.
+        read: fills a buffer from a byte of a file.
+    """
+    if view.size == 0:
+        return
+    order = _Order(piece)
+    if order.is_row_major and view.flags.c_contiguous:
+        read(piece.file, piece.offset_bytes, _bytes_of(view))
+        return
+    held = scratch[: view.nbytes]
+    step = order.run * view.itemsize
+    flat = held.data
+    for number, offset in enumerate(order.offsets()):
+        read(
+            piece.file,
+            piece.offset_bytes + offset * view.itemsize,
+            flat[number * step : (number + 1) * step],
+        )
+    view[...] = _reordered(held, order, view.dtype)
+
+
+def scatter(
+    piece: Piece, view: Array, scratch: NDArray[np.uint8], write: Callable[[str, int, memoryview], None]
+) -> None:
+    """Write `view`, which has the region's shape, to the region; arguments as for `gather`."""
+    if view.size == 0:
+        return
+    order = _Order(piece)
+    if order.is_row_major and view.flags.c_contiguous:
+        write(piece.file, piece.offset_bytes, _bytes_of(view))
+        return
+    held = scratch[: view.nbytes]
+    _reordered(held, order, view.dtype)[...] = view
+    step = order.run * view.itemsize
+    flat = held.data
+    for number, offset in enumerate(order.offsets()):
+        write(
+            piece.file,
+            piece.offset_bytes + offset * view.itemsize,
+            flat[number * step : (number + 1) * step],
+        )
+
+
+def _reordered(held: NDArray[np.uint8], order: _Order, kind: np.dtype[Any]) -> Array:
+    """Bytes in the file's order as an array in the region's order of dimensions."""
+    array: Array = held[: math.prod(order.shape) * kind.itemsize].view(kind).reshape(order.shape)
+    back = [order.dims.index(i) for i in range(len(order.dims))]
+    return array.transpose(back)

@@ -1,0 +1,204 @@
+"""Where checkpoints are read from: a local folder, or any address that fsspec understands.
+
+Reads are positioned, so several threads can share a folder.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Final, Protocol
+
+from .errors import DamagedFileError, MissingFileError, UnsupportedSourceError
+
+_SCHEME: Final = "://"
+
+
+class Folder(Protocol):
+    """Files that are read from. Names may have `/` in them."""
+
+    @property
+    def name(self) -> str:
+        """The last part of its address."""
+
+    def path(self, file: str) -> str:
+        """Where `file` is, for messages."""
+
+    def files(self) -> tuple[str, ...]:
+        """The names of all files, sorted, relative to the folder; hidden ones are left out."""
+
+    def size(self, file: str) -> int:
+        """Bytes of `file`; MissingFileError when it is not there."""
+
+    def stamp(self, file: str) -> str:
+        """Something that changes when the file does."""
+
+    def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from byte `offset` on; DamagedFileError when the file ends before."""
+
+    def open(self, file: str) -> IO[bytes]:
+        """The file as a stream that can seek."""
+
+    def close(self) -> None:
+        """Let go of open files."""
+
+
+def read(folder: Folder, file: str, offset: int = 0, size: int | None = None) -> bytes:
+    """`size` bytes of `file` from `offset` on, or all that follow."""
+    wanted = folder.size(file) - offset if size is None else size
+    buffer = bytearray(max(wanted, 0))
+    folder.read_into(file, offset, memoryview(buffer))
+    return bytes(buffer)
+
+
+def open_folder(address: str | Path) -> Folder:
+    """The folder at `address`: a path, or an address with a scheme such as `s3://bucket/model`.
+
+    Raises:
+        MissingFileError: no such folder.
+        UnsupportedSourceError: no filesystem for the scheme is installed.
+    """
+    text = str(address)
+    if _SCHEME in text:
+        return RemoteFolder(text)
+    if not Path(text).is_dir():
+        raise MissingFileError(
+            f"{text} is no folder; a checkpoint is given as the folder that holds its files"
+        )
+    return LocalFolder(Path(text))
+
+
+class LocalFolder:
+    """A folder of this machine, read with `preadv` into the caller's buffers."""
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is opened yet."""
+        self.folder = folder
+        self._open: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    def path(self, file: str) -> str:
+        return str(self.folder / file)
+
+    def files(self) -> tuple[str, ...]:
+        found = (p.relative_to(self.folder) for p in self.folder.rglob("*") if p.is_file())
+        return tuple(sorted(str(p) for p in found if not any(part.startswith(".") for part in p.parts)))
+
+    def size(self, file: str) -> int:
+        try:
+            return (self.folder / file).stat().st_size
+        except FileNotFoundError:
+            raise MissingFileError(f"{self.folder / file} is not there") from None
+
+    def stamp(self, file: str) -> str:
+        state = (self.folder / file).stat()
+        return f"{state.st_size}-{state.st_mtime_ns}-{state.st_ino}"
+
+    def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
+        descriptor = self._descriptor(file)
+        done = 0
+        while done < len(buffer):
+            count = os.preadv(descriptor, [buffer[done:]], offset + done)
+            if count == 0:
+                raise DamagedFileError(f"{self.path(file)} ends at byte {offset + done}; it is truncated")
+            done += count
+
+    def open(self, file: str) -> IO[bytes]:
+        return (self.folder / file).open("rb")
+
+    def close(self) -> None:
+        with self._lock:
+            for descriptor in self._open.values():
+                os.close(descriptor)
+            self._open.clear()
+
+    def _descriptor(self, file: str) -> int:
+        with self._lock:
+            found = self._open.get(file)
+            if found is None:
+                try:
+                    found = os.open(self.folder / file, os.O_RDONLY | os.O_CLOEXEC)
+                except FileNotFoundError:
+                    raise MissingFileError(f"{self.folder / file} is not there") from None
+                self._open[file] = found
+            return found
+
+
+class RemoteFolder:
+    """A folder behind fsspec: every read is one request for a range of bytes."""
+
+    def __init__(self, address: str) -> None:
+        """List the folder.
+
+        Raises:
+            MissingFileError: nothing there.
+            UnsupportedSourceError: the scheme needs a package that is not installed.
+        """
+        import fsspec
+
+        self.address = address.rstrip("/")
+        try:
+            self._system, self._root = fsspec.core.url_to_fs(self.address)
+        except (ImportError, ValueError) as error:
+            raise UnsupportedSourceError(f"{address} cannot be opened: {error}") from error
+        with _named(address):
+            found: dict[str, Any] = self._system.find(self._root, detail=True)
+        start = len(self._root.rstrip("/")) + 1
+        self._entries = {path[start:]: entry for path, entry in found.items()}
+        if not self._entries:
+            raise MissingFileError(f"{address} holds no files")
+
+    @property
+    def name(self) -> str:
+        return self.address.rpartition("/")[2]
+
+    def path(self, file: str) -> str:
+        return f"{self.address}/{file}"
+
+    def files(self) -> tuple[str, ...]:
+        return tuple(sorted(n for n in self._entries if not any(p.startswith(".") for p in n.split("/"))))
+
+    def size(self, file: str) -> int:
+        return int(self._entry(file)["size"])
+
+    def stamp(self, file: str) -> str:
+        entry = self._entry(file)
+        marks = [str(entry.get(key)) for key in ("size", "ETag", "etag", "md5Hash", "mtime", "LastModified")]
+        return "-".join(marks)
+
+    def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
+        self._entry(file)
+        with _named(self.path(file)):
+            found = self._system.cat_file(f"{self._root}/{file}", start=offset, end=offset + len(buffer))
+        if len(found) != len(buffer):
+            raise DamagedFileError(f"{self.path(file)} ends at byte {offset + len(found)}; it is truncated")
+        buffer[:] = found
+
+    def open(self, file: str) -> IO[bytes]:
+        self._entry(file)
+        stream: IO[bytes] = self._system.open(f"{self._root}/{file}", "rb")
+        return stream
+
+    def close(self) -> None:
+        """Nothing stays open between requests."""
+
+    def _entry(self, file: str) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = self._entries[file]
+        except KeyError:
+            raise MissingFileError(f"{self.path(file)} is not there") from None
+        return found
+
+
+@contextmanager
+def _named(address: str) -> Iterator[None]:
+    """An operating system's error of a remote store as a sentence that names the address."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise MissingFileError(f"{address} is not there") from None

@@ -1,0 +1,273 @@
+"""Carries out a plan: reads strips of logical tensors, hashes, casts, and writes them to all their targets.
+
+Every worker has its own buffers, reused for every strip, so memory does not depend on the model.
+"""
+
+import hashlib
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, Final, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from .dtypes import dtype
+from .errors import DamagedFileError, InconsistentShardsError, MemoryBudgetError
+from .layout import Box, overlap, strips
+from .plan import TensorCopy
+from .regions import gather, is_scattered, scatter, within
+from .storage import Folder
+from .tensors import Piece
+
+#: Strips that fit a core's share of the cache are copied fastest (measured: 8 MB, 6–7 GB/s strided).
+_STRIP_BYTES: Final = 8 << 20
+_SMALLEST_STRIP_BYTES: Final = 64 << 10
+_UNSIGNED: Final[dict[int, np.dtype[Any]]] = {
+    1: np.dtype("u1"),
+    2: np.dtype("u2"),
+    4: np.dtype("u4"),
+    8: np.dtype("u8"),
+}
+
+Write = Callable[[str, int, memoryview], None]
+
+
+class Digests(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tensor was found to be.
+
+    Attributes:
+        name: its name.
+        source: SHA-256 of its bytes in the source's dtype.
+        target: the same in the targets' dtype.
+        overflows: whether the cast made an infinity of a finite number.
+    """
+
+    name: str
+    source: str
+    target: str
+    overflows: bool = False
+
+
+class Cast(Protocol):
+    """Converts the elements in one buffer into another dtype in another buffer."""
+
+    def __call__(self, given: NDArray[np.uint8], made: NDArray[np.uint8], source: str, target: str) -> bool:
+        """Fill `made`; say whether a finite number became infinite."""
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """How much memory and how many threads a run may use.
+
+    Attributes:
+        buffer_bytes: for all buffers together.
+        jobs: threads.
+    """
+
+    buffer_bytes: int
+    jobs: int
+
+    @property
+    def strip_bytes(self) -> int:
+        """The longest strip: a worker holds one as read, one reordered and one cast."""
+        return self.buffer_bytes // self.jobs // 3
+
+
+def fit_budget(memory_bytes: int, jobs: int, used_bytes: int) -> Budget:
+    """The buffers that fit into `memory_bytes` when the process itself already uses `used_bytes`.
+
+    Raises:
+        MemoryBudgetError: not even the smallest buffers do.
+    """
+    free = memory_bytes - used_bytes
+    smallest = 3 * _SMALLEST_STRIP_BYTES
+    if free < smallest:
+        raise MemoryBudgetError(
+            f"--memory {memory_bytes >> 20} MiB is too little: the process itself uses {used_bytes >> 20} MiB; "
+            f"give at least {(used_bytes + smallest >> 20) + 16} MiB"
+        )
+    return Budget(buffer_bytes=free, jobs=max(1, min(jobs, free // smallest)))
+
+
+class _Buffers:
+    """One worker's."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.strip = np.empty(size_bytes, np.uint8)
+        self.scratch = np.empty(size_bytes, np.uint8)
+        self.cast = np.empty(size_bytes, np.uint8)
+
+
+class Stream:
+    """One run over a plan."""
+
+    def __init__(
+        self,
+        source: Folder,
+        write: Write,
+        budget: Budget,
+        *,
+        cast: Cast | None = None,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Prepare; `progress` is told of bytes read, from any thread."""
+        self._source, self._write, self._budget = source, write, budget
+        self._cast, self._progress = cast, progress
+        self._stop = threading.Event()
+        self._free: queue.SimpleQueue[_Buffers] = queue.SimpleQueue()
+        for _ in range(budget.jobs):
+            # np.empty takes no memory before it is written to.
+            self._free.put(_Buffers(budget.strip_bytes))
+
+    def run(self, copies: Iterable[TensorCopy]) -> Iterator[Digests]:
+        """Carry out `copies`, the largest first, and yield what each tensor was found to be.
+
+        Raises:
+            InconsistentShardsError: two files hold different values of the same elements.
+            DamagedFileError: a file is truncated, or a tensor is not what the source's manifest says.
+            OSError: the disk is full, or fails.
+        """
+        todo = sorted(copies, key=lambda c: -c.read_bytes)
+        with ThreadPoolExecutor(self._budget.jobs, thread_name_prefix="reshard") as pool:
+            pending: set[Future[Digests]] = set()
+            try:
+                for copy in todo:
+                    # Few at a time, so that an error stops the run and not a queue of thousands.
+                    while len(pending) >= 2 * self._budget.jobs:
+                        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                        yield from (f.result() for f in done)
+                    pending.add(pool.submit(self._copy, copy))
+                while pending:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    yield from (f.result() for f in done)
+            finally:
+                self._stop.set()
+                for future in pending:
+                    future.cancel()
+
+    def _copy(self, copy: TensorCopy) -> Digests:
+        buffers = self._free.get()
+        try:
+            return self._copy_with(copy, buffers)
+        finally:
+            self._free.put(buffers)
+
+    def _copy_with(self, copy: TensorCopy, buffers: _Buffers) -> Digests:
+        read = hashlib.sha256()
+        is_cast = copy.dtype != copy.target_dtype
+        written = hashlib.sha256() if is_cast else read
+        itemsizes = [dtype(d).itemsize_bytes for d in (copy.dtype, copy.target_dtype)]
+        overflows = False
+        for strip in strips(copy.shape, self._strip_bytes(copy) // max(itemsizes)):
+            if self._stop.is_set():
+                break
+            found = _view(buffers.strip, strip, itemsizes[0])
+            count = self._read(copy, strip, found, buffers)
+            read.update(_raw(found).data)
+            made = found
+            if is_cast:
+                assert self._cast is not None
+                made = _view(buffers.cast, strip, itemsizes[1])
+                overflows |= self._cast(_raw(found), _raw(made), copy.dtype, copy.target_dtype)
+                written.update(_raw(made).data)
+            for target in copy.targets:
+                box = overlap(strip, target.box)
+                if box is not None:
+                    part = target.part(box, itemsizes[1])
+                    scatter(part, made[within(box, strip)], buffers.scratch, self._write)
+            self._progress(count)
+        digest = read.hexdigest()
+        if copy.digest is not None and copy.digest != digest and not self._stop.is_set():
+            files = ", ".join(sorted({p.file for p in copy.sources}))
+            raise DamagedFileError(
+                f"{copy.name} in {files} is not what the manifest says it is: its bytes were changed; "
+                "cut the checkpoint again"
+            )
+        return Digests(name=copy.name, source=digest, target=written.hexdigest(), overflows=overflows)
+
+    def _strip_bytes(self, copy: TensorCopy) -> int:
+        """Long strips where the other dimension order would make runs of a few bytes."""
+        pieces = (*copy.sources, *copy.replicas, *copy.targets)
+        longest = self._budget.strip_bytes
+        return longest if any(map(is_scattered, pieces)) else min(longest, _STRIP_BYTES)
+
+    def _read(self, copy: TensorCopy, strip: Box, found: NDArray[Any], buffers: _Buffers) -> int:
+        size, count = found.itemsize, 0
+        for piece in copy.sources:
+            box = overlap(strip, piece.box)
+            if box is not None:
+                view = found[within(box, strip)]
+                gather(piece.part(box, size), view, buffers.scratch, self._source.read_into)
+                count += view.nbytes
+        for piece in copy.replicas:
+            box = overlap(strip, piece.box)
+            if box is not None:
+                count += self._compare(copy, piece.part(box, size), found[within(box, strip)], buffers)
+        return count
+
+    def _compare(self, copy: TensorCopy, piece: Piece, view: NDArray[Any], buffers: _Buffers) -> int:
+        # The buffer for the cast is not in use yet.
+        other = buffers.cast[: view.nbytes].view(view.dtype).reshape(view.shape)
+        gather(piece, other, buffers.scratch, self._source.read_into)
+        if not np.array_equal(other, view):
+            raise InconsistentShardsError(
+                f"{piece.file} has other values of {copy.name} than {copy.sources[0].file}; "
+                "these are shards of different models"
+            )
+        return int(view.nbytes)
+
+
+def _view(buffer: NDArray[np.uint8], box: Box, itemsize: int) -> NDArray[Any]:
+    shape = tuple(end - begin for begin, end in box)
+    count = int(np.prod(shape, dtype=np.int64))
+    array: NDArray[Any] = buffer[: count * itemsize].view(_UNSIGNED[itemsize]).reshape(shape)
+    return array
+
+
+def _raw(array: NDArray[Any]) -> NDArray[np.uint8]:
+    return array.reshape(-1).view(np.uint8)
+
+
+class Files:
+    """Target files, written at any place by any thread."""
+
+    def __init__(self, root: str) -> None:
+        """Files are named relative to `root`, and exist."""
+        self._root = root
+        self._open: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._touched: set[str] = set()
+
+    def write(self, file: str, offset: int, data: memoryview) -> None:
+        """Write all of `data` at byte `offset`."""
+        descriptor = self._descriptor(file)
+        done = 0
+        while done < len(data):
+            done += os.pwrite(descriptor, data[done:], offset + done)
+
+    def sync(self) -> None:
+        """Wait until everything written so far is on the disk."""
+        with self._lock:
+            touched, self._touched = self._touched, set()
+            descriptors = [self._open[name] for name in touched]
+        for descriptor in descriptors:
+            os.fdatasync(descriptor)
+
+    def close(self) -> None:
+        """Close every file."""
+        with self._lock:
+            for descriptor in self._open.values():
+                os.close(descriptor)
+            self._open.clear()
+            self._touched.clear()
+
+    def _descriptor(self, file: str) -> int:
+        with self._lock:
+            self._touched.add(file)
+            found = self._open.get(file)
+            if found is None:
+                found = self._open[file] = os.open(os.path.join(self._root, file), os.O_WRONLY | os.O_CLOEXEC)
+            return found
