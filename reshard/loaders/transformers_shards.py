@@ -18,10 +18,10 @@ import msgspec
 from safetensors import SafetensorError, safe_open
 
 from ..errors import DamagedFileError, InconsistentShardsError, MissingFileError
+from ..manifest import KEY, Manifest, decode
 
 _FILE_NAME: Final = re.compile(r"shard-(\d{5})-model-(\d{5})-of-(\d{5})\.safetensors")
 _OFFSETS_KEY: Final = "DCP_SHARDING_INFO"
-_MANIFEST_KEY: Final = "reshard"
 
 
 class SavedBox(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,14 +72,14 @@ def read_shards(folder: Path) -> ShardSet:
     # Other endings than the loader's own `*.safetensors` do no harm.
     ranks = _check_names(folder, sorted(file.name for file in folder.glob("*.safetensors")))
     boxes: dict[str, list[SavedBox]] = {}
-    recorded: dict[str, int | None] = {}
+    manifests: dict[str, Manifest | None] = {}
     for name, rank in ranks.items():
         metadata, found = _read_header(folder / name)
-        recorded[name] = _recorded_degree(folder / name, metadata, rank)
+        manifests[name] = _manifest(folder / name, metadata, rank)
         for tensor, box in found:
             boxes.setdefault(tensor, []).append(box)
+    _check_manifests(folder, manifests)
     tp_size = len(set(ranks.values()))
-    _check_degree(folder, recorded, tp_size)
     return ShardSet(folder=folder, tp_size=tp_size, boxes={name: tuple(b) for name, b in boxes.items()})
 
 
@@ -176,38 +176,45 @@ def _saved_offsets(
     return found
 
 
-def _recorded_degree(file: Path, metadata: Mapping[str, str], rank: int) -> int | None:
-    """The degree in the file's manifest; None where transformers itself wrote the file."""
-    if _MANIFEST_KEY not in metadata:
+def _manifest(file: Path, metadata: Mapping[str, str], rank: int) -> Manifest | None:
+    """The file's own account; None where transformers itself wrote it."""
+    if KEY not in metadata:
         return None
-    try:
-        manifest = json.loads(metadata[_MANIFEST_KEY])
-        tp_size, tp_rank = int(manifest["tp_size"]), int(manifest["tp_rank"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"{file} has a manifest without tp_size and tp_rank: {error!r}") from error
-    if tp_rank != rank:
+    manifest = decode(metadata[KEY], str(file))
+    if manifest.tp_rank != rank:
         raise InconsistentShardsError(
-            f"{file} is named as rank {rank}'s and says inside that it is rank {tp_rank}'s; restore its name"
+            f"{file} is named as rank {rank}'s and says inside that it is rank {manifest.tp_rank}'s; restore "
+            "its name"
         )
-    return tp_size
+    return manifest
 
 
-def _check_degree(folder: Path, recorded: Mapping[str, int | None], count: int) -> None:
-    """Every file names the same degree, and there are that many shards."""
-    if len(set(recorded.values())) > 1:
-        said = "; ".join(f"{file}: {degree or 'nothing'}" for file, degree in recorded.items())
+def _check_manifests(folder: Path, manifests: Mapping[str, Manifest | None]) -> None:
+    """Every file tells of the same set, and all of that set is there."""
+    accounts = {
+        name: (m.origin.sha256, m.tp_size, m.files) if m is not None else None
+        for name, m in manifests.items()
+    }
+    one = next(iter(manifests))
+    other = next((name for name in manifests if accounts[name] != accounts[one]), None)
+    if other is not None:
         raise InconsistentShardsError(
-            f"the shards in {folder} are of different sets, by their tp_size: {said}"
+            f"{one} in {folder} is {_told(manifests[one])}, and {other} is {_told(manifests[other])}; "
+            "keep the files of one set"
         )
-    degree = next(iter(recorded.values()))
-    if degree is None or degree == count:
-        return
-    if degree > count:  # a gap before the last shard has been found by the names
+    manifest = manifests[one]
+    missing = [name for name in (manifest.files if manifest is not None else ()) if name not in manifests]
+    if manifest is not None and missing:
         raise MissingFileError(
-            f"{folder} was cut for tp_size={degree} and lacks {_file_name(degree)}; fetch it, or write the "
-            "whole set again"
+            f"{folder} was cut for tp_size={manifest.tp_size} and lacks {_some(missing)}; fetch it, or write "
+            "the whole set again"
         )
-    raise InconsistentShardsError(f"{folder} was cut for tp_size={degree}, and {count} shards are there")
+
+
+def _told(manifest: Manifest | None) -> str:
+    if manifest is None:
+        return "without a manifest"
+    return f"of {manifest.origin.name} ({manifest.origin.sha256[:12]}) at tp_size={manifest.tp_size}"
 
 
 def _check_tiling(where: str, boxes: tuple[SavedBox, ...], shape: tuple[int, ...]) -> None:

@@ -32,6 +32,9 @@ _HEAD_PROJECTIONS: Final = frozenset(
     {"q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "q_b_proj", "kv_b_proj"}
 )
 
+#: Stored by older releases; transformers passes over them in plain checkpoints too.
+_OLD_BUFFERS: Final = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
+
 
 def load_transformers_tp(
     folder: Path, *, dtype: torch.dtype | None = None, reshard_on_load: bool = False
@@ -40,8 +43,10 @@ def load_transformers_tp(
 
     Call it in every process of a job that `torchrun` started, or whose process group is initialised; the
     number of processes is the degree. In a single process it loads the whole model. Each rank reads every
-    shard's header, the data of its own shard, and of others only the replicated tensors that lie there. The
-    process group that transformers opens stays open: `torch.distributed.destroy_process_group()` closes it.
+    shard's header, the data of its own shard, and of others only the replicated tensors that lie there.
+
+    The process group that transformers opens stays open. End every process with
+    `torch.distributed.destroy_process_group()`: gloo's threads may otherwise abort it on its way out.
 
     Args:
         folder: `config.json` and shards, as the `transformers` target or transformers' own
@@ -78,7 +83,7 @@ def load_transformers_tp(
     check_tensors(
         shards,
         {name: tuple(tensor.shape) for name, tensor in described.state_dict().items()},
-        ignored=sorted(described._keys_to_ignore_on_load_unexpected or ()),
+        ignored=(*_OLD_BUFFERS, *(described._keys_to_ignore_on_load_unexpected or ())),
     )
     return _load(folder, model_class, dtype, world_size)
 

@@ -261,12 +261,32 @@ def test_offsets_that_are_missing_or_make_no_sense(copy: Path, rewrite: Any, wor
     refused(copy, DamagedFileError, words)
 
 
+def rewrite_shard(file: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write `tensors` in place of a shard's, those that it did not have as beginning at zero."""
+    with safe_open(file, framework="pt") as stream:
+        info = json.loads(stream.metadata()["DCP_SHARDING_INFO"])
+    info = {name: info.get(name, {"saved_offsets": [0] * tensors[name].dim()}) for name in tensors}
+    save_file(tensors, file, {"format": "pt", "DCP_SHARDING_INFO": json.dumps(info)})
+
+
 def test_one_shard_in_another_dtype(copy: Path) -> None:
-    with safe_open(copy / shard(2), framework="pt") as stream:
-        metadata = stream.metadata()
-    halves = {name: tensor.half() for name, tensor in load_file(copy / shard(2)).items()}
-    save_file(halves, copy / shard(2), metadata)
+    rewrite_shard(copy / shard(2), {n: t.half() for n, t in load_file(copy / shard(2)).items()})
     refused(copy, InconsistentShardsError, "has two dtypes")
+
+
+def test_a_tensor_that_the_model_does_not_have(copy: Path) -> None:
+    rewrite_shard(copy / shard(1), load_file(copy / shard(1)) | {"model.extra.weight": torch.ones(4)})
+    refused(copy, InconsistentShardsError, "hold model.extra.weight, which the model of config.json does not")
+
+
+def test_buffers_of_older_releases_are_passed_over(root: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(root / "gpt_neox-tp2", tmp_path / "old"))
+    old = {
+        "gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool),
+        "gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(4),
+    }
+    rewrite_shard(folder / shard(1), load_file(folder / shard(1)) | old)
+    assert load_transformers_tp(folder, reshard_on_load=True).state_dict().keys().isdisjoint(old)
 
 
 def test_names_of_the_plain_checkpoint_where_modules_have_others(root: Path, tmp_path: Path) -> None:
