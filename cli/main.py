@@ -1,16 +1,12 @@
-"""The `planner` command: a lazy group, and the one place where an error becomes a sentence and a status."""
+"""The `planner` command: a group that imports a command when it is called."""
 
 import importlib
-import json
-import os
 import sys
-import traceback
 from collections.abc import Sequence
-from typing import Any
 
 import click
 
-from .exit_codes import ExitCode, exit_code, is_foreseen
+from .program import run_program
 from .registry import COMMANDS
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -73,63 +69,10 @@ def group() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command line `arguments` (without the program's name) and return the exit status.
-
-    Every failure ends here: a sentence on standard error and, with `--json`, an object
-    `{"error": {"type", "message", "exit_code", …}}` on standard output. No traceback without `--debug`.
-    """
-    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    as_json, debug = "--json" in options, "--debug" in options
-    try:
-        # Not `group.main`: it would turn a broken pipe and an interrupt into statuses of its own.
-        with group.make_context("planner", list(arguments)) as context:
-            result = group.invoke(context)
-        sys.stdout.flush()
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    except click.Abort:
-        return _report(KeyboardInterrupt(), "Interrupted.", ExitCode.INTERRUPTED, as_json=as_json)
-    except click.ClickException as error:
-        return _report_usage(error, as_json=as_json)
-    except BrokenPipeError:
-        # Whoever read the output has gone; the interpreter must not complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.BROKEN_PIPE
-    except (Exception, KeyboardInterrupt) as error:
-        if debug:
-            traceback.print_exc()
-        return _report(error, _sentence(error, debug=debug), exit_code(error), as_json=as_json)
-    return result if isinstance(result, int) else ExitCode.OK
+    """Run `planner` with `arguments`; see `cli.program.run_program`."""
+    return run_program(group, "planner", arguments)
 
 
 def main() -> None:
     """Entry point of the console script."""
     sys.exit(run(sys.argv[1:]))
-
-
-def _sentence(error: BaseException, *, debug: bool) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "Interrupted."
-    if is_foreseen(error):
-        return str(error)
-    advice = "" if debug else " Run again with --debug for the traceback."
-    return f"Unexpected {type(error).__name__}: {error}. This is a defect of the planner.{advice}"
-
-
-def _report_usage(error: click.ClickException, *, as_json: bool) -> int:
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    if context is not None and not as_json:
-        click.echo(context.get_usage(), err=True)
-    hint = f" See: {context.command_path} --help" if context is not None else ""
-    return _report(error, error.format_message() + hint, ExitCode.USAGE, as_json=as_json)
-
-
-def _report(error: BaseException, sentence: str, code: ExitCode, *, as_json: bool) -> int:
-    click.echo(f"planner: {sentence}", err=True)
-    if as_json:
-        details: dict[str, Any] = {"type": type(error).__name__, "message": sentence, "exit_code": int(code)}
-        for name in ("device", "deficit_bytes"):
-            if hasattr(error, name):
-                details[name] = getattr(error, name)
-        click.echo(json.dumps({"error": details}))
-    return code

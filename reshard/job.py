@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -198,7 +198,7 @@ def _account(file: TargetFile, whole: Manifest) -> Manifest:
 
 
 def _texts(source: Source, sets: Iterable[Set]) -> dict[str, bytes]:
-    found = {}
+    found: dict[str, bytes] = {}
     small = companions(source)
     for one in sets:
         texts = {**small, **one.layout.texts, FILE: encode(one.manifest).encode()}
@@ -248,7 +248,3 @@ def write_texts(job: Job, folder: Path, digests: list[str]) -> None:
 
 def _join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
-
-
-#: Told of bytes read, from any thread.
-Progress = Callable[[int], None]

@@ -30,7 +30,7 @@ class Journal:
         self._path = folder / _NAME
 
     def done(self, plan: str) -> dict[str, Digests] | None:
-        """What was done of the plan with this fingerprint; None when the journal is of another one, or absent."""
+        """What was done of the plan with this fingerprint; None when there is no journal of it."""
         try:
             lines = self._path.read_bytes().split(b"\n")
             if msgspec.json.decode(lines[0], type=_Head).plan != plan:

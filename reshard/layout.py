@@ -114,8 +114,8 @@ def arrange(shares: Sequence[tuple[str, Interval]], blocks: int) -> Iterator[tup
     for name, (begin, end) in shares:
         if (end - begin) % blocks:
             raise CannotSplitError(
-                f"{end - begin} {name} heads on a rank do not fill the {blocks} blocks that the model's forward "
-                "expects; take a smaller degree"
+                f"{end - begin} {name} heads on a rank do not fill the {blocks} blocks that the model's "
+                "forward expects; take a smaller degree"
             )
     for block in range(blocks):
         for name, (begin, end) in shares:

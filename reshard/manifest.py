@@ -52,11 +52,13 @@ class Slice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         chunks: tensor, box and where the box begins in the stored tensor.
+        swapped: numbers of the chunks whose two dimensions are the other way round in the stored tensor.
         transposed: whether the file has the last two dimensions swapped.
         padding: elements that no chunk covers; they are zero and belong to no logical tensor.
     """
 
     chunks: tuple[tuple[str, tuple[tuple[int, int], ...], tuple[int, ...]], ...]
+    swapped: tuple[int, ...] = ()
     transposed: bool = False
     padding: int = 0
 
@@ -122,6 +124,7 @@ def slices(tensors: Iterable[Stored]) -> dict[str, Slice]:
     return {
         t.name: Slice(
             chunks=tuple((c.tensor, c.box, c.at) for c in t.chunks),
+            swapped=tuple(i for i, c in enumerate(t.chunks) if c.is_swapped),
             transposed=t.transposed,
             padding=_padding(t),
         )
@@ -131,7 +134,10 @@ def slices(tensors: Iterable[Stored]) -> dict[str, Slice]:
 
 def chunks(entry: Slice) -> tuple[Chunk, ...]:
     """The chunks that an account tells of."""
-    return tuple(Chunk(tensor=name, box=box, at=at) for name, box, at in entry.chunks)
+    return tuple(
+        Chunk(tensor=name, box=box, at=at, is_swapped=number in entry.swapped)
+        for number, (name, box, at) in enumerate(entry.chunks)
+    )
 
 
 def _padding(stored: Stored) -> int:

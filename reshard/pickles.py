@@ -3,7 +3,8 @@
 Only `torch.load(weights_only=True)` reads them; what is not data of tensors is refused. Tensors come as fake
 ones, so that nothing is read but the pickle, however large the file.
 
-Source: torch/serialization.py of torch 2.13; `untyped_storage()._checkpoint_offset` is set under FakeTensorMode.
+Source: torch/serialization.py of torch 2.13, which sets `untyped_storage()._checkpoint_offset` under
+FakeTensorMode.
 """
 
 import argparse
@@ -67,7 +68,7 @@ def read_archive(folder: Folder, file: str) -> Any:
         except pickle.UnpicklingError as error:
             reason = str(error).partition("\n")[0].partition(". ")[0]
             raise DamagedFileError(
-                f"{shown} holds something other than tensors, which loading could run as code; refused: {reason}"
+                f"{shown} holds something other than tensors, which loading could run; refused: {reason}"
             ) from error
         except (
             zipfile.BadZipFile,

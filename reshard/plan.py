@@ -109,7 +109,8 @@ def _disjoint(name: str, tensor: Logical, given: list[Piece]) -> tuple[tuple[Pie
     needed = volume(tuple((0, n) for n in tensor.shape))
     if held != needed:
         raise InconsistentShardsError(
-            f"the files hold {held} of the {needed} elements of {name}; a shard is missing, or of another degree"
+            f"the files hold {held} of the {needed} elements of {name}; a shard is missing, or of "
+            "another degree"
         )
     return tuple(sources), tuple(replicas)
 

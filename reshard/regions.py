@@ -47,7 +47,7 @@ class _Order:
 
 
 def is_scattered(piece: Piece) -> bool:
-    """Whether the file has the region's last dimension not innermost, so that strips of rows are short runs."""
+    """Whether the region's last dimension is not the file's innermost: strips of rows are short runs."""
     extents = [end - begin for begin, end in piece.box]
     return len(extents) > 1 and extents[-1] > 1 and piece.strides[-1] != 1
 

@@ -47,7 +47,8 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True):
             return found
         if any(bound % self.ratio for interval in found for bound in interval):
             raise CannotSplitError(
-                f"{name}: a cut at tp_size={tp_size} goes through a group of {self.ratio} quantized elements; "
+                f"{name}: a cut at tp_size={tp_size} goes through a group of {self.ratio} quantized "
+                "elements; "
                 f"degrees that work: {', '.join(map(str, self._degrees())) or 'none'}"
             )
         return tuple((begin // self.ratio, end // self.ratio) for begin, end in found)
@@ -230,6 +231,22 @@ class Rules:
                 )
             )
         return _features if role in _COLUMN else None
+
+
+def check_heads(model: Model, tp_size: int) -> None:
+    """See to it that no attention head is cut.
+
+    Raises:
+        CannotSplitError: one would be; it names the degrees that work.
+    """
+    geometry = model.known()[1]
+    heads, kv_heads = geometry.heads, geometry.kv_heads
+    works = [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
+    if tp_size not in works:
+        raise CannotSplitError(
+            f"tp_size={tp_size} would cut attention heads: this {model.model_type} has {heads} query and "
+            f"{kv_heads} key/value heads; degrees that work: {', '.join(map(str, works))}"
+        )
 
 
 def find(table: Architecture, model: Model, name: str) -> tuple[Module, str, str, tuple[str, ...]] | None:

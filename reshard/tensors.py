@@ -1,7 +1,7 @@
 """Where the bytes of a tensor lie: in files on one side, in the *logical* tensor on the other. Pure.
 
 The logical tensors are those of the merged Hugging Face checkpoint. A file of any format and degree stores
-tensors that consist of boxes of logical ones, so any format can be turned into any other by intersecting boxes.
+tensors that consist of boxes of logical ones, so any format becomes any other by intersecting boxes.
 """
 
 from collections.abc import Iterable
@@ -31,11 +31,14 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
         tensor: the logical tensor's name.
         box: in the logical tensor.
         at: in the stored tensor; it may have more dimensions than the box, which is then in the last ones.
+        is_swapped: whether the box's two dimensions are the other way round in the stored tensor, as where one
+            of both is a `[in, out]` Conv1D.
     """
 
     tensor: str
     box: Box
     at: tuple[int, ...]
+    is_swapped: bool = False
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +124,7 @@ def pieces(stored: Stored, file: str, rank: int | None) -> list[tuple[str, Piece
     for chunk in stored.chunks:
         offset = stored.offset_bytes + itemsize * sum(a * s for a, s in zip(chunk.at, strides, strict=True))
         used = strides[len(strides) - len(chunk.box) :]
+        used = used[::-1] if chunk.is_swapped else used
         found.append(
             (chunk.tensor, Piece(file=file, box=chunk.box, offset_bytes=offset, strides=used, rank=rank))
         )

@@ -1,4 +1,4 @@
-"""The one shape that every format has: a reader that says where tensors are, a writer that says where they go."""
+"""The one shape of every format: a reader says where tensors are, a writer says where they go."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal

@@ -1,13 +1,13 @@
 """What readers have in common: configuration, tensors of one file."""
 
-import msgspec
 from typing import Final
+
+import msgspec
 
 from reshard.checkpoint import read_file
 from reshard.errors import DamagedFileError, InconsistentShardsError, MissingFileError
-from reshard.model import Model, parse_model
-from reshard.pickles import ATTRIBUTE, place, read_archive
 from reshard.manifest import KEY
+from reshard.model import Model, parse_model
 from reshard.storage import Folder, read
 from reshard.tensors import Chunk, Logical, Stored
 
@@ -60,7 +60,10 @@ def contents(folder: Folder, file: str, root: tuple[str, ...] = ()) -> Contents:
 
 
 def _archive(folder: Folder, file: str, root: tuple[str, ...]) -> Contents:
+    # Only archives need torch, which takes a second and 150 MB.
     import torch
+
+    from reshard.pickles import ATTRIBUTE, place, read_archive
 
     value = outer = read_archive(folder, file)
     shown, size = folder.path(file), folder.size(file)

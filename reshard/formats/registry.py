@@ -55,9 +55,9 @@ def read_source(folder: Folder, model: Model | None = None) -> Source:
             f"{folder.path('')} holds no checkpoint that is known; it holds {shown(names) or 'nothing'}"
         )
     if len(found) > 1:
-        seen = "; ".join(f"{name}: {shown(files)}" for name, files in found.items())
+        listed = "; ".join(f"{name}: {shown(files)}" for name, files in found.items())
         raise AmbiguousSourceError(
-            f"{folder.path('')} holds checkpoints of {len(found)} formats ({seen}); move one of them away"
+            f"{folder.path('')} holds checkpoints of {len(found)} formats ({listed}); move one of them away"
         )
     (name,) = found
     read = FORMATS[name].read

@@ -1,0 +1,70 @@
+"""What both programs do: run a click command, and turn an error into a sentence and a status."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from .exit_codes import ExitCode, exit_code, is_foreseen
+
+
+def run_program(command: click.Command, name: str, arguments: Sequence[str]) -> int:
+    """Run `command`, called `name`, with `arguments` and return the exit status.
+
+    Every failure ends here: a sentence on standard error and, with `--json`, an object
+    `{"error": {"type", "message", "exit_code", …}}` on standard output. No traceback without `--debug`.
+    """
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    as_json, debug = "--json" in options, "--debug" in options
+    try:
+        # Not `command.main`: it would turn a broken pipe and an interrupt into statuses of its own.
+        with command.make_context(name, list(arguments)) as context:
+            result = command.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.Abort:
+        return _report(name, KeyboardInterrupt(), "Interrupted.", ExitCode.INTERRUPTED, as_json=as_json)
+    except click.ClickException as error:
+        return _report_usage(name, error, as_json=as_json)
+    except BrokenPipeError:
+        # Whoever read the output has gone; the interpreter must not complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.BROKEN_PIPE
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        return _report(name, error, _sentence(name, error, debug=debug), exit_code(error), as_json=as_json)
+    return result if isinstance(result, int) else ExitCode.OK
+
+
+def _sentence(name: str, error: BaseException, *, debug: bool) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted."
+    if is_foreseen(error):
+        return str(error)
+    advice = "" if debug else " Run again with --debug for the traceback."
+    return f"Unexpected {type(error).__name__}: {error}. This is a defect of {name}.{advice}"
+
+
+def _report_usage(name: str, error: click.ClickException, *, as_json: bool) -> int:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None and not as_json:
+        click.echo(context.get_usage(), err=True)
+    hint = f" See: {context.command_path} --help" if context is not None else ""
+    return _report(name, error, error.format_message() + hint, ExitCode.USAGE, as_json=as_json)
+
+
+def _report(name: str, error: BaseException, sentence: str, code: ExitCode, *, as_json: bool) -> int:
+    click.echo(f"{name}: {sentence}", err=True)
+    if as_json:
+        details: dict[str, Any] = {"type": type(error).__name__, "message": sentence, "exit_code": int(code)}
+        for detail in ("device", "deficit_bytes"):
+            if hasattr(error, detail):
+                details[detail] = getattr(error, detail)
+        click.echo(json.dumps({"error": details}))
+    return code

@@ -1,0 +1,266 @@
+"""The `reshard` command: one checkpoint in, one or several out."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from planner.errors import InvalidInputError
+from planner.sizes import format_bytes, format_seconds, parse_bytes
+
+from .options import output_options
+from .program import run_program
+from .progress import byte_bar
+from .render import Column, show_facts, show_json, show_table, show_text
+
+if TYPE_CHECKING:
+    from reshard.dry_run import DryRun
+    from reshard.job import Request
+    from reshard.run import Report
+    from reshard.verify import Verified
+
+_FORMATS = ("safetensors", "deepspeed", "transformers", "vllm", "megatron", "huggingface")
+
+
+class _Size(click.ParamType):  # type: ignore[type-arg]  # generic only in the newest click
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else parse_bytes(str(value))
+        except (InvalidInputError, ValueError) as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Degrees(click.ParamType):  # type: ignore[type-arg]
+    name = "degrees"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        words = [word.strip() for word in str(value).split(",")]
+        if not all(word.isdecimal() and 1 <= int(word) <= 1024 for word in words):
+            self.fail(f"{value!r} is no list of degrees such as 8 or 2,4,8", param, ctx)
+        return tuple(dict.fromkeys(int(word) for word in words))
+
+
+@click.command(
+    name="reshard", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.argument("checkpoint")
+@click.option("--tp", type=_Degrees(), help="Tensor-parallel degree, or several: 2,4,8.")
+@click.option(
+    "--format", "format_name", type=click.Choice(_FORMATS), help="What to write.  [default: safetensors]"
+)
+@click.option("--dtype", help="Cast floating tensors: float16, bfloat16 or float32.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Folder to write.  [default: beside CHECKPOINT]"
+)
+@click.option("--dry-run", is_flag=True, help="Show the byte map, memory, disk and what runtimes will take.")
+@click.option("--verify", is_flag=True, help="Read CHECKPOINT, which this tool wrote, and check every hash.")
+@click.option("--against", help="With --verify: the checkpoint it was cut from, compared byte by byte.")
+@click.option(
+    "--config", type=click.Path(exists=True, path_type=Path), help="config.json, where there is none."
+)
+@click.option("--memory", type=_Size(), default="512MiB", show_default=True, help="Anonymous memory to use.")
+@click.option("--jobs", type=click.IntRange(1, 256), help="Threads.  [default: one per core, at most 8]")
+@click.option(
+    "--max-shard-size", type=_Size(), default="5GB", show_default=True, help="Largest file of a rank."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an output that this tool wrote before.")
+@output_options
+def command(
+    checkpoint: str,
+    tp: tuple[int, ...] | None,
+    format_name: str | None,
+    dtype: str | None,
+    output: Path | None,
+    dry_run: bool,
+    verify: bool,
+    against: str | None,
+    config: Path | None,
+    memory: int,
+    jobs: int | None,
+    max_shard_size: int,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Cut, merge or re-cut CHECKPOINT for tensor-parallel loading: any degree to any degree, without a GPU.
+
+    CHECKPOINT is a folder, or an address such as s3://bucket/model: a Hugging Face checkpoint, what this tool
+    wrote, DeepSpeed's pre-shards, Megatron's, transformers' distributed shards, or vLLM's sharded state. An
+    interrupted run continues when the same command is given again.
+
+    Exit status: 0 done; 2 usage; 3 bad input, or no room; 4 runtime failure.
+    """
+    threads = jobs or min(8, os.cpu_count() or 1)
+    if verify:
+        _no_targets(tp, format_name, dtype, output, dry_run)
+        _verify(checkpoint, against, memory, threads, as_json=as_json)
+        return
+    if against is not None:
+        raise click.UsageError("--against belongs to --verify.")
+    from reshard.job import Request
+
+    degrees = _degrees(tp, format_name)
+    request = Request(
+        source=checkpoint,
+        output=output or _beside(checkpoint, degrees, format_name),
+        degrees=degrees,
+        format=format_name or "safetensors",
+        dtype=dtype,
+        max_shard_bytes=max_shard_size,
+        config=config,
+        memory_bytes=memory,
+        jobs=threads,
+        overwrite=overwrite,
+    )
+    if dry_run:
+        _dry_run(request, as_json=as_json)
+    else:
+        _reshard(request, as_json=as_json)
+
+
+def _no_targets(
+    tp: tuple[int, ...] | None, format_name: str | None, dtype: str | None, output: Path | None, dry_run: bool
+) -> None:
+    given = {"--tp": tp, "--format": format_name, "--dtype": dtype, "--output": output, "--dry-run": dry_run}
+    for name, value in given.items():
+        if value:
+            raise click.UsageError(f"--verify writes nothing; {name} makes no sense with it.")
+
+
+def _degrees(tp: tuple[int, ...] | None, format_name: str | None) -> tuple[int, ...]:
+    if tp is None:
+        if format_name == "huggingface":
+            return (1,)
+        raise click.UsageError("Say the degree: --tp 8, or several: --tp 2,4,8.")
+    if format_name == "huggingface" and tp != (1,):
+        raise click.UsageError("--format huggingface is merged: --tp 1.")
+    return tp
+
+
+def _beside(checkpoint: str, degrees: tuple[int, ...], format_name: str | None) -> Path:
+    """`CHECKPOINT-tp8`; in the working folder when the checkpoint is at a remote address."""
+    suffix = "merged" if format_name == "huggingface" else "tp" + "-".join(map(str, degrees))
+    if "://" in checkpoint:
+        return Path(f"{checkpoint.rstrip('/').rpartition('/')[2]}-{suffix}")
+    folder = Path(os.path.abspath(checkpoint))
+    return folder.with_name(f"{folder.name}-{suffix}")
+
+
+def _reshard(request: "Request", *, as_json: bool) -> None:
+    from reshard.run import reshard
+
+    with byte_bar("resharding", is_shown=not as_json) as bar:
+        report = reshard(
+            request,
+            progress=bar.advance,
+            started=lambda job: bar.expect(sum(c.read_bytes for c in job.copies)),
+        )
+    if as_json:
+        show_json(report)
+        return
+    _show_report(report, request)
+
+
+def _show_report(report: "Report", request: "Request") -> None:
+    degrees = ", ".join(map(str, request.degrees))
+    rate = report.read_bytes / max(report.elapsed_s, 1e-9)
+    facts = [
+        ("output", str(report.output)),
+        ("format", f"{request.format}, tp_size {degrees}"),
+        ("files", f"{report.files}, {format_bytes(report.written_bytes)}"),
+        ("tensors", f"{report.tensors}" + (f", {report.resumed} done before" if report.resumed else "")),
+        ("time", f"{format_seconds(report.elapsed_s)}, {format_bytes(rate)}/s read"),
+        ("sha256 of the source", report.sha256),
+    ]
+    show_facts(facts)
+    if report.overflows:
+        names = ", ".join(report.overflows[:3])
+        show_text(
+            f"Warning: numbers in {len(report.overflows)} tensors are beyond {request.dtype} and became "
+            f"infinite: {names}."
+        )
+    show_text(*(f"Note: {note}." for note in report.notes))
+
+
+def _dry_run(request: "Request", *, as_json: bool) -> None:
+    from reshard.dry_run import dry_run
+
+    found = dry_run(request)
+    if as_json:
+        show_json(found)
+        return
+    facts = [
+        ("source", f"{found.source_format}, tp_size {found.source_tp_size}, {found.model_type}"),
+        ("output", str(found.output)),
+        ("reads", format_bytes(found.read_bytes)),
+        ("writes", format_bytes(found.written_bytes)),
+        ("peak memory", f"{format_bytes(found.peak_memory_bytes)}, {found.jobs} threads"),
+    ]
+    show_facts(facts)
+    columns = (Column("file"), Column("rank", is_number=True), Column("tensors", is_number=True))
+    rows = [
+        (f.file, "all" if f.rank is None else str(f.rank), str(f.tensors), format_bytes(f.size_bytes))
+        for f in found.files
+    ]
+    show_table((*columns, Column("size", is_number=True)), rows, title="files")
+    _show_map(found)
+    show_text(*(f"Note: {note}." for note in found.notes))
+
+
+def _show_map(found: "DryRun") -> None:
+    """Tensors that are cut alike, once: a model has hundreds."""
+    ways: dict[str, list[str]] = {}
+    for tensor in found.byte_map:
+        boxes = sorted({_box(t.box, tensor.shape) for t in tensor.targets})
+        way = f"{len(tensor.targets)} × " + (boxes[0] if len(boxes) == 1 else f"{boxes[0]} … {boxes[-1]}")
+        ways.setdefault(f"{list(tensor.shape)} {tensor.target_dtype} → {way}", []).append(tensor.name)
+    rows = [(names[0], str(len(names)), way) for way, names in ways.items()]
+    columns = (Column("tensor"), Column("alike", is_number=True), Column("shape → boxes", wraps=True))
+    show_table(columns, rows, title="byte map (--json has every offset)")
+
+
+def _box(box: tuple[tuple[int, int], ...], shape: tuple[int, ...]) -> str:
+    parts = [":" if (b, e) == (0, n) else f"{b}:{e}" for (b, e), n in zip(box, shape, strict=True)]
+    return f"[{', '.join(parts)}]"
+
+
+def _verify(folder: str, against: str | None, memory: int, jobs: int, *, as_json: bool) -> None:
+    from reshard.verify import verify
+
+    with byte_bar("verifying", is_shown=not as_json) as bar:
+        found = verify(
+            folder, against, memory_bytes=memory, jobs=jobs, progress=bar.advance, started=bar.expect
+        )
+    if as_json:
+        show_json(found)
+        return
+    _show_verified(folder, found)
+
+
+def _show_verified(folder: str, found: "Verified") -> None:
+    facts = [
+        ("folder", folder),
+        ("format", f"{found.format}, tp_size {found.tp_size}"),
+        ("read", f"{found.files} files, {format_bytes(found.read_bytes)}"),
+        ("tensors", f"{found.tensors}, every hash as the manifest has it; replicas equal"),
+        ("cut from", f"a checkpoint with sha256 {found.origin_sha256}"),
+    ]
+    if found.against is not None:
+        facts.append(("against", f"{found.against}: every tensor equal, every slice where it belongs"))
+    show_facts(facts)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run_program(command, "reshard", sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

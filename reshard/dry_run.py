@@ -1,0 +1,149 @@
+"""What a run would do, without doing it: the byte map, memory, disk, and what the runtimes will take."""
+
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from .dtypes import dtype
+from .job import Job, Request, open_source, plan_job
+from .layout import Box, volume
+from .run import anonymous_bytes, make_budget, notes_of
+from .tensors import Piece
+
+
+class Span(msgspec.Struct, frozen=True, kw_only=True):
+    """A region of a file.
+
+    Attributes:
+        file: its name; a target's is relative to the output.
+        offset_bytes: of its first element.
+        size_bytes: of all its elements; they lie one behind the other where `is_contiguous`.
+        box: what it is of the logical tensor.
+        is_contiguous: whether there are gaps.
+    """
+
+    file: str
+    offset_bytes: int
+    size_bytes: int
+    box: Box
+    is_contiguous: bool
+
+
+class TensorMap(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one logical tensor comes from and goes to."""
+
+    name: str
+    dtype: str
+    target_dtype: str
+    shape: tuple[int, ...]
+    sources: tuple[Span, ...]
+    replicas: tuple[Span, ...]
+    targets: tuple[Span, ...]
+
+
+class FileSize(msgspec.Struct, frozen=True, kw_only=True):
+    """A file to be written."""
+
+    file: str
+    rank: int | None
+    tensors: int
+    size_bytes: int
+
+
+class DryRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run would do.
+
+    Attributes:
+        source_format: what was found.
+        source_tp_size: its degree.
+        model_type: its family.
+        output: where the files would go.
+        files: every shard.
+        read_bytes: each byte of the source is read once.
+        written_bytes: disk needed; while the run is going, nothing else is.
+        peak_memory_bytes: most anonymous memory: the process as it is now, and all buffers full.
+        jobs: threads.
+        byte_map: every tensor's way.
+        notes: what each runtime will and won't take.
+    """
+
+    source_format: str
+    source_tp_size: int
+    model_type: str
+    output: Path
+    files: tuple[FileSize, ...]
+    read_bytes: int
+    written_bytes: int
+    peak_memory_bytes: int
+    jobs: int
+    byte_map: tuple[TensorMap, ...]
+    notes: tuple[str, ...]
+
+
+def dry_run(request: Request) -> DryRun:
+    """Plan `request` and write nothing but headers in a temporary folder.
+
+    Raises:
+        CheckpointError: as `reshard.run.reshard`.
+    """
+    source = open_source(request.source, request.config)
+    with tempfile.TemporaryDirectory(prefix="reshard-") as folder:
+        job = plan_job(request, source, Path(folder))
+    source.folder.close()
+    casts = any(c.dtype != c.target_dtype for c in job.copies)
+    budget, _ = make_budget(request.memory_bytes, request.jobs, casts=casts)
+    return DryRun(
+        source_format=source.format,
+        source_tp_size=source.tp_size,
+        model_type=source.model.model_type,
+        output=request.output,
+        files=tuple(
+            FileSize(file=name, rank=f.file.rank, tensors=len(f.tensors), size_bytes=f.size_bytes)
+            for name, f in job.files
+        ),
+        read_bytes=sum(c.read_bytes for c in job.copies),
+        written_bytes=job.size_bytes,
+        peak_memory_bytes=anonymous_bytes() + budget.buffer_bytes,
+        jobs=budget.jobs,
+        byte_map=_map(job),
+        notes=notes_of(job),
+    )
+
+
+def _map(job: Job) -> tuple[TensorMap, ...]:
+    return tuple(
+        TensorMap(
+            name=c.name,
+            dtype=c.dtype,
+            target_dtype=c.target_dtype,
+            shape=c.shape,
+            sources=_spans(c.sources, c.dtype),
+            replicas=_spans(c.replicas, c.dtype),
+            targets=_spans(c.targets, c.target_dtype),
+        )
+        for c in job.copies
+    )
+
+
+def _spans(pieces: tuple[Piece, ...], kind: str) -> tuple[Span, ...]:
+    return tuple(
+        Span(
+            file=p.file,
+            offset_bytes=p.offset_bytes,
+            size_bytes=volume(p.box) * dtype(kind).itemsize_bytes,
+            box=p.box,
+            is_contiguous=_is_contiguous(p),
+        )
+        for p in pieces
+    )
+
+
+def _is_contiguous(piece: Piece) -> bool:
+    """Whether the region has no gaps, in whatever order of dimensions."""
+    step = 1
+    for stride, extent in sorted((s, e - b) for s, (b, e) in zip(piece.strides, piece.box, strict=True)):
+        if extent > 1 and stride != step:
+            return False
+        step *= extent
+    return True

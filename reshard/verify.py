@@ -1,0 +1,156 @@
+"""Proves a set of shards: every byte hashed, replicas compared, and, against its source, the round trip."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from .errors import InconsistentShardsError, UnsupportedSourceError
+from .formats import own
+from .formats.base import Options, Source, shown
+from .formats.registry import target
+from .job import open_source
+from .manifest import Manifest, Slice, slices
+from .plan import TensorCopy, make_plan
+from .run import make_budget
+from .stream import Digests, Stream
+from .tensors import Logical
+
+
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
+    """What was proved.
+
+    Attributes:
+        format: of the set.
+        tp_size: its degree.
+        files: shards read.
+        tensors: logical tensors hashed.
+        read_bytes: every byte of every shard's tensors.
+        origin_sha256: the digest of the checkpoint that was cut.
+        against: the checkpoint compared with; None when there was none.
+    """
+
+    format: str
+    tp_size: int
+    files: int
+    tensors: int
+    read_bytes: int
+    origin_sha256: str
+    against: str | None = None
+
+
+def verify(
+    folder: str,
+    against: str | None = None,
+    *,
+    memory_bytes: int = 512 << 20,
+    jobs: int = 4,
+    progress: Callable[[int], None] = lambda _: None,
+    started: Callable[[int], None] = lambda _: None,
+) -> Verified:
+    """Read the set in `folder` and compare every logical tensor with its manifest, and with `against`.
+
+    Args:
+        folder: what this tool wrote.
+        against: the checkpoint that it was cut from, of any format and degree.
+        memory_bytes: anonymous memory of the whole process.
+        jobs: threads.
+        progress: told of bytes read.
+        started: told how many there are.
+
+    Raises:
+        UnsupportedSourceError: the folder has no manifest.
+        DamagedFileError: bytes were changed since they were written.
+        InconsistentShardsError: shards contradict each other, or the checkpoint they are compared with.
+    """
+    source = open_source(folder)
+    whole = _manifest(source)
+    copies = make_plan(source, source.tensors, ())
+    other = None if against is None else _comparable(source, whole, open_source(against))
+    others = () if other is None else make_plan(other[0], other[1], ())
+    started(sum(c.read_bytes for c in (*copies, *others)))
+    found = _digests(source, copies, memory_bytes, jobs, progress)
+    if other is not None:
+        expected = _digests(other[0], others, memory_bytes, jobs, progress)
+        for name, digests in found.items():
+            if digests.source != expected[name].target:
+                raise InconsistentShardsError(f"{name} has other values in {folder} than in {against}")
+    source.folder.close()
+    return Verified(
+        format=source.format,
+        tp_size=source.tp_size,
+        files=len(source.files),
+        tensors=len(copies),
+        read_bytes=sum(c.read_bytes for c in copies),
+        origin_sha256=whole.origin.sha256,
+        against=against,
+    )
+
+
+def _manifest(source: Source) -> Manifest:
+    if not source.digests:
+        raise UnsupportedSourceError(
+            f"{source.folder.path('')} has no manifest to verify it by; only what this tool "
+            "wrote can be verified"
+        )
+    return own.read_manifest(source.folder)
+
+
+def _comparable(source: Source, whole: Manifest, other: Source) -> tuple[Source, dict[str, Logical]]:
+    """The other checkpoint and its tensors with the set's dtypes, once both have the same tensors and cut.
+
+    Raises:
+        InconsistentShardsError: they have not.
+    """
+    here, there = source.folder.path(""), other.folder.path("")
+    odd = tuple(sorted(set(source.tensors) ^ set(other.tensors)))
+    if odd:
+        raise InconsistentShardsError(
+            f"{here} and {there} are of different models: only one has {shown(odd)}"
+        )
+    for name, tensor in source.tensors.items():
+        if tensor.shape != other.tensors[name].shape:
+            raise InconsistentShardsError(
+                f"{name} is {list(tensor.shape)} in {here} and {list(other.tensors[name].shape)} in {there}"
+            )
+    _same_cut(source, whole, other)
+    return other, dict(source.tensors)
+
+
+def _same_cut(source: Source, whole: Manifest, other: Source) -> None:
+    """Cut the other checkpoint again, on paper: the accounts in the shards must say the same."""
+    write = target(whole.format).write
+    assert write is not None
+    given = msgspec.structs.replace(other, tensors=dict(source.tensors))
+    layout = write(given, Options(tp_size=whole.tp_size))
+    expected: dict[int | None, dict[str, Slice]] = {}
+    for file in layout.files:
+        expected.setdefault(file.rank, {}).update(slices(file.tensors))
+    found: dict[int | None, dict[str, Slice]] = {}
+    for read in source.files:
+        found.setdefault(read.rank, {}).update(slices(read.tensors))
+    for rank in sorted(set(expected) | set(found), key=str):
+        if expected.get(rank) != found.get(rank):
+            raise InconsistentShardsError(
+                f"rank {rank}'s shard is cut otherwise than {whole.format} at tp_size={whole.tp_size} "
+                "is today; "
+                "cut the checkpoint again"
+            )
+
+
+def _digests(
+    source: Source,
+    copies: tuple[TensorCopy, ...],
+    memory_bytes: int,
+    jobs: int,
+    progress: Callable[[int], None],
+) -> dict[str, Digests]:
+    casts = any(c.dtype != c.target_dtype for c in copies)
+    budget, cast = make_budget(memory_bytes, jobs, casts=casts)
+
+    def refuse(file: str, offset: int, data: memoryview) -> None:
+        raise AssertionError(
+            f"verification writes nothing, but would write {len(data)} bytes to {file}:{offset}"
+        )
+
+    stream = Stream(source.folder, refuse, budget, cast=cast, progress=progress)
+    return {d.name: d for d in stream.run(copies)}
