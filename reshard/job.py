@@ -171,6 +171,7 @@ def _layout(request: Request, source: Source, degree: int) -> Layout:
 def _lay_out(
     layout: Layout, given: Source, source: Source, names: dict[str, int], folder: Path, inside: str
 ) -> Set:
+    held = {c.tensor for f in layout.files for t in f.tensors for c in t.chunks}
     whole = Manifest(
         origin=Origin(name=source.folder.name, format=source.format, sha256=pending(len(names))),
         format=layout.format,
@@ -178,9 +179,11 @@ def _lay_out(
         tp_size=layout.tp_size,
         files=tuple(f.name for f in layout.files),
         tensors={
-            n: Entry(dtype=t.dtype, shape=t.shape, sha256=pending(names[n])) for n, t in given.tensors.items()
+            n: Entry(dtype=t.dtype, shape=t.shape, sha256=pending(names[n]))
+            for n, t in given.tensors.items()
+            if n in held
         },
-        ties=given.aliases,
+        ties={alias: name for alias, name in given.aliases.items() if name in held},
         recipe=given.model.config.get("quantization_config"),
     )
     files = tuple(prepare(f, folder / inside, encode(_account(f, whole))) for f in layout.files)

@@ -102,10 +102,10 @@ def _comparable(source: Source, whole: Manifest, other: Source) -> tuple[Source,
         InconsistentShardsError: they have not.
     """
     here, there = source.folder.path(""), other.folder.path("")
-    odd = tuple(sorted(set(source.tensors) ^ set(other.tensors)))
+    odd = tuple(sorted(set(source.tensors) - set(other.tensors)))
     if odd:
         raise InconsistentShardsError(
-            f"{here} and {there} are of different models: only one has {shown(odd)}"
+            f"{here} and {there} are of different models: {there} has no {shown(odd)}"
         )
     for name, tensor in source.tensors.items():
         if tensor.shape != other.tensors[name].shape:
@@ -113,14 +113,14 @@ def _comparable(source: Source, whole: Manifest, other: Source) -> tuple[Source,
                 f"{name} is {list(tensor.shape)} in {here} and {list(other.tensors[name].shape)} in {there}"
             )
     _same_cut(source, whole, other)
-    return other, dict(source.tensors)
+    return other, {**other.tensors, **source.tensors}
 
 
 def _same_cut(source: Source, whole: Manifest, other: Source) -> None:
     """Cut the other checkpoint again, on paper: the accounts in the shards must say the same."""
     write = target(whole.format).write
     assert write is not None
-    given = msgspec.structs.replace(other, tensors=dict(source.tensors))
+    given = msgspec.structs.replace(other, tensors={**other.tensors, **source.tensors})
     layout = write(given, Options(tp_size=whole.tp_size))
     expected: dict[int | None, dict[str, Slice]] = {}
     for file in layout.files:

@@ -119,10 +119,8 @@ def _stored(name: str, held: dict[str, Stored], account: Manifest) -> Iterable[S
             strides = (*strides[:-2], strides[-1], strides[-2])
         for chunk in parts:
             logical = account.tensors.get(chunk.tensor)
-            ends = [
-                a + e - b
-                for a, (b, e) in zip(chunk.at[len(shape) - len(chunk.box) :], chunk.box, strict=True)
-            ]
+            box = chunk.box[::-1] if chunk.is_swapped else chunk.box
+            ends = [a + e - b for a, (b, e) in zip(chunk.at[len(shape) - len(box) :], box, strict=True)]
             fits = all(0 <= end <= n for end, n in zip(ends, shape[len(shape) - len(ends) :], strict=True))
             if logical is None or len(chunk.at) != len(shape) or not fits or min(chunk.at, default=0) < 0:
                 raise DamagedFileError(f"{name}: the manifest's account of {key} does not fit the tensor")

@@ -14,14 +14,14 @@ from typing import Any
 
 import deepspeed
 import torch
-import transformers
-from accelerate import init_empty_weights
+from deepspeed.accelerator import get_accelerator
 from deepspeed.inference.engine import InferenceEngine
 from torch import distributed, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from ..errors import CheckpointError, DamagedFileError, InconsistentShardsError, UnsupportedTargetError
+from ..errors import CheckpointError, InconsistentShardsError, UnsupportedTargetError
+from .autotp_model import build, configuration, localise
 from .rank_files import RankFiles, find_rank_files, some
 
 
@@ -53,8 +53,8 @@ def load_autotp(folder: Path, *, dtype: torch.dtype) -> InferenceEngine:
     rank, tp_size = _join()
     with _agreement(tp_size):
         files = find_rank_files(folder, rank, tp_size)
-        config = _config(folder, tp_size)
-        model = _build(config, folder, dtype)
+        config = configuration(folder, tp_size)
+        model = build(config, folder, dtype)
         names = _names_in_model(model, files)
     _check_one_origin(files, tp_size)
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
@@ -68,8 +68,7 @@ def load_autotp(folder: Path, *, dtype: torch.dtype) -> InferenceEngine:
     with _agreement(tp_size):
         _fill(engine.module, names, files)
     _restore_buffers(engine.module, buffers)
-    if config.model_type == "bloom":
-        engine.module.transformer.register_forward_pre_hook(_with_attention_mask, with_kwargs=True)
+    localise(engine.module, tp_size)
     return engine
 
 
@@ -81,6 +80,8 @@ def _join() -> tuple[int, int]:
         # Only DeepSpeed's launcher sets it, and the all-reduce in shared memory crashes without it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed()
+    # Before the first collective, or every rank's would be on the first GPU.
+    get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     return distributed.get_rank(), distributed.get_world_size()
 
 
@@ -120,69 +121,6 @@ def _check_one_origin(files: RankFiles, tp_size: int) -> None:
             f"rank 0 loads a shard of {origins[0][1]}, and rank {odd} one of {origins[odd][1]}, which has "
             f"other weights; cut one checkpoint for all ranks"
         )
-
-
-def _config(folder: Path, tp_size: int) -> Any:
-    """The configuration that AutoTP cuts as the shards are cut."""
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise DamagedFileError(f"{folder} has no usable config.json: {error}") from error
-    if reason := _why_not(config, tp_size):
-        raise UnsupportedTargetError(
-            f"DeepSpeed AutoTP cannot run {config.model_type} at tp_size={tp_size}: {reason}"
-        )
-    name = "num_kv_heads" if config.model_type == "falcon" else "num_key_value_heads"
-    kv_heads = getattr(config, name, None)
-    if kv_heads and kv_heads < tp_size and tp_size % kv_heads == 0:
-        # A rank with a copy of a KV head computes what a model computes that has that head twice. Left alone,
-        # AutoTP gives the whole attention to the first ranks.
-        setattr(config, name, tp_size)
-    return config
-
-
-def _why_not(config: Any, tp_size: int) -> str | None:
-    """Why the wrapped model would fail, found by running every family that has a table."""
-    if tp_size == 1:
-        return None
-    heads = config.get_text_config().num_attention_heads
-    match config.model_type:
-        case "gpt2":
-            return "its policy is missing; use the kernel injection"
-        case "phi3":
-            return "the model slices its fused query, key and value by the uncut head count"
-        case "falcon" if not config.new_decoder_architecture:
-            return "only the layout of the new decoder is cut by heads"
-        case "codegen" if heads % (4 * tp_size):
-            return f"{heads} heads; it needs a multiple of {4 * tp_size}"
-        case "gpt_bigcode" if config.multi_query:
-            return "the one key and value head would leave whole ranks without attention"
-    if heads % tp_size:
-        return f"{heads} attention heads do not divide; use a degree that divides {heads}"
-    return None
-
-
-def _build(config: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """The model without weights, but with its buffers: those are computed, not stored."""
-    kind = getattr(transformers, (config.architectures or [""])[0], None)
-    if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
-        raise DamagedFileError(
-            f"{folder / 'config.json'} names no model class of transformers: {config.architectures}"
-        )
-    with init_empty_weights(include_buffers=False):
-        model = kind._from_config(config, dtype=dtype)
-    for block in (block for blocks in _module_lists(model) for block in blocks):
-        for module in block.modules():
-            # AutoTP copies an embedding in a block (T5's relative bias) by value, which needs one.
-            if isinstance(module, nn.Embedding):
-                module.to_empty(device="cpu")
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return model.eval()
-
-
-def _module_lists(model: nn.Module) -> list[nn.ModuleList]:
-    return [module for module in model.modules() if isinstance(module, nn.ModuleList)]
 
 
 def _names_in_model(model: Any, files: RankFiles) -> dict[str, str]:
@@ -259,17 +197,3 @@ def _restore_buffers(module: nn.Module, buffers: Mapping[str, torch.Tensor]) -> 
         parent = module.get_submodule(owner)
         current = parent.get_buffer(leaf)
         setattr(parent, leaf, buffer.to(current.device))
-
-
-def _with_attention_mask(
-    module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Give a BLOOM called without a mask one of ones: only with a mask does it slice its slopes by rank."""
-    tokens = keywords.get("input_ids", arguments[0] if arguments else None)
-    if tokens is None:
-        tokens = keywords["inputs_embeds"][..., 0]
-    if keywords.get("attention_mask") is None and len(arguments) < 3:
-        past = keywords.get("past_key_values")
-        length = tokens.shape[1] + (past.get_seq_length() if past is not None else 0)
-        keywords = keywords | {"attention_mask": torch.ones(tokens.shape[0], length, device=tokens.device)}
-    return arguments, keywords

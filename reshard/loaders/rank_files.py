@@ -53,7 +53,7 @@ class RankFiles(msgspec.Struct, frozen=True, kw_only=True):
         try:
             for name, spec in self.specs.items():
                 tensor = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype))
-                raw = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+                raw = tensor.reshape(-1).view(torch.uint8).numpy().data
                 opened.read_into(spec.file, spec.offset_bytes, raw)
                 yield name, tensor
         finally:

@@ -1,0 +1,174 @@
+"""`deepspeed`: pre-shards for kernel injection, `ds_inference_config.json` and what it names.
+
+Source: DeepSpeed 0.19.8, module_inject/load_checkpoint.py and containers, and the bytes that it writes itself.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from reshard.errors import UnsupportedTargetError
+from reshard.rules import Rule, Rules, check_heads
+from reshard.tensors import Stored, copy_of
+
+from .base import Format, Layout, Options, Source, TargetFile
+from .layers import Layer, Layers, Share, columns, fused
+
+CONFIG: Final = "ds_inference_config.json"
+_NON_TP: Final = "non-tp.pt"
+#: Families whose containers load from a meta model (run on two GPUs with transformers 4.43.4).
+_FAMILIES: Final = ("bloom", "opt", "gptj", "gpt_neo", "gpt_neox")
+#: BLOOM's kernel takes its heads as the checkpoint has them.
+_HEAD_BLOCKS: Final = ("bloom",)
+
+#: Our role → the injected module's parameter, for weight and bias.
+_NORMS: Final = {"input_norm": ("norm_w", "norm_b"), "post_attention_norm": ("mlp.attn_nw", "mlp.attn_nb")}
+_ROWS: Final = {
+    "attention_output": ("attention.attn_ow", "attention.attn_ob"),
+    "mlp_output": ("mlp.output_w", "mlp.output_b"),
+}
+_PARAMS: Final = ("weight", "bias")
+
+
+def _write(source: Source, options: Options) -> Layout:
+    _check(source, options.tp_size)
+    layers = Layers(Rules(source.model, source.tensors))
+    parts = list(_partitions(source, layers, options))
+    files = [TargetFile(name=_NON_TP, container="torch", tensors=tuple(_outside(source, layers)))]
+    names = []
+    for number, part in enumerate(parts):
+        for rank in range(options.tp_size):
+            name = f"tp_{rank:02d}_{number:02d}.pt"
+            tensors = tuple(t for layer in part for t in _layer(source, layers, layer, options.tp_size, rank))
+            files.append(TargetFile(name=name, container="torch", tensors=tensors, rank=rank))
+            names.append(name)
+    notes = ["DeepSpeed's kernel injection takes it, on as many GPUs as ranks, with transformers 4.43"]
+    if layers.buffers:
+        notes.append(f"{len(layers.buffers)} buffers, such as {layers.buffers[0]}, are left out")
+    return Layout(
+        format="deepspeed",
+        tp_size=options.tp_size,
+        files=tuple(files),
+        texts={CONFIG: _config(source, options.tp_size, names)},
+        notes=tuple(notes),
+    )
+
+
+def _check(source: Source, tp_size: int) -> None:
+    kind = source.model.model_type
+    if kind not in _FAMILIES:
+        raise UnsupportedTargetError(
+            f"DeepSpeed's kernel injection cannot load {kind!r} from pre-shards; it can {', '.join(_FAMILIES)}"
+        )
+    if source.model.config.get("quantization_config"):
+        raise UnsupportedTargetError("the deepspeed format holds no quantized weights of other libraries")
+    check_heads(source.model, tp_size)
+
+
+def _partitions(source: Source, layers: Layers, options: Options) -> Iterator[list[Layer]]:
+    """Layers in groups: a rank reads each file whole into memory, so files must not be too large."""
+    group: list[Layer] = []
+    used = 0
+    for layer in layers.layers:
+        size = sum(t.size_bytes for t in _layer(source, layers, layer, options.tp_size, 0))
+        if group and used + size > options.max_shard_bytes:
+            yield group
+            group, used = [], 0
+        group.append(layer)
+        used += size
+    yield group
+
+
+def _layer(source: Source, layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> Iterator[Stored]:
+    for role, names in _NORMS.items():
+        for param, name in zip(_PARAMS, names, strict=True):
+            rule = _rule(layer, role, param)
+            if rule is not None:
+                yield copy_of(rule.name, layers.tensor(rule), stored_as=f"{layer.prefix}.{name}")
+    geometry = layers.rules.geometry
+    heads = geometry.heads // tp_size
+    units = (tp_rank * heads, (tp_rank + 1) * heads)
+    blocks = heads if source.model.model_type in _HEAD_BLOCKS else 1
+    shares = [Share(part=part, units=units) for part in ("query", "key", "value")]
+    for param, name in zip(_PARAMS, ("attention.attn_qkvw", "attention.attn_qkvb"), strict=True):
+        stored = fused(f"{layer.prefix}.{name}", layers, layer, param, shares, blocks)
+        if stored is not None:
+            yield _transposed(stored)
+    yield from _mlp_up(layers, layer, tp_size, tp_rank)
+    for role, (weight, bias) in _ROWS.items():
+        rule = _rule(layer, role, "weight")
+        if rule is None:
+            raise UnsupportedTargetError(f"{layer.prefix} has no {role}, which DeepSpeed's module needs")
+        yield _transposed(columns(f"{layer.prefix}.{weight}", layers, rule, tp_size, tp_rank))
+        held = _rule(layer, role, "bias")
+        if held is not None:
+            yield copy_of(held.name, layers.tensor(held), stored_as=f"{layer.prefix}.{bias}")
+
+
+def _mlp_up(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> Iterator[Stored]:
+    weight = _rule(layer, "mlp_up", "weight")
+    assert weight is not None
+    width = layers.tensor(weight).shape[0]
+    if width != 4 * layers.rules.geometry.hidden or width % tp_size:
+        raise UnsupportedTargetError(
+            f"{weight.name} has {width} rows; DeepSpeed's module takes 4 × hidden, a multiple of the degree"
+        )
+    share = width // tp_size
+    units = Share(part="up", units=(tp_rank * share, (tp_rank + 1) * share))
+    for param, name in zip(_PARAMS, ("mlp.inter_w", "mlp.inter_b"), strict=True):
+        stored = fused(f"{layer.prefix}.{name}", layers, layer, param, [units])
+        if stored is not None:
+            yield _transposed(stored)
+
+
+def _rule(layer: Layer, role: str, param: str) -> Rule | None:
+    return layer.rules.get(role, {}).get(param)  # type: ignore[call-overload, no-any-return]
+
+
+def _transposed(stored: Stored) -> Stored:
+    return msgspec.structs.replace(stored, transposed=len(stored.shape) == 2)
+
+
+def _outside(source: Source, layers: Layers) -> Iterator[Stored]:
+    """Embeddings, final norm and head, whole. DeepSpeed's own GPT-J pre-shards part a weight from its bias."""
+    head = next(name for name, role in layers.rules.table.top.items() if role == "head")
+    given = {*layers.outside, *source.aliases}
+    for name, rule in layers.outside.items():
+        stored_as = f"{head}.{rule.param}" if rule.role == "head" else layers.full_name(name)
+        yield copy_of(name, source.tensors[name], stored_as=stored_as)
+        is_embedding = rule.role == "embedding" and not any(
+            n.startswith(("lm_head.", "embed_out.")) for n in given
+        )
+        if is_embedding:
+            # The loader needs a tied head under its own name.
+            yield copy_of(name, source.tensors[name], stored_as=f"{head}.weight")
+    for name, first in source.aliases.items():
+        yield copy_of(first, source.tensors[first], stored_as=layers.full_name(name))
+
+
+def _config(source: Source, tp_size: int, names: list[str]) -> bytes:
+    kinds = {t.dtype for t in source.tensors.values() if t.dtype.endswith(("float16", "float32"))}
+    text = {
+        # Any other type, and the loader asks for another file layout.
+        "type": "bloom" if source.model.model_type == "bloom" else "ds_model",
+        "checkpoints": {"non_tp": [_NON_TP], "tp": names},
+        "version": 1.0,
+        "parallelization": "tp",
+        "tp_size": tp_size,
+        "dtype": kinds.pop() if len(kinds) == 1 else "float16",
+    }
+    return (json.dumps(text, indent=2) + "\n").encode()
+
+
+def _evidence(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(n for n in names if n == CONFIG)
+
+
+FORMAT: Final = Format(
+    name="deepspeed",
+    summary="pre-shards for DeepSpeed's kernel injection",
+    evidence=_evidence,
+    write=_write,
+)

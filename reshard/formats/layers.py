@@ -1,0 +1,177 @@
+"""A model by layers and roles, for formats whose names or fused weights are not the family's own."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from reshard.architectures.schema import Role
+from reshard.errors import UnsupportedTargetError
+from reshard.layout import Interval, arrange, joined, unit_interval
+from reshard.rules import Rule, Rules
+from reshard.tensors import Chunk, Logical, Stored
+
+#: Which module holds the units of a part, the fused one first.
+_HOLDERS: Final[dict[str, tuple[Role, ...]]] = {
+    "query": ("query_key_value", "query"),
+    "key": ("query_key_value", "key"),
+    "value": ("query_key_value", "value"),
+    "gate": ("mlp_gate_up", "mlp_gate"),
+    "up": ("mlp_gate_up", "mlp_up"),
+}
+
+
+class Layer(msgspec.Struct, frozen=True, kw_only=True):
+    """One block.
+
+    Attributes:
+        index: its number.
+        prefix: its module's name, with the base model's prefix even where the checkpoint lacks that.
+        rules: role → parameter (`weight`, `bias`) → rule.
+    """
+
+    index: int
+    prefix: str
+    rules: dict[Role, dict[str, Rule]]
+
+
+class Layers:
+    """The blocks of a decoder, and what stands outside them."""
+
+    def __init__(self, rules: Rules) -> None:
+        """Sort the model's tensors.
+
+        Raises:
+            UnsupportedTargetError: blocks with two modules of one role: experts, or an encoder beside a decoder.
+        """
+        self.rules = rules
+        self.outside: dict[str, Rule] = {}
+        self.buffers: list[str] = []
+        found: dict[int, Layer] = {}
+        for name in rules.tensors:
+            rule = rules.rule(name)
+            if not rule.stars:
+                self.outside[name] = rule
+            elif rule.role == "replicated":
+                self.buffers.append(name)
+            else:
+                _add(found, rule, self.full_name(rule.module))
+        self.layers = tuple(found[i] for i in sorted(found))
+
+    def full_name(self, name: str) -> str:
+        """`name` with the base model's prefix, which checkpoints of the bare model lack."""
+        table = self.rules.table
+        is_top = any(name == top or name.startswith(top + ".") for top in table.top)
+        if not table.prefix or is_top or name.startswith(table.prefix + "."):
+            return name
+        return f"{table.prefix}.{name}"
+
+    def tensor(self, rule: Rule) -> Logical:
+        """The logical tensor of a rule."""
+        return self.rules.tensors[rule.name]
+
+
+def _add(found: dict[int, Layer], rule: Rule, module: str) -> None:
+    if len(rule.stars) != 1 or not rule.stars[0].isdecimal():
+        raise UnsupportedTargetError(f"{rule.name}: this format has no place for experts, nor for two stacks")
+    index = int(rule.stars[0])
+    segments = module.split(".")
+    prefix = ".".join(segments[: segments.index(rule.stars[0]) + 1])
+    layer = found.setdefault(index, Layer(index=index, prefix=prefix, rules={}))
+    params = layer.rules.setdefault(rule.role, {})
+    if rule.param in params and rule.role != "norm":
+        raise UnsupportedTargetError(f"{rule.name}: a second {rule.role} in one block has no place here")
+    params[rule.param] = rule
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """Units of one part that a rank holds."""
+
+    part: str
+    units: Interval
+
+
+def fused(
+    name: str, layers: Layers, layer: Layer, param: str, shares: Sequence[Share], blocks: int = 1
+) -> Stored | None:
+    """A stored tensor whose outputs are units of several parts; None when the model has no such parameter.
+
+    Args:
+        name: the stored tensor's.
+        layers: the model.
+        layer: the block.
+        param: `weight` or `bias`.
+        shares: parts in the order in which they lie inside a block.
+        blocks: how many blocks the stored tensor has.
+
+    Raises:
+        CannotSplitError: the units do not fill the blocks evenly.
+    """
+    pairs = [(share.part, share.units) for share in shares]
+    rows = list(_rows(layer, param, arrange(pairs, blocks)))
+    if not rows:
+        return None
+    chunks: list[Chunk] = []
+    at = 0
+    for rule, interval in _grouped(rows):
+        chunks.append(_chunk(rule, layers.tensor(rule), interval, at))
+        at += interval[1] - interval[0]
+    first = layers.tensor(rows[0][0])
+    inputs = () if len(first.shape) == 1 else (first.shape[0 if rows[0][0].entry.conv1d else 1],)
+    return Stored(name=name, dtype=first.dtype, shape=(at, *inputs), chunks=tuple(chunks))
+
+
+def _rows(layer: Layer, param: str, units: Iterable[tuple[str, int]]) -> Iterator[tuple[Rule, Interval]]:
+    for part, unit in units:
+        rule = holder(layer, part, param)
+        if rule is None or rule.outputs is None:
+            continue
+        axis = rule.outputs.axis
+        # A module of its own has one part, whatever the table calls it.
+        name = part if len(axis.parts) > 1 else axis.parts[0].name
+        yield rule, unit_interval(axis, name, unit)
+
+
+def holder(layer: Layer, part: str, param: str) -> Rule | None:
+    """The rule of the module that holds the units of `part`."""
+    for role in _HOLDERS[part]:
+        rule = layer.rules.get(role, {}).get(param)
+        if rule is not None:
+            return rule
+    return None
+
+
+def _grouped(rows: Iterable[tuple[Rule, Interval]]) -> Iterator[tuple[Rule, Interval]]:
+    """Rows of one tensor that follow each other made one interval."""
+    last: Rule | None = None
+    run: list[Interval] = []
+    for rule, interval in rows:
+        if last is not None and rule is not last:
+            yield from ((last, i) for i in joined(run))
+            run = []
+        last = rule
+        run.append(interval)
+    if last is not None:
+        yield from ((last, i) for i in joined(run))
+
+
+def _chunk(rule: Rule, tensor: Logical, rows: Interval, at: int) -> Chunk:
+    if len(tensor.shape) == 1:
+        return Chunk(tensor=rule.name, box=(rows,), at=(at,))
+    if rule.entry.conv1d:
+        return Chunk(tensor=rule.name, box=((0, tensor.shape[0]), rows), at=(at, 0), is_swapped=True)
+    return Chunk(tensor=rule.name, box=(rows, (0, tensor.shape[1])), at=(at, 0))
+
+
+def columns(name: str, layers: Layers, rule: Rule, tp_size: int, tp_rank: int) -> Stored:
+    """A row-parallel weight's share, `[out, in_r]` whatever the family stores."""
+    tensor = layers.tensor(rule)
+    assert rule.inputs is not None
+    intervals = rule.inputs.intervals(rule.name, tp_size, tp_rank)
+    outputs = tensor.shape[1 if rule.entry.conv1d else 0]
+    chunks, at = [], 0
+    for begin, end in intervals:
+        box = ((begin, end), (0, outputs)) if rule.entry.conv1d else ((0, outputs), (begin, end))
+        chunks.append(Chunk(tensor=rule.name, box=box, at=(0, at), is_swapped=rule.entry.conv1d))
+        at += end - begin
+    return Stored(name=name, dtype=tensor.dtype, shape=(outputs, at), chunks=tuple(chunks))
