@@ -152,15 +152,15 @@ def _check_file(
 
 
 def _check_accounts(folder: Path, accounts: dict[str, Manifest | None], index: Index, tp_rank: int) -> None:
-    """Compare what the files say of themselves: every rank reads the whole tensors' file, so all ranks agree."""
+    """Compare what the files say of themselves. Every rank reads the file of whole tensors, so all agree."""
     told = {file: account for file, account in accounts.items() if account is not None}
     if told and (silent := sorted(accounts.keys() - told.keys())):
         raise InconsistentShardsError(f"{folder} holds {_some(silent)} of another set: it has no manifest")
     for file, account in told.items():
         if account.tp_size != index.tp_size or account.tp_rank not in (None, tp_rank):
             raise InconsistentShardsError(
-                f"{folder / file} was written for rank {account.tp_rank} of tp_size {account.tp_size}, but rank "
-                f"{tp_rank} of {index.tp_size} would load it; it was renamed, or is of another set"
+                f"{folder / file} was written for rank {account.tp_rank} of tp_size={account.tp_size}, but "
+                f"rank {tp_rank} of {index.tp_size} would load it; it was renamed, or is of another set"
             )
     if len({(account.origin.sha256, account.files) for account in told.values()}) > 1:
         raise InconsistentShardsError(f"{folder} mixes shards of several checkpoints; write it again")
