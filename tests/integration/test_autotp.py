@@ -44,7 +44,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                 "mistral",
                 "qwen2",
             ),
-            *("qwen3", "phi", "gemma2", "gemma3_text", "stablelm", "falcon-grouped", "mpt", "bert"),
+            *(
+                "qwen3",
+                "phi",
+                "phi3",
+                "gpt_bigcode",
+                "gemma2",
+                "gemma3_text",
+                "stablelm",
+                "falcon-grouped",
+                "mpt",
+                "bert",
+            ),
         )
     },
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
@@ -64,6 +75,7 @@ REFUSED = {
     "truncated": ("DamagedFileError", "truncated"),
     "no-manifest": ("DamagedFileError", "has no manifest"),
     "gpt2": ("UnsupportedTargetError", "cannot run gpt2"),
+    "falcon-multi-query": ("UnsupportedTargetError", "cannot run falcon"),
     "mixtral": ("UnsupportedTargetError", "transformers' own tensor parallelism"),
 }
 
@@ -286,7 +298,7 @@ def test_a_rank_has_its_own_file_alone_and_reads_it_once(run: Run, case: str) ->
         assert [path.name for path in shards] == [shard_name(rank, run.tp_size)]
         size_bytes = shards[0].stat().st_size
         # Beside it, two small configurations and what Python and the process group read.
-        assert size_bytes <= answer["bytes_read"] < size_bytes + 50_000
+        assert size_bytes <= answer["bytes_read"] < size_bytes + 10_000
 
 
 @pytest.mark.parametrize("kind", REFUSED)
