@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import deepspeed
 import torch
@@ -23,6 +23,11 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from ..errors import CheckpointError, InconsistentShardsError, UnsupportedTargetError
 from .autotp_model import build, configuration, localise
 from .rank_files import RankFiles, find_rank_files, some
+
+#: Rotary tables, positions and causal masks (of GPT-J and GPT-Neo) that used to be saved.
+_LEFT_OVER: Final = frozenset(
+    {r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"\.(attn|attention)\.(bias|masked_bias)$"}
+)
 
 
 def load_autotp(folder: Path, *, dtype: torch.dtype) -> InferenceEngine:
@@ -147,9 +152,8 @@ def _names_in_model(model: Any, files: RankFiles) -> dict[str, str]:
 
 
 def _is_left_over(model: Any, name: str) -> bool:
-    """Whether it is a buffer that older checkpoints hold and the model now computes."""
-    ignored = set(model._keys_to_ignore_on_load_unexpected or ())
-    return any(re.search(p, name) for p in ignored | {r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$"})
+    """Whether it is a buffer that checkpoints of older releases hold, and that the model now computes."""
+    return any(re.search(p, name) for p in _LEFT_OVER | set(model._keys_to_ignore_on_load_unexpected or ()))
 
 
 def _fill(module: Any, names: Mapping[str, str], files: RankFiles) -> None:

@@ -5,7 +5,6 @@ One set of processes per degree loads every family, one after the other, and eve
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,69 +14,14 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import transformers
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
-from fixtures import tiny
 from fixtures.families import FAMILIES
-from reshard.job import Request
-from reshard.run import reshard
+from tests.integration.autotp_cases import CASES, REFUSED, cut, save, spoil
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Float32 sums of a few hundred products taken in another order; the logits are between -10 and 10.
 TOLERANCE = 2e-5
 NEW_TOKENS = 12
-#: Families that AutoTP takes, with settings beside the fixture's own. Two KV heads on four ranks are copied.
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    **{
-        family: (family, {})
-        for family in (
-            *(
-                "gptj",
-                "opt",
-                "opt-projected",
-                "gpt_neox",
-                "gpt_neo",
-                "llama",
-                "t5",
-                "bloom",
-                "mistral",
-                "qwen2",
-            ),
-            *(
-                "qwen3",
-                "phi",
-                "phi3",
-                "gpt_bigcode",
-                "gemma2",
-                "gemma3_text",
-                "stablelm",
-                "falcon-grouped",
-                "mpt",
-                "bert",
-            ),
-        )
-    },
-    "llama-tied": ("llama", {"tie_word_embeddings": True}),
-    "t5-untied": ("t5", {"tie_word_embeddings": False}),
-    # Four blocks of heads, and each is cut.
-    "codegen": ("codegen", {"n_head": 16, "rotary_dim": 4}),
-}
-#: What must be refused → the class of the error, and a part of its message.
-REFUSED = {
-    "wrong-degree": ("InconsistentShardsError", "but the number of processes is"),
-    "missing-shard": ("MissingFileError", "lacks the shard of rank 1"),
-    "renamed-shard": ("InconsistentShardsError", "was written for rank 0"),
-    "other-weights": ("InconsistentShardsError", "cut one checkpoint for all ranks"),
-    "other-cut": ("InconsistentShardsError", "is not cut as AutoTP cuts this model"),
-    "lost-tensor": ("InconsistentShardsError", "lacks model.norm.weight"),
-    "surplus-tensor": ("InconsistentShardsError", "holds model.extra.weight"),
-    "truncated": ("DamagedFileError", "truncated"),
-    "no-manifest": ("DamagedFileError", "has no manifest"),
-    "gpt2": ("UnsupportedTargetError", "cannot run gpt2"),
-    "falcon-multi-query": ("UnsupportedTargetError", "cannot run falcon"),
-    "mixtral": ("UnsupportedTargetError", "transformers' own tensor parallelism"),
-}
 
 
 class Plain(NamedTuple):
@@ -108,17 +52,10 @@ class Run(NamedTuple):
     answers: dict[str, list[dict[str, Any]]]
 
 
-def save(case: str, folder: Path, *, seed: int = 0) -> Path:
-    family, more = CASES.get(case, (case, {}))
-    spec = FAMILIES[family]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(FAMILIES, case, spec._replace(settings=spec.settings | more))
-        return tiny.save(case, folder, seed=seed)
-
-
-def plain_model(case: str, checkpoint: Path) -> Plain:
-    auto_class = FAMILIES[CASES[case][0]].auto_class
-    model = getattr(transformers, auto_class).from_pretrained(checkpoint, dtype=torch.float32)
+def plain_model(family: str, checkpoint: Path) -> Plain:
+    model = getattr(transformers, FAMILIES[family].auto_class).from_pretrained(
+        checkpoint, dtype=torch.float32
+    )
     # The second prompt is padded at its beginning.
     prompt = {
         "input_ids": [[(7 * i + 11 * row + 5) % 250 for i in range(12)] for row in range(2)],
@@ -154,70 +91,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Plain]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a tiny model is computed before its threads have woken
     try:
-        return {case: plain_model(case, save(case, work / case)) for case in CASES}
+        return {n: plain_model(case.family, save(case, work / n)) for n, case in CASES.items()}
     finally:
         torch.set_num_threads(threads)
-
-
-def cut(checkpoint: Path, tp_size: int, work: Path) -> list[Path]:
-    """A folder per rank, with nothing in it but what that rank needs."""
-    whole = work / "whole"
-    reshard(Request(source=str(checkpoint), output=whole, degrees=(tp_size,), format="safetensors"))
-    folders = [work / f"rank-{rank}" for rank in range(tp_size)]
-    for rank, folder in enumerate(folders):
-        folder.mkdir()
-        (whole / shard_name(rank, tp_size)).rename(folder / shard_name(rank, tp_size))
-        for name in ("config.json", "generation_config.json"):
-            if (whole / name).exists():
-                shutil.copy(whole / name, folder)
-    shutil.rmtree(whole)
-    return folders
-
-
-def shard_name(rank: int, tp_size: int) -> str:
-    return f"model-rank-{rank:02d}-of-{tp_size:02d}.safetensors"
-
-
-def spoil(kind: str, tp_size: int, work: Path) -> list[Path]:
-    """Folders that the ranks must refuse; those that are spoilt are so at rank 1."""
-    if kind in FAMILIES:
-        return cut(save(kind, work / "hf"), tp_size, work)
-    if kind == "wrong-degree":
-        return (cut(save("llama", work / "hf"), 6 - tp_size, work) * tp_size)[:tp_size]
-    folders = cut(save("llama", work / "hf"), tp_size, work)
-    file = folders[1] / shard_name(1, tp_size)
-    if kind == "missing-shard":
-        file.unlink()
-        shutil.copy(folders[0] / shard_name(0, tp_size), folders[1])
-    elif kind == "renamed-shard":
-        shutil.copy(folders[0] / shard_name(0, tp_size), file)
-    elif kind == "other-weights":
-        (work / "other").mkdir()
-        shutil.copy(
-            cut(save("llama", work / "other/hf", seed=1), tp_size, work / "other")[1] / file.name, file
-        )
-    elif kind == "truncated":
-        file.write_bytes(file.read_bytes()[:-100])
-    else:
-        rewrite(file, kind)
-    return folders
-
-
-def rewrite(file: Path, kind: str) -> None:
-    tensors = load_file(file)
-    with safe_open(file, framework="pt") as stream:
-        metadata = stream.metadata()
-    if kind == "other-cut":
-        name = "model.layers.1.mlp.down_proj.weight"
-        tensors[name] = tensors[name].T.contiguous()
-    elif kind == "lost-tensor":
-        del tensors["model.norm.weight"]
-    elif kind == "surplus-tensor":
-        tensors["model.extra.weight"] = torch.ones(8)
-    else:
-        assert kind == "no-manifest"
-        metadata = {"format": "pt"}
-    save_file(tensors, file, metadata=metadata)
 
 
 def free_port() -> int:
@@ -264,8 +140,11 @@ def run(
     folders = {}
     for name in (*REFUSED, *CASES):
         (work / name).mkdir()
-        make = cut(plain[name].checkpoint, tp_size, work / name) if name in CASES else None
-        folders[name] = make or spoil(name, tp_size, work / name)
+        if name in CASES:
+            size_bytes = CASES[name].max_shard_bytes
+            folders[name] = cut(plain[name].checkpoint, tp_size, work / name, size_bytes)
+        else:
+            folders[name] = spoil(name, tp_size, work / name)
     prompts = {name: plain[name].prompt if name in CASES else {} for name in folders}
     jobs = [
         {"name": n, "folders": [str(f) for f in found], "prompt": prompts[n], "new_tokens": NEW_TOKENS}
@@ -295,9 +174,10 @@ def test_greedy_tokens_are_the_plain_models(run: Run, plain: dict[str, Plain], c
 def test_a_rank_has_its_own_file_alone_and_reads_it_once(run: Run, case: str) -> None:
     for rank, (folder, answer) in enumerate(zip(run.folders[case], run.answers[case], strict=True)):
         shards = [path for path in folder.iterdir() if path.suffix != ".json"]
-        assert [path.name for path in shards] == [shard_name(rank, run.tp_size)]
-        size_bytes = shards[0].stat().st_size
-        # Beside it, two small configurations and what Python and the process group read.
+        assert len(shards) == 1 or case == "llama-in-parts"
+        assert {path.name[:19] for path in shards} == {f"model-rank-{rank:02d}-of-{run.tp_size:02d}"}
+        size_bytes = sum(path.stat().st_size for path in shards)
+        # Beside them, two small configurations and what Python and the process group read.
         assert size_bytes <= answer["bytes_read"] < size_bytes + 10_000
 
 
