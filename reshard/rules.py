@@ -1,12 +1,17 @@
 """From a tensor's name to its role, and from its role to the ways in which it may be cut. Pure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal
 
 import msgspec
 
 from .architectures.schema import Architecture, Module, Role
-from .errors import CannotSplitError, DamagedFileError, UnknownArchitectureError
+from .errors import (
+    CannotSplitError,
+    DamagedFileError,
+    InconsistentShardsError,
+    UnknownArchitectureError,
+)
 from .layout import Axis, Interval, Part, rank_intervals
 from .model import Geometry, Model, holds
 from .tensors import Logical
@@ -129,8 +134,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 class Rules:
     """The rules of one model's tensors."""
 
-    def __init__(self, model: Model, tensors: Mapping[str, Logical]) -> None:
-        """Prepare for `tensors`, the model's logical ones.
+    def __init__(self, model: Model, tensors: Mapping[str, Logical], *, is_checked: bool = True) -> None:
+        """Prepare for `tensors`, the model's logical ones; without checks their shapes are not compared.
 
         Raises:
             UnknownArchitectureError: no table for this family.
@@ -138,6 +143,7 @@ class Rules:
         self.model = model
         self.table, self.geometry = model.known()
         self.tensors = tensors
+        self._is_checked = is_checked
 
     def rule(self, name: str, tensor: Logical | None = None) -> Rule:
         """What the tensor called `name` is.
@@ -175,7 +181,7 @@ class Rules:
     ) -> tuple[Cut | None, Cut | None]:
         if entry.role == "heads_on_columns":
             part = Part(name="heads", units=self.geometry.heads)
-            return Cut(dim=1, axis=_checked(Axis(parts=(part,)), shape[1], name)), None
+            return Cut(dim=1, axis=self._checked(Axis(parts=(part,)), shape[1], name)), None
         if not shape or param in _SCALARS or param == "weight_shape":
             return None, None
         if param in _SCALES:
@@ -183,9 +189,11 @@ class Rules:
         out = self._axis(entry, "outputs")
         inner = self._axis(entry, "inputs")
         if param == "bias" or len(shape) == 1:
-            return _cut(out, len(shape) - 1, shape, name), None
+            return self._cut(out, len(shape) - 1, shape, name), None
         first, last = (-1, -2) if entry.conv1d else (-2, -1)
-        return _cut(out, len(shape) + first, shape, name), _cut(inner, len(shape) + last, shape, name)
+        return self._cut(out, len(shape) + first, shape, name), self._cut(
+            inner, len(shape) + last, shape, name
+        )
 
     def _scale_cuts(
         self, entry: Module, module: str, shape: tuple[int, ...], param: str
@@ -193,8 +201,8 @@ class Rules:
         weight = self._weight_shape(module)
         out, inner = self._axis(entry, "outputs"), self._axis(entry, "inputs")
         name = f"{module}.{param}"
-        outputs = _scaled(out, 0, weight[0], shape[0], name)
-        inputs = _scaled(inner, 1, weight[1], shape[1], name) if len(shape) > 1 else None
+        outputs = self._scaled(out, 0, weight[0], shape[0], name)
+        inputs = self._scaled(inner, 1, weight[1], shape[1], name) if len(shape) > 1 else None
         return outputs, inputs
 
     def _weight_shape(self, module: str) -> tuple[int, int]:
@@ -231,6 +239,55 @@ class Rules:
                 )
             )
         return _features if role in _COLUMN else None
+
+    def _cut(
+        self, axis: Callable[[int], Axis] | None, dim: int, shape: tuple[int, ...], name: str
+    ) -> Cut | None:
+        if axis is None:
+            return None
+        return Cut(dim=dim, axis=self._checked(axis(shape[dim]), shape[dim], name))
+
+    def _scaled(
+        self, axis: Callable[[int], Axis] | None, dim: int, weight: int, extent: int, name: str
+    ) -> Cut | None:
+        """A cut of a companion whose dimension has `extent` elements where its weight has `weight`."""
+        if axis is None or extent == 1:
+            return None
+        if weight % extent:
+            raise CannotSplitError(
+                f"{name}: {extent} scales do not divide the weight's {weight} elements evenly"
+            )
+        return Cut(dim=dim, axis=self._checked(axis(weight), weight, name), ratio=weight // extent)
+
+    def _checked(self, axis: Axis, extent: int, name: str) -> Axis:
+        if self._is_checked and axis.extent != extent:
+            parts = " + ".join(f"{p.units} {p.name} × {p.width}" for p in axis.parts)
+            raise DamagedFileError(
+                f"{name} has {extent} rows or columns where the configuration gives {parts} = {axis.extent}"
+            )
+        return axis
+
+
+def logical_shape(
+    model: Model, policy: Policy, name: str, shapes: Sequence[tuple[int, ...]]
+) -> tuple[int, ...]:
+    """The shape of a tensor of which `shapes` are the ranks' shares, cut as `policy` cuts.
+
+    Raises:
+        UnknownArchitectureError: the family's table does not mention it.
+        InconsistentShardsError: the shares cannot be of one tensor.
+    """
+    if len({len(shape) for shape in shapes}) != 1:
+        raise InconsistentShardsError(f"the ranks' shares of {name} have different numbers of dimensions")
+    if len(shapes) == 1:
+        return shapes[0]
+    # The rule needs an extent before it can say which dimension is cut; heads ignore it.
+    summed = tuple(sum(extents) for extents in zip(*shapes, strict=True))
+    rules = Rules(model, {name: Logical(dtype="uint8", shape=summed)}, is_checked=False)
+    way = policy.cut(rules.rule(name))
+    if way is None:
+        return shapes[0]
+    return tuple(way.axis.extent if i == way.dim else n for i, n in enumerate(shapes[0]))
 
 
 def check_heads(model: Model, tp_size: int) -> None:
@@ -294,30 +351,6 @@ def _heads(name: str, geometry: Geometry) -> Part:
 
 def _features(extent: int) -> Axis:
     return Axis(parts=(Part(name="features", units=extent, sharing="uneven"),))
-
-
-def _cut(axis: Callable[[int], Axis] | None, dim: int, shape: tuple[int, ...], name: str) -> Cut | None:
-    if axis is None:
-        return None
-    return Cut(dim=dim, axis=_checked(axis(shape[dim]), shape[dim], name))
-
-
-def _scaled(axis: Callable[[int], Axis] | None, dim: int, weight: int, extent: int, name: str) -> Cut | None:
-    """A cut of a companion whose dimension has `extent` elements where its weight has `weight`."""
-    if axis is None or extent == 1:
-        return None
-    if weight % extent:
-        raise CannotSplitError(f"{name}: {extent} scales do not divide the weight's {weight} elements evenly")
-    return Cut(dim=dim, axis=_checked(axis(weight), weight, name), ratio=weight // extent)
-
-
-def _checked(axis: Axis, extent: int, name: str) -> Axis:
-    if axis.extent != extent:
-        parts = " + ".join(f"{p.units} {p.name} × {p.width}" for p in axis.parts)
-        raise DamagedFileError(
-            f"{name} has {extent} rows or columns where the configuration gives {parts} = {axis.extent}"
-        )
-    return axis
 
 
 def _bits(model: Model) -> int | None:

@@ -28,11 +28,13 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
         index: its number.
         prefix: its module's name, with the base model's prefix even where the checkpoint lacks that.
         rules: role → parameter (`weight`, `bias`) → rule.
+        norms: of the role `norm`, of which a block may have several.
     """
 
     index: int
     prefix: str
     rules: dict[Role, dict[str, Rule]]
+    norms: list[Rule]
 
 
 class Layers:
@@ -42,7 +44,7 @@ class Layers:
         """Sort the model's tensors.
 
         Raises:
-            UnsupportedTargetError: blocks with two modules of one role: experts, or an encoder beside a decoder.
+            UnsupportedTargetError: a block has two modules of one role: experts, or cross-attention.
         """
         self.rules = rules
         self.outside: dict[str, Rule] = {}
@@ -77,9 +79,12 @@ def _add(found: dict[int, Layer], rule: Rule, module: str) -> None:
     index = int(rule.stars[0])
     segments = module.split(".")
     prefix = ".".join(segments[: segments.index(rule.stars[0]) + 1])
-    layer = found.setdefault(index, Layer(index=index, prefix=prefix, rules={}))
+    layer = found.setdefault(index, Layer(index=index, prefix=prefix, rules={}, norms=[]))
+    if rule.role == "norm":
+        layer.norms.append(rule)
+        return
     params = layer.rules.setdefault(rule.role, {})
-    if rule.param in params and rule.role != "norm":
+    if rule.param in params:
         raise UnsupportedTargetError(f"{rule.name}: a second {rule.role} in one block has no place here")
     params[rule.param] = rule
 

@@ -9,10 +9,14 @@ from typing import Final
 
 import msgspec
 
-from reshard.rules import Policy, Rules, check_heads
+from reshard.errors import InconsistentShardsError
+from reshard.model import Model
+from reshard.rules import Policy, Rules, check_heads, logical_shape
+from reshard.storage import Folder
 from reshard.tensors import Logical, Stored, copy_of, cut
 
-from .base import Format, Layout, Options, Source, TargetFile, by_size
+from .base import Format, Layout, Options, Source, SourceFile, TargetFile, by_size, shown
+from .naming import placed
 
 POLICY: Final = Policy(name="safetensors", head="features", uneven=True)
 
@@ -87,6 +91,46 @@ def _autotp_note(source: Source, tp_size: int) -> str:
     if reason and tp_size > 1:
         return f"DeepSpeed AutoTP does not take it: {reason}"
     return f"DeepSpeed AutoTP takes it, with {tp_size} ranks exactly, through reshard.loaders.autotp"
+
+
+def read_rank_files(
+    folder: Folder, model: Model, format_name: str, ranks: list[dict[str, dict[str, Stored]]]
+) -> Source:
+    """A source from files that were cut by AutoTP's rule and say nothing of it.
+
+    Args:
+        folder: where the files are.
+        model: its configuration.
+        format_name: whose files they are.
+        ranks: for every rank file → name → tensor; the last entry is of files that belong to no rank.
+
+    Raises:
+        InconsistentShardsError: a rank lacks a tensor, or has one of another shape.
+    """
+    tp_size = len(ranks) - 1
+    held = [{n: t for files in (r, ranks[-1]) for of in files.values() for n, t in of.items()} for r in ranks]
+    for rank in range(1, tp_size):
+        odd = tuple(sorted(set(held[rank]) ^ set(held[0])))
+        if odd:
+            raise InconsistentShardsError(f"{folder.path('')}: ranks 0 and {rank} differ in {shown(odd)}")
+    tensors = {
+        name: Logical(
+            dtype=stored.dtype,
+            shape=logical_shape(model, POLICY, name, [held[r][name].shape for r in range(tp_size)]),
+        )
+        for name, stored in held[0].items()
+    }
+    source = Source(
+        format=format_name, folder=folder, model=model, tensors=tensors, files=(), tp_size=tp_size
+    )
+    files = []
+    for number, rank_files in enumerate(ranks):
+        rank = number if number < tp_size else None
+        layout = rank_tensors(source, POLICY, tp_size, number % tp_size)
+        for file, stored in rank_files.items():
+            mine = [layout[name] for name in stored]
+            files.append(SourceFile(name=file, rank=rank, tensors=placed(mine, stored, folder.path(file))))
+    return msgspec.structs.replace(source, files=tuple(files))
 
 
 FORMAT: Final = Format(

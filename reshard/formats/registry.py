@@ -7,10 +7,20 @@ from reshard.manifest import FILE
 from reshard.model import Model
 from reshard.storage import Folder
 
-from . import deepspeed, huggingface, own, per_rank
+from . import deepspeed, huggingface, own, per_rank, transformers, vllm
 from .base import Format, Source, shown
 
-FORMATS: Final = {f.name: f for f in (per_rank.FORMAT, deepspeed.FORMAT, huggingface.FORMAT, own.FORMAT)}
+FORMATS: Final = {
+    f.name: f
+    for f in (
+        per_rank.FORMAT,
+        deepspeed.FORMAT,
+        transformers.FORMAT,
+        vllm.FORMAT,
+        huggingface.FORMAT,
+        own.FORMAT,
+    )
+}
 
 #: Files that belong to one of our own sets though they are no shards.
 _COMPANIONS: Final = ("ds_inference_config.json", "latest_checkpointed_iteration.txt")

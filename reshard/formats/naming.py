@@ -1,0 +1,160 @@
+"""From roles back to the names and shapes of the merged checkpoint, for formats that have neither.
+
+A reader builds the logical tensors, lets the writer of its format lay them out, and finds its files described:
+one shape for both.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from reshard.architectures.schema import Module, Role
+from reshard.errors import DamagedFileError, InconsistentShardsError, UnsupportedSourceError
+from reshard.model import Model, holds
+from reshard.tensors import Logical, Stored
+
+from .base import shown
+
+_FUSED: dict[Role, tuple[Role, ...]] = {
+    "query": ("query", "query_key_value"),
+    "key": ("key", "query_key_value"),
+    "value": ("value", "query_key_value"),
+    "mlp_gate": ("mlp_gate", "mlp_gate_up"),
+    "mlp_up": ("mlp_up", "mlp_gate_up"),
+}
+
+
+class Name(msgspec.Struct, frozen=True, kw_only=True):
+    """A module of the merged checkpoint.
+
+    Attributes:
+        module: its full name.
+        role: its role; a fused one where the family fuses.
+        entry: the table's.
+    """
+
+    module: str
+    role: Role
+    entry: Module
+
+
+def module_of(model: Model, role: Role, index: int | None) -> Name | None:
+    """The module that plays `role` in block `index`, or outside all blocks; None when the family has none."""
+    table, _ = model.known()
+    for patterns, prefix in ((table.base, table.prefix), (table.top, "")):
+        for pattern, value in patterns.items():
+            entry = _entry(model, value)
+            if entry is None or entry.role not in _FUSED.get(role, (role,)):
+                continue
+            if pattern.count("*") != (index is not None):
+                continue
+            path = pattern.replace("*", str(index))
+            return Name(module=f"{prefix}.{path}" if prefix else path, role=entry.role, entry=entry)
+    return None
+
+
+def _entry(model: Model, value: Role | Module | tuple[Module, ...]) -> Module | None:
+    table, _ = model.known()
+    if isinstance(value, str):
+        return Module(role=value)
+    options = value if isinstance(value, tuple) else (value,)
+    return next((o for o in options if holds(model.config, table, o.when)), None)
+
+
+class Expected:
+    """Logical tensors, built from what a format's files are seen to hold."""
+
+    def __init__(self, model: Model, dtype: str, intermediate: int) -> None:
+        """Start with none.
+
+        Args:
+            model: the configuration.
+            dtype: of all tensors.
+            intermediate: features inside the MLP.
+        """
+        self.model, self.dtype, self.intermediate = model, dtype, intermediate
+        self.tensors: dict[str, Logical] = {}
+
+    def add(self, role: Role, param: str, index: int | None, shape: tuple[int, ...] = ()) -> str:
+        """Add the parameter of the module with `role`; its name.
+
+        Args:
+            role: which module; where the family fuses it with others, the fused one is added.
+            param: `weight` or `bias`.
+            index: the block's number; None outside all blocks.
+            shape: of roles whose shape the geometry does not give.
+
+        Raises:
+            UnsupportedSourceError: the family has no such module.
+        """
+        found = module_of(self.model, role, index)
+        if found is None:
+            raise UnsupportedSourceError(
+                f"the files hold a {role}, which {self.model.model_type!r} does not have; is --config the "
+                "right one?"
+            )
+        name = f"{found.module}.{param}"
+        full = shape or self._shape(found.role, param)
+        if found.entry.conv1d and len(full) == 2:
+            full = full[::-1]
+        self.tensors[name] = Logical(dtype=self.dtype, shape=full)
+        return name
+
+    def _shape(self, role: Role, param: str) -> tuple[int, ...]:
+        geometry = self.model.known()[1]
+        query, kv = geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim
+        outputs = {
+            "query": query,
+            "key": kv,
+            "value": kv,
+            "query_key_value": query + 2 * kv,
+            "mlp_gate": self.intermediate,
+            "mlp_up": self.intermediate,
+            "mlp_gate_up": 2 * self.intermediate,
+        }.get(role, geometry.hidden)
+        inputs = {"attention_output": query, "mlp_output": self.intermediate}.get(role, geometry.hidden)
+        is_vector = param == "bias" or role.endswith("norm")
+        return (outputs,) if is_vector else (outputs, inputs)
+
+
+def placed(
+    laid_out: Iterable[Stored], held: Mapping[str, Stored], name: str, *, optional: Iterable[str] = ()
+) -> tuple[Stored, ...]:
+    """What the writer would store in a file, with the offsets of what the file called `name` holds.
+
+    Raises:
+        InconsistentShardsError: a tensor is missing or has another shape: another degree, or another model.
+    """
+    wanted = {t.name: t for t in laid_out}
+    lost = tuple(sorted(set(wanted) - set(held) - set(optional)))
+    if lost:
+        raise InconsistentShardsError(f"{name} has no {shown(lost)}; it is of another model, or incomplete")
+    found = []
+    for key, stored in wanted.items():
+        have = held.get(key)
+        if have is None:
+            continue
+        if have.shape != stored.stored_shape:
+            raise InconsistentShardsError(
+                f"{name} has {key} as {list(have.shape)} where {list(stored.stored_shape)} is expected; "
+                "it is of another degree, or another model than the configuration"
+            )
+        strides = have.element_strides()
+        if stored.transposed:
+            strides = (*strides[:-2], strides[-1], strides[-2])
+        found.append(
+            msgspec.structs.replace(stored, dtype=have.dtype, offset_bytes=have.offset_bytes, strides=strides)
+        )
+    return tuple(found)
+
+
+def one_dtype(tensors: Iterable[Stored], name: str) -> str:
+    """The dtype of all floating tensors.
+
+    Raises:
+        DamagedFileError: there are several.
+    """
+    kinds = sorted({t.dtype for t in tensors if "float" in t.dtype})
+    if len(kinds) != 1:
+        raise DamagedFileError(f"{name} mixes {' and '.join(kinds) or 'no floating dtypes'}; one is expected")
+    return kinds[0]

@@ -1,0 +1,272 @@
+"""`transformers`: distributed shards, which transformers 5 loads with its own tensor parallelism.
+
+Source: transformers 5.23, `save_pretrained(distributed_checkpoint=True)` and its plans; the shards here equal
+what it writes itself, box for box. Names are those of the running model, every tensor is cut in contiguous
+boxes, and what all ranks share is stored once.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from reshard.architectures.schema import Role
+from reshard.errors import CannotSplitError, DamagedFileError, UnsupportedTargetError
+from reshard.layout import Interval
+from reshard.model import Model
+from reshard.rules import Rule, Rules
+from reshard.storage import Folder
+from reshard.tensors import Chunk, Logical, Stored, along, copy_of
+
+from .base import Format, Layout, Options, Source, SourceFile, TargetFile, shown
+from .reading import contents, model_of
+
+_FILE: Final = re.compile(r"shard-(\d{5})-model-\d{5}-of-\d{5}\.safetensors")
+_OFFSETS: Final = "DCP_SHARDING_INFO"
+#: Families that transformers has a plan for, among those with a table.
+_FAMILIES: Final = (
+    "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "phi", "phi3",
+    "gpt_neox",
+)  # fmt: skip
+#: transformers adds a cut of the embedding where the attribute is called `embed_tokens`.
+_EMBEDDING: Final = "embed_tokens"
+#: Gathers fused rows after the product, so heads may be cut.
+_GATHERS: Final = ("phi3",)
+
+_COLUMN: Final[tuple[Role, ...]] = (
+    "query", "key", "value", "query_key_value", "mlp_gate", "mlp_up", "mlp_gate_up", "head",
+)  # fmt: skip
+_ROW: Final[tuple[Role, ...]] = ("attention_output", "mlp_output")
+
+
+class Whole(msgspec.Struct, frozen=True, kw_only=True):
+    """A tensor of the running model.
+
+    Attributes:
+        stored: all of it.
+        dim: the dimension that is cut; None when it is stored once.
+    """
+
+    stored: Stored
+    dim: int | None
+
+
+def _write(source: Source, options: Options) -> Layout:
+    _check(source, options.tp_size)
+    ranks: list[list[tuple[Stored, tuple[int, ...]]]] = [[] for _ in range(options.tp_size)]
+    for tensor in _running(source):
+        if tensor.dim is None or options.tp_size == 1:
+            ranks[0].append((tensor.stored, (0,) * len(tensor.stored.shape)))
+            continue
+        for rank in range(options.tp_size):
+            part = _part(tensor, options.tp_size, rank)
+            if part is not None:
+                ranks[rank].append(part)
+    return Layout(
+        format="transformers",
+        tp_size=options.tp_size,
+        files=tuple(_file(rank, tensors) for rank, tensors in enumerate(ranks)),
+        notes=(
+            f"transformers 5 takes it, best with {options.tp_size} ranks, where each reads its own shard; "
+            "with other degrees ranks read parts of several",
+        ),
+    )
+
+
+def _check(source: Source, tp_size: int) -> None:
+    kind = source.model.model_type
+    if kind not in _FAMILIES:
+        raise UnsupportedTargetError(
+            f"transformers has no tensor-parallel plan for {kind!r}; it has one for {', '.join(_FAMILIES)}"
+        )
+    if source.model.config.get("quantization_config"):
+        raise UnsupportedTargetError("transformers refuses quantized distributed shards")
+    geometry = source.model.known()[1]
+    if kind not in _GATHERS and (geometry.heads % tp_size or geometry.kv_heads % tp_size):
+        works = [
+            n for n in range(1, geometry.kv_heads + 1) if not geometry.heads % n and not geometry.kv_heads % n
+        ]
+        raise CannotSplitError(
+            f"transformers does not replicate KV heads: {geometry.heads} query and {geometry.kv_heads} key/value "
+            f"heads cannot be shared out over tp_size={tp_size}; degrees that work: {', '.join(map(str, works))}"
+        )
+
+
+def _file(rank: int, tensors: list[tuple[Stored, tuple[int, ...]]]) -> TargetFile:
+    offsets = {stored.name: {"saved_offsets": list(at)} for stored, at in tensors}
+    return TargetFile(
+        name=f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors",
+        container="safetensors",
+        tensors=tuple(stored for stored, _ in tensors),
+        rank=rank,
+        metadata={"format": "pt", "DCP_VERSION": "1.0", _OFFSETS: json.dumps(offsets)},
+    )
+
+
+def _part(tensor: Whole, tp_size: int, tp_rank: int) -> tuple[Stored, tuple[int, ...]] | None:
+    """The rank's box and where it begins, as DTensor's `Shard` has it: the last ranks may get less, or nothing."""
+    stored, dim = tensor.stored, tensor.dim
+    assert dim is not None
+    extent = stored.shape[dim]
+    step = -(-extent // tp_size)
+    begin, end = min(tp_rank * step, extent), min((tp_rank + 1) * step, extent)
+    if begin == end:
+        return None
+    chunks = tuple(
+        c for chunk in stored.chunks if (c := _clipped(chunk, dim, len(stored.shape), (begin, end)))
+    )
+    shape = tuple(end - begin if i == dim else n for i, n in enumerate(stored.shape))
+    at = tuple(begin if i == dim else 0 for i in range(len(shape)))
+    return msgspec.structs.replace(stored, shape=shape, chunks=chunks), at
+
+
+def _clipped(chunk: Chunk, dim: int, dims: int, interval: Interval) -> Chunk | None:
+    """What `interval` of the stored tensor's dimension `dim` has of a chunk."""
+    inner = dim - (dims - len(chunk.box))
+    low, high = chunk.box[inner]
+    begin = max(interval[0], chunk.at[dim])
+    end = min(interval[1], chunk.at[dim] + high - low)
+    if begin >= end:
+        return None
+    start = low + begin - chunk.at[dim]
+    box = tuple((start, start + end - begin) if i == inner else b for i, b in enumerate(chunk.box))
+    at = tuple(begin - interval[0] if i == dim else a for i, a in enumerate(chunk.at))
+    return Chunk(tensor=chunk.tensor, box=box, at=at)
+
+
+def _running(source: Source) -> Iterator[Whole]:
+    """The tensors of the running model, whole."""
+    rules = Rules(source.model, source.tensors)
+    experts: dict[str, list[Rule]] = {}
+    has_head = False
+    for name, tensor in source.tensors.items():
+        rule = rules.rule(name)
+        if rule.role == "replicated" and rule.stars and rule.param in ("", "inv_freq"):
+            continue
+        if len(rule.stars) == 2:
+            experts.setdefault(_expert_module(rule), []).append(rule)
+            continue
+        has_head |= rule.role == "head"
+        yield Whole(stored=copy_of(name, tensor, stored_as=_running_name(rule, name)), dim=_dim(rule, tensor))
+    for module, held in experts.items():
+        yield from _stacked(module, held, rules)
+    if source.model.is_tied and not has_head:
+        # A tied tensor is looked for under both names.
+        name = next(n for n in source.tensors if rules.rule(n).role == "embedding")
+        yield Whole(stored=copy_of(name, source.tensors[name], stored_as="lm_head.weight"), dim=0)
+
+
+def _running_name(rule: Rule, name: str) -> str:
+    if rule.role == "head":
+        return f"lm_head.{rule.param}"
+    return name.replace(".block_sparse_moe.gate.", ".mlp.gate.")
+
+
+def _dim(rule: Rule, tensor: Logical) -> int | None:
+    if rule.role in _COLUMN:
+        return 0 if rule.param == "bias" else len(tensor.shape) - 2
+    if rule.role in _ROW:
+        return None if rule.param == "bias" else len(tensor.shape) - 1
+    if rule.role == "embedding" and rule.module.endswith(_EMBEDDING):
+        return 0
+    return None
+
+
+def _expert_module(rule: Rule) -> str:
+    """`model.layers.0.mlp.experts` for any weight of layer 0's experts."""
+    return rule.module.partition(".experts.")[0].replace("block_sparse_moe", "mlp") + ".experts"
+
+
+def _stacked(module: str, held: list[Rule], rules: Rules) -> Iterator[Whole]:
+    """All experts of a layer in two tensors: `[experts, gate | up, hidden]` and `[experts, hidden, inter]`."""
+    by_role: dict[Role, list[Rule]] = {}
+    for rule in sorted(held, key=lambda r: int(r.stars[1])):
+        by_role.setdefault(rule.role, []).append(rule)
+    for name, roles, dim in (
+        ("gate_up_proj", ("mlp_gate", "mlp_up"), 1),
+        ("down_proj", ("mlp_output",), 2),
+    ):
+        chunks: list[Chunk] = []
+        at = 0
+        for role in roles:
+            for number, rule in enumerate(by_role[role]):  # type: ignore[index]
+                tensor = rules.tensors[rule.name]
+                (whole,) = along(rule.name, tensor, 0, [(0, tensor.shape[0])])
+                chunks.append(msgspec.structs.replace(whole, at=(number, at, 0)))
+            at += tensor.shape[0]
+        first = rules.tensors[by_role[roles[0]][0].name]  # type: ignore[index]
+        shape = (len(by_role[roles[0]]), at, first.shape[1])  # type: ignore[index]
+        yield Whole(
+            stored=Stored(name=f"{module}.{name}", dtype=first.dtype, shape=shape, chunks=tuple(chunks)),
+            dim=dim,
+        )
+
+
+def _evidence(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(n for n in names if _FILE.fullmatch(n))
+
+
+def _read(folder: Folder, model: Model | None) -> Source:
+    """Names stay those of the running model, which transformers loads as well."""
+    model = model_of(folder, model)
+    boxes: dict[str, list[tuple[int, ...]]] = {}
+    kinds: dict[str, str] = {}
+    held = []
+    for file in _evidence(folder.files()):
+        found = contents(folder, file)
+        offsets = _offsets(found.metadata, folder.path(file))
+        tensors = []
+        for name, stored in found.tensors.items():
+            at = offsets.get(name)
+            if at is None or len(at) != len(stored.shape):
+                raise DamagedFileError(f"{folder.path(file)} does not say where {name} begins")
+            ends = tuple(a + n for a, n in zip(at, stored.shape, strict=True))
+            boxes.setdefault(name, []).append(ends)
+            kinds.setdefault(name, stored.dtype)
+            box = tuple(zip(at, ends, strict=True))
+            chunk = Chunk(tensor=name, box=box, at=(0,) * len(box))
+            tensors.append(msgspec.structs.replace(stored, chunks=(chunk,)))
+        held.append(SourceFile(name=file, tensors=tuple(tensors), rank=_rank(file)))
+    ranks = [f.rank for f in held]
+    if ranks != list(range(len(held))):
+        raise DamagedFileError(f"{folder.path('')} lacks shards: it has {shown(tuple(f.name for f in held))}")
+    shapes = {name: tuple(map(max, zip(*ends, strict=True))) for name, ends in boxes.items()}
+    return Source(
+        format="transformers",
+        folder=folder,
+        model=model,
+        tensors={name: Logical(dtype=kinds[name], shape=shape) for name, shape in shapes.items()},
+        files=tuple(held),
+        tp_size=len(held),
+    )
+
+
+def _rank(file: str) -> int:
+    match = _FILE.fullmatch(file)
+    assert match is not None
+    return int(match[1]) - 1
+
+
+def _offsets(metadata: dict[str, str], name: str) -> dict[str, tuple[int, ...]]:
+    try:
+        found = msgspec.json.decode(metadata[_OFFSETS], type=dict[str, _Offsets])
+    except (KeyError, msgspec.DecodeError) as error:
+        raise DamagedFileError(f"{name} has no {_OFFSETS} that can be read: {error}") from error
+    if any(at < 0 for entry in found.values() for at in entry.saved_offsets):
+        raise DamagedFileError(f"{name} has a negative offset")
+    return {key: entry.saved_offsets for key, entry in found.items()}
+
+
+class _Offsets(msgspec.Struct, frozen=True):
+    saved_offsets: tuple[int, ...]
+
+
+FORMAT: Final = Format(
+    name="transformers",
+    summary="distributed shards for transformers' own tensor parallelism",
+    evidence=_evidence,
+    read=_read,
+    write=_write,
+)
