@@ -31,8 +31,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
         tensor: the logical tensor's name.
         box: in the logical tensor.
         at: in the stored tensor; it may have more dimensions than the box, which is then in the last ones.
-        is_swapped: whether the box's two dimensions are the other way round in the stored tensor, as where one
-            of both is a `[in, out]` Conv1D.
+        is_swapped: whether the box's two dimensions are the other way round in the stored tensor, as where
+            one of both is a `[in, out]` Conv1D.
     """
 
     tensor: str

@@ -1,7 +1,7 @@
 """From roles back to the names and shapes of the merged checkpoint, for formats that have neither.
 
-A reader builds the logical tensors, lets the writer of its format lay them out, and finds its files described:
-one shape for both.
+A reader builds the logical tensors, lets the writer of its format lay them out, and finds its files
+described: one shape for both.
 """
 
 from collections.abc import Iterable, Mapping

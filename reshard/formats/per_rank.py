@@ -125,11 +125,11 @@ def read_rank_files(
     )
     files = []
     for number, rank_files in enumerate(ranks):
-        rank = number if number < tp_size else None
+        owner = number if number < tp_size else None
         layout = rank_tensors(source, POLICY, tp_size, number % tp_size)
         for file, stored in rank_files.items():
             mine = [layout[name] for name in stored]
-            files.append(SourceFile(name=file, rank=rank, tensors=placed(mine, stored, folder.path(file))))
+            files.append(SourceFile(name=file, rank=owner, tensors=placed(mine, stored, folder.path(file))))
     return msgspec.structs.replace(source, files=tuple(files))
 
 

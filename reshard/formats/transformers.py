@@ -6,6 +6,7 @@ boxes, and what all ranks share is stored once.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import Final
@@ -68,10 +69,14 @@ def _write(source: Source, options: Options) -> Layout:
         format="transformers",
         tp_size=options.tp_size,
         files=tuple(_file(rank, tensors) for rank, tensors in enumerate(ranks)),
-        notes=(
-            f"transformers 5 takes it, best with {options.tp_size} ranks, where each reads its own shard; "
-            "with other degrees ranks read parts of several",
-        ),
+        notes=(_note(options.tp_size),),
+    )
+
+
+def _note(tp_size: int) -> str:
+    return (
+        f"transformers 5 takes it, best with {tp_size} ranks, where each reads its own shard; with other "
+        "degrees ranks read parts of several"
     )
 
 
@@ -85,12 +90,11 @@ def _check(source: Source, tp_size: int) -> None:
         raise UnsupportedTargetError("transformers refuses quantized distributed shards")
     geometry = source.model.known()[1]
     if kind not in _GATHERS and (geometry.heads % tp_size or geometry.kv_heads % tp_size):
-        works = [
-            n for n in range(1, geometry.kv_heads + 1) if not geometry.heads % n and not geometry.kv_heads % n
-        ]
+        common = math.gcd(geometry.heads, geometry.kv_heads)
+        works = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
         raise CannotSplitError(
-            f"transformers does not replicate KV heads: {geometry.heads} query and {geometry.kv_heads} key/value "
-            f"heads cannot be shared out over tp_size={tp_size}; degrees that work: {', '.join(map(str, works))}"
+            f"transformers does not replicate KV heads: {geometry.heads} query and {geometry.kv_heads} "
+            f"key/value heads cannot be shared out over tp_size={tp_size}; degrees that work: {works}"
         )
 
 
@@ -106,7 +110,7 @@ def _file(rank: int, tensors: list[tuple[Stored, tuple[int, ...]]]) -> TargetFil
 
 
 def _part(tensor: Whole, tp_size: int, tp_rank: int) -> tuple[Stored, tuple[int, ...]] | None:
-    """The rank's box and where it begins, as DTensor's `Shard` has it: the last ranks may get less, or nothing."""
+    """The rank's box and where it begins, as DTensor's `Shard` has it: the last ranks may get nothing."""
     stored, dim = tensor.stored, tensor.dim
     assert dim is not None
     extent = stored.shape[dim]
@@ -180,24 +184,25 @@ def _expert_module(rule: Rule) -> str:
 
 
 def _stacked(module: str, held: list[Rule], rules: Rules) -> Iterator[Whole]:
-    """All experts of a layer in two tensors: `[experts, gate | up, hidden]` and `[experts, hidden, inter]`."""
+    """A layer's experts in two tensors: `[experts, gate | up, hidden]` and `[experts, hidden, inter]`."""
     by_role: dict[Role, list[Rule]] = {}
     for rule in sorted(held, key=lambda r: int(r.stars[1])):
         by_role.setdefault(rule.role, []).append(rule)
-    for name, roles, dim in (
+    wanted: tuple[tuple[str, tuple[Role, ...], int], ...] = (
         ("gate_up_proj", ("mlp_gate", "mlp_up"), 1),
         ("down_proj", ("mlp_output",), 2),
-    ):
+    )
+    for name, roles, dim in wanted:
         chunks: list[Chunk] = []
         at = 0
         for role in roles:
-            for number, rule in enumerate(by_role[role]):  # type: ignore[index]
+            for number, rule in enumerate(by_role[role]):
                 tensor = rules.tensors[rule.name]
                 (whole,) = along(rule.name, tensor, 0, [(0, tensor.shape[0])])
                 chunks.append(msgspec.structs.replace(whole, at=(number, at, 0)))
             at += tensor.shape[0]
-        first = rules.tensors[by_role[roles[0]][0].name]  # type: ignore[index]
-        shape = (len(by_role[roles[0]]), at, first.shape[1])  # type: ignore[index]
+        first = rules.tensors[by_role[roles[0]][0].name]
+        shape = (len(by_role[roles[0]]), at, first.shape[1])
         yield Whole(
             stored=Stored(name=f"{module}.{name}", dtype=first.dtype, shape=shape, chunks=tuple(chunks)),
             dim=dim,

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from reshard.architectures.schema import Role
 from reshard.errors import CannotSplitError, DamagedFileError, InconsistentShardsError, UnsupportedTargetError
 from reshard.layout import Part, rank_units
 from reshard.model import Model
@@ -49,10 +50,14 @@ def _write(source: Source, options: Options) -> Layout:
         format="vllm",
         tp_size=options.tp_size,
         files=tuple(files),
-        notes=(
-            f"vLLM takes it with --load-format sharded_state --tensor-parallel-size {options.tp_size}; with any "
-            "other degree it fills part of the model in silence",
-        ),
+        notes=(_note(options.tp_size),),
+    )
+
+
+def _note(tp_size: int) -> str:
+    return (
+        f"vLLM takes it with --load-format sharded_state --tensor-parallel-size {tp_size}; with any other "
+        "degree it fills part of the model in silence"
     )
 
 
@@ -64,7 +69,7 @@ def _check(source: Source, tp_size: int) -> None:
         )
     if source.model.config.get("quantization_config"):
         raise UnsupportedTargetError(
-            "vLLM repacks quantized weights when it loads them; their state is not known"
+            "vLLM repacks quantized weights when it loads them; that is not known here"
         )
     check_heads(source.model, tp_size)
 
@@ -151,7 +156,8 @@ def _read(folder: Folder, model: Model | None) -> Source:
         held = {name for of in ranks[rank].values() for name in of}
         if held != set(layout):
             raise InconsistentShardsError(
-                f"{folder.path('')}: rank {rank}'s files hold {len(held)} tensors where {len(layout)} are expected"
+                f"{folder.path('')}: rank {rank}'s files hold {len(held)} tensors where {len(layout)} are "
+                "expected"
             )
         for file, tensors in ranks[rank].items():
             mine = placed([layout[name] for name in tensors], tensors, folder.path(file))
@@ -173,11 +179,9 @@ def _expected(folder: Folder, model: Model, first: dict[str, Stored], tp_size: i
         module, _, param = name.rpartition(".")
         number = next((int(word) for word in module.split(".") if word.isdecimal()), None)
         if module.endswith(".qkv_proj"):
-            for role in ("query", "key", "value"):
-                expected.add(role, param, number)
+            _add_all(expected, ("query", "key", "value"), param, number)
         elif module.endswith(".gate_up_proj"):
-            for role in ("mlp_gate", "mlp_up"):
-                expected.add(role, param, number)
+            _add_all(expected, ("mlp_gate", "mlp_up"), param, number)
         elif module.endswith((".o_proj", ".down_proj")) and param == "weight":
             expected.add("attention_output" if module.endswith(".o_proj") else "mlp_output", param, number)
         elif module.endswith(("embed_tokens", "lm_head")):
@@ -185,6 +189,11 @@ def _expected(folder: Folder, model: Model, first: dict[str, Stored], tp_size: i
         else:
             tensors[name] = Logical(dtype=stored.dtype, shape=stored.shape)
     return Source(format="vllm", folder=folder, model=model, tensors=tensors, files=())
+
+
+def _add_all(expected: Expected, roles: tuple[Role, ...], param: str, index: int | None) -> None:
+    for role in roles:
+        expected.add(role, param, index)
 
 
 FORMAT: Final = Format(
