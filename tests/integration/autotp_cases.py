@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import pytest
 import torch
 from safetensors import safe_open
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from fixtures import tiny
 from fixtures.families import FAMILIES
 from reshard.job import Request
+from reshard.manifest import KEY, decode, encode
 from reshard.run import reshard
 
 Tensors = dict[str, torch.Tensor]
@@ -91,6 +93,7 @@ REFUSED = {
     "lost-tensor": ("InconsistentShardsError", "lacks model.norm.weight"),
     "surplus-tensor": ("InconsistentShardsError", "holds model.extra.weight"),
     "truncated": ("DamagedFileError", "truncated"),
+    "quantized": ("UnsupportedSourceError", "holds quantized weights"),
     "no-manifest": ("DamagedFileError", "has no manifest"),
     "gpt2": ("UnsupportedTargetError", "cannot run gpt2"),
     "falcon-multi-query": ("UnsupportedTargetError", "cannot run falcon"),
@@ -169,6 +172,9 @@ def rewrite(file: Path, kind: str) -> None:
         del tensors["model.norm.weight"]
     elif kind == "surplus-tensor":
         tensors["model.extra.weight"] = torch.ones(8)
+    elif kind == "quantized":
+        account = msgspec.structs.replace(decode(metadata[KEY], file.name), recipe={"quant_method": "int8"})
+        metadata[KEY] = encode(account)
     else:
         assert kind == "no-manifest"
         metadata = {"format": "pt"}
