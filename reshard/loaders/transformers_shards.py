@@ -100,8 +100,8 @@ def check_tensors(
     lost = sorted(set(shapes) - set(shards.boxes))
     if lost:
         raise InconsistentShardsError(
-            f"no shard in {folder} holds {_some(lost)}; a shard is of another model, or carries the names of "
-            "the plain checkpoint where transformers wants those of its modules"
+            f"no shard in {folder} holds {_some(lost)}; a shard is missing or of another model, or carries "
+            "the names of the plain checkpoint where transformers wants those of its modules"
         )
     known = [re.compile(pattern) for pattern in ignored]
     surplus = sorted(n for n in shards.boxes if n not in shapes and not any(k.search(n) for k in known))

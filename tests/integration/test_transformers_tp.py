@@ -1,4 +1,4 @@
-"""transformers' distributed shards through our loader: real processes, and the plain model's tokens.
+"""Distributed shards of ours through our loader: real processes, and the plain model's tokens.
 
 What transformers itself writes says what right shards look like.
 """
@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fixtures import tiny
+from fixtures import families, tiny
 from reshard.errors import (
     CannotSplitError,
     DamagedFileError,
@@ -26,10 +27,14 @@ from reshard.errors import (
     MissingFileError,
     UnsupportedTargetError,
 )
+from reshard.job import Request
 from reshard.loaders.transformers_tp import load_transformers_tp
+from reshard.run import reshard
 
 #: Tied and untied heads, biases, experts, renamed heads, fused rows that are gathered.
 FAMILIES = ("llama", "gpt_neox", "mixtral", "qwen3_moe", "gemma2", "phi", "phi3")
+#: As many that two and four ranks have whole ones, and still fewer for keys and values.
+HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4}
 #: float32 sums in another order, as a share of the largest logit.
 TOLERANCE = 1e-5
 RANK_SCRIPT = Path(__file__).with_name("transformers_tp_rank.py")
@@ -42,37 +47,10 @@ def shard(number: int) -> str:
     return f"shard-{number:05d}-model-00001-of-00001.safetensors"
 
 
-def cut_dim(style: str | None, num_dims: int) -> int | None:
-    """Which dimension a style of transformers' plan cuts; None when every rank has the whole tensor."""
-    if style in ("colwise", "colwise_gather_output", "packed_colwise"):
-        return max(num_dims - 2, 0)
-    if style in ("rowwise", "rowwise_split_input"):
-        return num_dims - 1 if num_dims > 1 else None
-    return 0 if style == "embedding_rowwise" else None
-
-
-def write_shards(family: str, tp_size: int, folder: Path) -> Path:
-    """Cut the family's tiny model the obvious way, with everything in memory."""
-    model = tiny.build(family)
-    held: list[dict[str, torch.Tensor]] = [{} for _ in range(tp_size)]
-    offsets: list[dict[str, Any]] = [{} for _ in range(tp_size)]
-    for name, tensor in model.state_dict().items():
-        generic = re.sub(r"\.\d+\.", ".*.", name)
-        dim = cut_dim(model.tp_plan.get(generic, model.tp_plan.get(generic.rsplit(".", 1)[0])), tensor.dim())
-        parts = [tensor] if dim is None else tensor.tensor_split(tp_size, dim)
-        at = [0] * tensor.dim()
-        for rank, part in enumerate(parts):
-            held[rank][name] = part.clone().contiguous()
-            offsets[rank][name] = {"saved_offsets": list(at)}
-            if dim is not None:
-                at[dim] += part.shape[dim]
-    folder.mkdir()
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
-    for rank in range(tp_size):
-        metadata = {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(offsets[rank])}
-        save_file(held[rank], folder / shard(rank + 1), metadata)
-    return folder
+def cut(source: Path, tp_size: int, output: Path) -> Path:
+    """Write a checkpoint's shards as the `transformers` target does."""
+    reshard(Request(source=str(source), output=output, degrees=(tp_size,), format="transformers"))
+    return output
 
 
 def boxes(folder: Path) -> Boxes:
@@ -96,9 +74,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with every family's plain checkpoint and its shards at degrees 2 and 4."""
     root = tmp_path_factory.mktemp("transformers-tp")
     for family in FAMILIES:
-        tiny.save(family, root / "plain" / family)
+        with pytest.MonkeyPatch.context() as patch:
+            spec = families.FAMILIES[family]
+            more = {name: HEADS[name] for name in HEADS.keys() & spec.settings.keys()}
+            patch.setitem(families.FAMILIES, family, spec._replace(settings=spec.settings | more))
+            tiny.save(family, root / "plain" / family)
         for tp_size in (2, 4):
-            write_shards(family, tp_size, root / f"{family}-tp{tp_size}")
+            cut(root / "plain" / family, tp_size, root / f"{family}-tp{tp_size}")
     return root
 
 
@@ -169,7 +151,8 @@ def test_a_rank_reads_its_own_shard_and_what_is_replicated(
 @pytest.mark.parametrize("tp_size", [2, 4])
 def test_one_process_loads_every_bit_of_the_model(root: Path, family: str, tp_size: int) -> None:
     loaded = load_transformers_tp(root / f"{family}-tp{tp_size}", reshard_on_load=True).state_dict()
-    expected = tiny.build(family).state_dict()
+    plain = transformers.AutoModelForCausalLM.from_pretrained(root / "plain" / family, dtype=torch.float32)
+    expected = plain.state_dict()
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
@@ -197,6 +180,26 @@ def copy(root: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(root / "llama-tp4", tmp_path / "copy"))
 
 
+@pytest.fixture
+def bare(copy: Path) -> Path:
+    """The same without manifests, as transformers writes them."""
+    for file in copy.glob("shard-*"):
+        rewrite_shard(file, load_file(file), keep_manifest=False)
+    return copy
+
+
+def rewrite_shard(file: Path, tensors: dict[str, torch.Tensor], *, keep_manifest: bool = True) -> None:
+    """Write `tensors` in place of a shard's, those that it did not have as beginning at zero."""
+    with safe_open(file, framework="pt") as stream:
+        metadata = stream.metadata()
+    offsets = json.loads(metadata["DCP_SHARDING_INFO"])
+    offsets = {name: offsets.get(name, {"saved_offsets": [0] * tensors[name].dim()}) for name in tensors}
+    metadata["DCP_SHARDING_INFO"] = json.dumps(offsets)
+    if not keep_manifest:
+        del metadata["reshard"]
+    save_file(tensors, file, metadata)
+
+
 def refused(folder: Path, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=re.escape(words)):
         load_transformers_tp(folder, reshard_on_load=True)
@@ -208,11 +211,15 @@ def test_a_gap_in_the_set_is_named(copy: Path, number: int) -> None:
     refused(copy, MissingFileError, f"lacks {shard(number)}")
 
 
-def test_a_last_shard_that_is_missing_leaves_tensors_incomplete(copy: Path) -> None:
-    # Nothing in shards that transformers wrote says how many there were.
+def test_a_last_shard_that_is_missing_is_in_the_manifest(copy: Path) -> None:
     (copy / shard(4)).unlink()
+    refused(copy, MissingFileError, f"was cut for tp_size=4 and lacks {shard(4)}")
+
+
+def test_without_a_manifest_a_last_shard_that_is_missing_leaves_tensors_incomplete(bare: Path) -> None:
+    (bare / shard(4)).unlink()
     refused(
-        copy, InconsistentShardsError, "the shards hold 12672 of its 16896 elements; one of them is missing"
+        bare, InconsistentShardsError, "the shards hold 12672 of its 16896 elements; one of them is missing"
     )
 
 
@@ -230,12 +237,42 @@ def test_another_safetensors_file_would_be_read_too(root: Path, copy: Path) -> N
 
 def test_a_shard_of_another_model(root: Path, copy: Path) -> None:
     shutil.copy(root / "gpt_neox-tp4" / shard(2), copy)
-    refused(copy, InconsistentShardsError, "gpt_neox.layers.0")
+    refused(copy, InconsistentShardsError, "is of llama (")
+    refused(copy, InconsistentShardsError, f"and {shard(2)} is of gpt_neox (")
 
 
 def test_a_shard_of_another_degree(root: Path, copy: Path) -> None:
     shutil.copy(root / "llama-tp2" / shard(2), copy)
-    refused(copy, InconsistentShardsError, "both hold some of it")
+    refused(copy, InconsistentShardsError, f"at tp_size=4, and {shard(2)} is of llama (")
+
+
+def test_a_shard_of_transformers_own_among_ours(
+    root: Path, ranks: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(root / "llama-tp2", tmp_path / "mixed"))
+    shutil.copy(root / "llama-own" / shard(2), folder)
+    refused(folder, InconsistentShardsError, f"{shard(2)} is without a manifest")
+
+
+def test_shards_with_each_other_s_names(copy: Path) -> None:
+    (copy / shard(2)).rename(copy / "other")
+    (copy / shard(3)).rename(copy / shard(2))
+    (copy / "other").rename(copy / shard(3))
+    refused(
+        copy, InconsistentShardsError, f"{shard(2)} is named as rank 1's and says inside that it is rank 2's"
+    )
+
+
+def test_without_manifests_shards_that_overlap(root: Path, bare: Path) -> None:
+    file = shutil.copy(root / "llama-tp2" / shard(2), bare)
+    rewrite_shard(file, load_file(file), keep_manifest=False)
+    refused(bare, InconsistentShardsError, "both hold some of it")
+
+
+def test_without_manifests_a_shard_of_another_model(root: Path, bare: Path) -> None:
+    file = shutil.copy(root / "gpt_neox-tp4" / shard(2), bare)
+    rewrite_shard(file, load_file(file), keep_manifest=False)
+    refused(bare, InconsistentShardsError, "hold gpt_neox.layers.0.attention.dense.weight")
 
 
 def test_a_truncated_shard(copy: Path) -> None:
@@ -254,19 +291,13 @@ def test_a_truncated_shard(copy: Path) -> None:
 )
 def test_offsets_that_are_missing_or_make_no_sense(copy: Path, rewrite: Any, words: str) -> None:
     with safe_open(copy / shard(2), framework="pt") as stream:
-        info = json.loads(stream.metadata()["DCP_SHARDING_INFO"])
-    tensors = load_file(copy / shard(2))
-    rewrite(info)
-    save_file(tensors, copy / shard(2), {"format": "pt", "DCP_SHARDING_INFO": json.dumps(info)})
+        metadata = stream.metadata()
+    offsets = json.loads(metadata["DCP_SHARDING_INFO"])
+    rewrite(offsets)
+    save_file(
+        load_file(copy / shard(2)), copy / shard(2), metadata | {"DCP_SHARDING_INFO": json.dumps(offsets)}
+    )
     refused(copy, DamagedFileError, words)
-
-
-def rewrite_shard(file: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write `tensors` in place of a shard's, those that it did not have as beginning at zero."""
-    with safe_open(file, framework="pt") as stream:
-        info = json.loads(stream.metadata()["DCP_SHARDING_INFO"])
-    info = {name: info.get(name, {"saved_offsets": [0] * tensors[name].dim()}) for name in tensors}
-    save_file(tensors, file, {"format": "pt", "DCP_SHARDING_INFO": json.dumps(info)})
 
 
 def test_one_shard_in_another_dtype(copy: Path) -> None:
@@ -298,11 +329,12 @@ def test_names_of_the_plain_checkpoint_where_modules_have_others(root: Path, tmp
 
 
 def test_a_degree_that_cuts_heads(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    refused(root / "llama-tp4", CannotSplitError, "num_key_value_heads=4, which tp_size=8 does not divide")
+
+
+def test_a_model_without_a_plan(root: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.build("opt").save_pretrained(copy.parent / "opt")
+    shutil.copy(copy.parent / "opt" / "config.json", copy)
     monkeypatch.setenv("WORLD_SIZE", "4")
-    refused(root / "llama-tp4", CannotSplitError, "num_key_value_heads=2, which tp_size=4 does not divide")
-
-
-def test_a_model_without_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_shards("opt", 2, tmp_path / "opt")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    refused(folder, UnsupportedTargetError, "no tensor-parallel plan for OPTForCausalLM")
+    refused(copy, UnsupportedTargetError, "no tensor-parallel plan for OPTForCausalLM")
