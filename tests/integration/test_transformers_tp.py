@@ -3,6 +3,7 @@
 What transformers itself writes says what right shards look like.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -71,8 +72,22 @@ def sizes_bytes(file: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every family's plain checkpoint and its shards at degrees 2 and 4."""
-    root = tmp_path_factory.mktemp("transformers-tp")
+    """A folder with every family's plain checkpoint, its shards at degrees 2 and 4, and two ranks' results."""
+    base = tmp_path_factory.getbasetemp()
+    # The first of several pytest workers makes it, the others wait.
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    root = shared / "transformers-tp"
+    with (shared / "transformers-tp.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / "done").exists():
+            shutil.rmtree(root, ignore_errors=True)
+            write_checkpoints(root)
+            run_ranks(root)
+            (root / "done").touch()
+    return root
+
+
+def write_checkpoints(root: Path) -> None:
     for family in FAMILIES:
         with pytest.MonkeyPatch.context() as patch:
             spec = families.FAMILIES[family]
@@ -81,12 +96,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tiny.save(family, root / "plain" / family)
         for tp_size in (2, 4):
             cut(root / "plain" / family, tp_size, root / f"{family}-tp{tp_size}")
-    return root
 
 
-@pytest.fixture(scope="module")
-def ranks(root: Path) -> list[dict[str, Any]]:
-    """What each of two processes saw: one job of `torchrun` with gloo does all that needs two."""
+def run_ranks(root: Path) -> None:
+    """One job of `torchrun` with gloo does all that needs two processes."""
     jobs: dict[str, dict[str, Any]] = {"wrong degree": load_job(root / "llama-tp4", reshard_on_load=False)}
     for family in FAMILIES:
         plain = str(root / "plain" / family)
@@ -105,6 +118,11 @@ def ranks(root: Path) -> list[dict[str, Any]]:
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-5000:]
+
+
+@pytest.fixture(scope="module")
+def ranks(root: Path) -> list[dict[str, Any]]:
+    """What each of the two processes saw."""
     return [json.loads((root / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
 
