@@ -72,7 +72,7 @@ def sizes_bytes(file: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every family's plain checkpoint, its shards at degrees 2 and 4, and two ranks' results."""
+    """A folder with every family's plain checkpoint, its shards at degrees 2 and 4, and ranks' results."""
     base = tmp_path_factory.getbasetemp()
     # The first of several pytest workers makes it, the others wait.
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
