@@ -81,11 +81,12 @@ _FIXED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
 }
 
 
-def check_computed(config: Any) -> None:
+def check_computed(config: Any, max_out_tokens: int) -> None:
     """Refuse a model whose tokens the injected blocks would change.
 
     Args:
         config: the model's transformers configuration.
+        max_out_tokens: the longest sequence, prompt and generated tokens together.
 
     Raises:
         UnsupportedTargetError: the family has no loadable block, or a setting that the block ignores.
@@ -101,6 +102,23 @@ def check_computed(config: Any) -> None:
                 f"the injected {config.model_type} block ignores {key} = {json.dumps(value)} and computes "
                 f"{' or '.join(map(json.dumps, allowed))}. Use per-rank safetensors and AutoTP"
             )
+    _check_window(config, max_out_tokens)
+
+
+def _check_window(config: Any, max_out_tokens: int) -> None:
+    """Keep local attention inside its window.
+
+    When it generates, the softmax kernel counts the keys as one more than there are before the query, and so
+    leaves out the oldest key that is still in the window (DeepSpeed 0.19.8, `csrc/transformer/inference/csrc/
+    softmax.cu`, `real_seq_id`).
+    """
+    is_local = "local" in getattr(config, "attention_layers", ())
+    if is_local and max_out_tokens >= config.window_size:
+        raise UnsupportedTargetError(
+            f"DeepSpeed's kernel loses a key of local attention from {config.window_size} tokens on, the "
+            f"window's size, and max_out_tokens is {max_out_tokens}; load with max_out_tokens="
+            f"{config.window_size - 1}, or use per-rank safetensors and AutoTP"
+        )
 
 
 def needed_shapes(model: Any, tp_size: int) -> dict[str, tuple[int, ...]]:

@@ -31,7 +31,8 @@ def load_kernel_injection(folder: Path, *, dtype: torch.dtype, max_out_tokens: i
         folder: what the `deepspeed` target wrote: `config.json`, `ds_inference_config.json` and the files
             that it names.
         dtype: to compute in; the shards must have been written in it.
-        max_out_tokens: prompt and generated tokens together; DeepSpeed reserves its KV cache for so many.
+        max_out_tokens: prompt and generated tokens together. DeepSpeed reserves its KV cache for so many,
+            and does not notice when more are generated.
 
     Returns:
         deepspeed.InferenceEngine, whose `generate` and `forward` are the model's, in `dtype`.
@@ -56,7 +57,7 @@ def load_kernel_injection(folder: Path, *, dtype: torch.dtype, max_out_tokens: i
             f"{index.dtype}, or write it again with --dtype {dtype_name(dtype)}"
         )
     _check_transformers()
-    model = _meta_model(folder, dtype)
+    model = _meta_model(folder, dtype, max_out_tokens)
     check_rank(folder, index, tp_rank, needed_shapes(model, index.tp_size), dtype)
     engine = _inject(model, folder, index, dtype=dtype, max_out_tokens=max_out_tokens)
     if dtype != torch.float16:
@@ -81,7 +82,7 @@ def _check_transformers() -> None:
         )
 
 
-def _meta_model(folder: Path, dtype: torch.dtype) -> Any:
+def _meta_model(folder: Path, dtype: torch.dtype, max_out_tokens: int) -> Any:
     """The model of `config.json` with no weights, refused where the kernels would compute another one."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -97,7 +98,7 @@ def _meta_model(folder: Path, dtype: torch.dtype) -> Any:
     for old, new in (("rotary_pct", "partial_rotary_factor"), ("rotary_emb_base", "rope_theta")):
         if new in rope:
             setattr(config, old, rope[new])
-    check_computed(config)
+    check_computed(config, max_out_tokens)
     # The kernels read a mask that is spelled out; with sdpa, transformers leaves a causal one away.
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, torch_dtype=dtype, attn_implementation="eager").eval()
