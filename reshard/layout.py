@@ -80,10 +80,19 @@ def rank_units(part: Part, tp_size: int, tp_rank: int) -> Interval:
 
 
 def _advice(part: Part, tp_size: int) -> str:
-    label = f"{part.name} heads" if part.name in ("query", "key", "value") else part.name
-    works = [d for d in range(1, max(part.units, 2) + 1) if part.units % d == 0]
-    shown = ", ".join(map(str, works[:12])) + (", …" if len(works) > 12 else "")
-    return f"{part.units} {label} cannot be shared out over tp_size={tp_size}; degrees that work: {shown}"
+    if part.sharing == "uneven":
+        works = f"degrees up to {part.units} work"
+    else:
+        divisors = [d for d in range(1, part.units + 1) if part.units % d == 0]
+        shown = ", ".join(map(str, divisors[:12])) + (", …" if len(divisors) > 12 else "")
+        more = f", and multiples of {part.units}" if part.sharing == "replicated" else ""
+        works = f"degrees that work: {shown}{more}"
+    return f"{part.units} {_units(part.name)} cannot be shared out over tp_size={tp_size}; {works}"
+
+
+def _units(name: str) -> str:
+    """What the units of the part called `name` are, for a message."""
+    return f"{name} heads" if name in ("query", "key", "value") else name
 
 
 def unit_interval(axis: Axis, name: str, unit: int) -> Interval:
@@ -114,7 +123,7 @@ def arrange(shares: Sequence[tuple[str, Interval]], blocks: int) -> Iterator[tup
     for name, (begin, end) in shares:
         if (end - begin) % blocks:
             raise CannotSplitError(
-                f"{end - begin} {name} heads on a rank do not fill the {blocks} blocks that the model's "
+                f"{end - begin} {_units(name)} on a rank do not fill the {blocks} blocks that the model's "
                 "forward expects; take a smaller degree"
             )
     for block in range(blocks):
