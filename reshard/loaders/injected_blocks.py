@@ -108,15 +108,15 @@ def check_computed(config: Any, max_out_tokens: int) -> None:
 def _check_window(config: Any, max_out_tokens: int) -> None:
     """Keep local attention inside its window.
 
-    When it generates, the softmax kernel counts the keys as one more than there are before the query, and so
-    leaves out the oldest key that is still in the window (DeepSpeed 0.19.8, `csrc/transformer/inference/csrc/
-    softmax.cu`, `real_seq_id`).
+    When it generates, the kernel places the window by the number of keys where the model places it by the
+    query's position (DeepSpeed 0.19.8, `csrc/transformer/inference/csrc/softmax.cu`, `real_seq_id`). Seen on a
+    GPU with a window of 20 tokens: logits alike up to 23 tokens, and 2 of 13 apart at 24.
     """
     is_local = "local" in getattr(config, "attention_layers", ())
     if is_local and max_out_tokens >= config.window_size:
         raise UnsupportedTargetError(
-            f"DeepSpeed's kernel loses a key of local attention from {config.window_size} tokens on, the "
-            f"window's size, and max_out_tokens is {max_out_tokens}; load with max_out_tokens="
+            f"DeepSpeed's kernel misplaces local attention's window of {config.window_size} tokens once a "
+            f"sequence fills it, and max_out_tokens is {max_out_tokens}; load with max_out_tokens="
             f"{config.window_size - 1}, or use per-rank safetensors and AutoTP"
         )
 
