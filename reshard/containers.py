@@ -78,7 +78,7 @@ def _safetensors(file: TargetFile, path: Path, manifest: str) -> tuple[int, ...]
 
 
 def reserve(path: Path, size_bytes: int) -> None:
-    """Take the space on the disk, where the filesystem can.
+    """Take the space on the disk, where the filesystem can, and see to it that the head is there.
 
     Raises:
         OSError: ENOSPC.
@@ -87,18 +87,29 @@ def reserve(path: Path, size_bytes: int) -> None:
     try:
         if size_bytes:
             os.posix_fallocate(descriptor, 0, size_bytes)
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def head(prepared: Prepared, path: Path) -> bytes:
+    """What the file at `path` has before its tensors' data: all that `pending` can have marked."""
+    with path.open("rb") as stream:
+        return stream.read(min((t.offset_bytes for t in prepared.tensors), default=prepared.size_bytes))
+
+
+def renew_head(prepared: Prepared, fresh: Path, path: Path) -> None:
+    """Give the file at `path` the head of `fresh`: a run may have been killed while it filled digests in."""
+    with path.open("r+b") as stream:
+        stream.write(head(prepared, fresh))
 
 
 def fill_in(prepared: Prepared, folder: Path, digests: list[str]) -> None:
     """Put digests in the places that `pending` marked, and see to it that they are on the disk."""
     path = folder / prepared.file.name
-    head_bytes = min((t.offset_bytes for t in prepared.tensors), default=prepared.size_bytes)
+    raw = filled_in(head(prepared, path), digests)
     with path.open("r+b") as stream:
-        head = stream.read(head_bytes)
-        stream.seek(0)
-        stream.write(filled_in(head, digests))
+        stream.write(raw)
         stream.flush()
         os.fsync(stream.fileno())
 

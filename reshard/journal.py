@@ -33,7 +33,7 @@ class Journal:
         """What was done of the plan with this fingerprint; None when there is no journal of it."""
         try:
             lines = self._path.read_bytes().split(b"\n")
-            if msgspec.json.decode(lines[0], type=_Head).plan != plan:
+            if len(lines) < 2 or msgspec.json.decode(lines[0], type=_Head).plan != plan:
                 return None
         except (FileNotFoundError, msgspec.DecodeError):
             return None

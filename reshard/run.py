@@ -1,22 +1,20 @@
 """Carries out a job so that it can be killed at any moment: staged beside the output, journalled, renamed."""
 
-import errno
-import fcntl
+import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from .containers import fill_in, reserve
-from .errors import DiskSpaceError, OutputExistsError
+from .containers import fill_in, head, renew_head, reserve
+from .errors import CheckpointError, DamagedFileError, DiskSpaceError
 from .job import Job, Request, digests_of, open_source, plan_job, write_texts
-from .journal import Journal
-from .manifest import FILE
+from .staging import Stage, check_output, check_place, sync_folder
 from .stream import Budget, Cast, Digests, Files, Stream, fit_budget
 
 #: A batch is made durable and journalled after so much time, or so many bytes.
@@ -24,9 +22,6 @@ _BATCH_S: Final = 5.0
 _BATCH_BYTES: Final = 1 << 30
 #: What threads, hashes and the interpreter take beside the buffers.
 _SLACK_BYTES: Final = 24 << 20
-#: Inside the staging folder: what is being filled, and what a plan has just laid out.
-_TREE: Final = "tree"
-_FRESH: Final = "fresh"
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,37 +66,38 @@ def reshard(
         started: told of the plan before the first byte is moved.
 
     Raises:
-        CheckpointError: the source, or the request, makes no sense; nothing is left behind.
+        CheckpointError: the source, or the request, makes no sense; nothing is left behind. What an
+            interrupted run had done stays when it is the request.
         DiskSpaceError: the disk is full; what was done before is kept, and the same request continues.
     """
     begun = time.monotonic()
-    output = request.output.absolute()
-    stage = staging_of(output)
-    if not stage.exists():
-        _check_output(output, request.overwrite)
-    with _locked(stage), _swept(stage):
-        source = open_source(request.source, request.config)
-        try:
-            job = plan_job(request, source, stage / _FRESH)
-            journal = Journal(stage)
-            found = journal.done(job.fingerprint)
-            if found is None or not (journal.is_finished() and output.exists()):
-                _check_output(output, request.overwrite)
-                found = _adopt(job, stage, journal, found)
-            resumed = set(found)
-            started(job)
-            count = _fill(job, request, stage, journal, found, progress)
-        finally:
-            source.folder.close()
-        if (stage / _TREE).exists():
-            _finish(job, found, stage, journal)
-            _publish(stage, output)
-    shutil.rmtree(stage, ignore_errors=True)
+    stage = Stage(Path(os.path.abspath(request.output)))
+    check_place(stage.output, request.source)
+    with stage.locked(), ExitStack() as opened:
+        with stage.planning():
+            if not stage.is_published:
+                check_output(stage.output, overwrite=request.overwrite)
+            source = open_source(request.source, request.config)
+            opened.callback(source.folder.close)
+            job = plan_job(request, source, stage.fresh)
+            stamps = _stamps(job)
+            casts = any(c.dtype != c.target_dtype for c in job.copies)
+            budget, cast = make_budget(request.memory_bytes, request.jobs, casts=casts)
+            found = _begin(job, request, stage)
+        resumed = len(found)
+        started(job)
+        with stage.copying():
+            count = _fill(job, stage, budget, cast, found, progress)
+            if stage.tree.exists():
+                _check_stamps(job, stamps)
+                _finish(job, found, stage)
+                stage.publish()
+        stage.remove()
     return Report(
         output=request.output,
         files=len(job.files),
         tensors=len(job.copies),
-        resumed=len(resumed),
+        resumed=resumed,
         read_bytes=count,
         written_bytes=job.size_bytes,
         elapsed_s=time.monotonic() - begun,
@@ -114,11 +110,6 @@ def reshard(
 def notes_of(job: Job) -> tuple[str, ...]:
     """What the user should know: of the source, then of every set."""
     return tuple(dict.fromkeys((*job.source.notes, *(n for s in job.sets for n in s.layout.notes))))
-
-
-def staging_of(output: Path) -> Path:
-    """Where a run for `output` keeps what is not finished."""
-    return output.parent / f".{output.name}.partial"
 
 
 def make_budget(memory_bytes: int, jobs: int, *, casts: bool) -> tuple[Budget, Cast | None]:
@@ -144,45 +135,75 @@ def anonymous_bytes() -> int:
     return 0
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
-    if not output.exists() or (output.is_dir() and next(output.iterdir(), None) is None):
-        return
-    if not overwrite:
-        raise OutputExistsError(f"{output} exists; give another --output, or --overwrite")
-    if not any((output / FILE).is_file() for output in (output, *output.glob("tp*"))):
-        raise OutputExistsError(f"{output} exists and was not written by this tool; it is not overwritten")
-
-
-def _adopt(job: Job, stage: Path, journal: Journal, found: dict[str, Digests] | None) -> dict[str, Digests]:
+def _begin(job: Job, request: Request, stage: Stage) -> dict[str, Digests]:
     """Continue with the files of an interrupted run, or begin with fresh ones; what is done already."""
-    tree, fresh = stage / _TREE, stage / _FRESH
-    if found is not None and all(_has_size(tree / name, f.size_bytes) for name, f in job.files):
-        shutil.rmtree(fresh, ignore_errors=True)
+    plan = _plan_of(job, stage)
+    found = stage.journal.done(plan)
+    if found is not None and stage.is_published:
         return found
-    shutil.rmtree(tree, ignore_errors=True)
-    journal.clear()
-    free = shutil.disk_usage(stage).free
-    if job.size_bytes > free:
-        raise DiskSpaceError(
-            f"{stage.parent} has {free / 1e9:.2f} GB free; {job.size_bytes / 1e9:.2f} GB would be written"
-        )
-    fresh.mkdir(exist_ok=True)
-    fresh.rename(tree)
+    check_output(stage.output, overwrite=request.overwrite)
+    if found is not None and all(_has_size(stage.tree / name, f.size_bytes) for name, f in job.files):
+        for name, file in job.files:
+            renew_head(file, stage.fresh / name, stage.tree / name)
+        shutil.rmtree(stage.fresh, ignore_errors=True)
+        return found
+    _check_room(job, stage)
+    stage.journal.clear()
+    shutil.rmtree(stage.tree, ignore_errors=True)
+    stage.fresh.mkdir(exist_ok=True)
+    stage.fresh.rename(stage.tree)
     for name, file in job.files:
-        reserve(tree / name, file.size_bytes)
-    journal.begin(job.fingerprint)
+        reserve(stage.tree / name, file.size_bytes)
+    _sync_folders(job, stage)
+    stage.journal.begin(plan)
+    sync_folder(stage.folder)
     return {}
+
+
+def _plan_of(job: Job, stage: Stage) -> str:
+    """The job's fingerprint with the heads of its files: another release may write other ones."""
+    sha = hashlib.sha256(job.fingerprint.encode())
+    for name, file in job.files:
+        sha.update(head(file, stage.fresh / name))
+    return sha.hexdigest()
 
 
 def _has_size(path: Path, size_bytes: int) -> bool:
     return path.is_file() and path.stat().st_size == size_bytes
 
 
+def _check_room(job: Job, stage: Stage) -> None:
+    """Files of an interrupted run that will be thrown away count as room."""
+    used = sum(p.lstat().st_blocks * 512 for p in stage.tree.rglob("*")) if stage.tree.is_dir() else 0
+    free = shutil.disk_usage(stage.folder).free + used
+    if job.size_bytes > free:
+        raise DiskSpaceError(
+            f"{stage.output.parent} has {_megabytes(free)} free, but {_megabytes(job.size_bytes)} would be "
+            "written; make room, or give an --output on another disk"
+        )
+
+
+def _megabytes(count_bytes: int) -> str:
+    return f"{count_bytes / 1e9:.2f} GB" if count_bytes >= 1e9 else f"{count_bytes / 1e6:.2f} MB"
+
+
+def _stamps(job: Job) -> dict[str, str]:
+    return {f.name: job.source.folder.stamp(f.name) for f in job.source.files}
+
+
+def _check_stamps(job: Job, before: dict[str, str]) -> None:
+    changed = [name for name, stamp in _stamps(job).items() if stamp != before[name]]
+    if changed:
+        raise DamagedFileError(
+            f"{job.source.folder.path(changed[0])} was changed while it was read; run again when it is whole"
+        )
+
+
 def _fill(
     job: Job,
-    request: Request,
-    stage: Path,
-    journal: Journal,
+    stage: Stage,
+    budget: Budget,
+    cast: Cast | None,
     found: dict[str, Digests],
     progress: Callable[[int], None],
 ) -> int:
@@ -191,98 +212,53 @@ def _fill(
     for copy in job.copies:
         if copy.name in found:
             progress(copy.read_bytes)
-    casts = any(c.dtype != c.target_dtype for c in todo)
-    budget, cast = make_budget(request.memory_bytes, request.jobs, casts=casts)
-    files = Files(str(stage / _TREE))
+    files = Files(str(stage.tree))
     batch: list[Digests] = []
+
+    def note() -> None:
+        # Taken first: what could not be made durable must not be noted by a second attempt.
+        taken = batch.copy()
+        batch.clear()
+        files.sync()
+        stage.journal.add(taken)
+        found.update({d.name: d for d in taken})
+
     sizes = {c.name: c.written_bytes for c in todo}
     last, size = time.monotonic(), 0
+    stream = Stream(job.source.folder, files.write, budget, cast=cast, progress=progress)
     try:
-        stream = Stream(job.source.folder, files.write, budget, cast=cast, progress=progress)
-        for digests in stream.run(todo):
-            batch.append(digests)
-            size += sizes[digests.name]
-            if size > _BATCH_BYTES or time.monotonic() - last > _BATCH_S:
-                files.sync()
-                journal.add(batch)
-                found |= {d.name: d for d in batch}
-                batch, last, size = [], time.monotonic(), 0
-        files.sync()
-        journal.add(batch)
-        found |= {d.name: d for d in batch}
+        # Closed before the files are: no thread may be left that writes.
+        with closing(stream.run(todo)) as done:
+            for digests in done:
+                batch.append(digests)
+                size += sizes[digests.name]
+                if size > _BATCH_BYTES or time.monotonic() - last > _BATCH_S:
+                    note()
+                    last, size = time.monotonic(), 0
+        note()
+    except CheckpointError:
+        raise
+    except BaseException:
+        # Whatever stopped the run, tensors that are whole need not be copied again.
+        with suppress(OSError):
+            note()
+        raise
     finally:
         files.close()
     return sum(c.read_bytes for c in todo)
 
 
-def _finish(job: Job, found: dict[str, Digests], stage: Path, journal: Journal) -> None:
+def _finish(job: Job, found: dict[str, Digests], stage: Stage) -> None:
     digests = digests_of(job, found)
     for one in job.sets:
         for file in one.files:
-            fill_in(file, stage / _TREE / one.folder, digests)
-    write_texts(job, stage / _TREE, digests)
-    for folder in {stage / _TREE / one.folder for one in job.sets} | {stage / _TREE}:
-        _sync_folder(folder)
-    journal.finish()
+            fill_in(file, stage.tree / one.folder, digests)
+    write_texts(job, stage.tree, digests)
+    _sync_folders(job, stage)
+    stage.journal.finish()
 
 
-def _publish(stage: Path, output: Path) -> None:
-    """Give the finished tree its final name; what it replaces goes only once it stands."""
-    old = stage / "old"
-    if output.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        output.rename(old)
-    try:
-        (stage / _TREE).rename(output)
-    except OSError:
-        if old.exists():
-            old.rename(output)
-        raise
-    _sync_folder(output.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _locked(stage: Path) -> Iterator[None]:
-    """One run at a time for one output."""
-    stage.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(stage, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputExistsError(f"another run is writing {stage}; wait for it, or stop it") from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _swept(stage: Path) -> Iterator[None]:
-    """Keep what was done when the disk or the user stopped a run; sweep it up when it makes no sense."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        kept = Journal(stage).has_begun()
-        if not kept:
-            shutil.rmtree(stage, ignore_errors=True)
-        advice = (
-            "what was done is kept: run the same command again to continue" if kept else "nothing was written"
-        )
-        raise DiskSpaceError(f"the disk of {stage.parent} is full ({error.strerror}); {advice}") from error
-    except Exception:
-        shutil.rmtree(stage, ignore_errors=True)
-        raise
-    except KeyboardInterrupt:
-        if not Journal(stage).has_begun():
-            shutil.rmtree(stage, ignore_errors=True)
-        raise
+def _sync_folders(job: Job, stage: Stage) -> None:
+    paths = [stage.tree / name for name, _ in job.files]
+    for folder in {parent for p in paths for parent in p.parents if parent.is_relative_to(stage.tree)}:
+        sync_folder(folder)

@@ -7,7 +7,7 @@ import hashlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Final, Protocol
 
@@ -122,8 +122,10 @@ class Stream:
             # np.empty takes no memory before it is written to.
             self._free.put(_Buffers(budget.strip_bytes))
 
-    def run(self, copies: Iterable[TensorCopy]) -> Iterator[Digests]:
+    def run(self, copies: Iterable[TensorCopy]) -> Generator[Digests, None, None]:
         """Carry out `copies`, the largest first, and yield what each tensor was found to be.
+
+        Closing the generator waits until no thread writes any more.
 
         Raises:
             InconsistentShardsError: two files hold different values of the same elements.
@@ -247,6 +249,9 @@ class Files:
         done = 0
         while done < len(data):
             done += os.pwrite(descriptor, data[done:], offset + done)
+        # Only now: a `sync` that runs meanwhile may have missed these bytes, so the next one must not.
+        with self._lock:
+            self._touched.add(file)
 
     def sync(self) -> None:
         """Wait until everything written so far is on the disk."""
@@ -266,7 +271,6 @@ class Files:
 
     def _descriptor(self, file: str) -> int:
         with self._lock:
-            self._touched.add(file)
             found = self._open.get(file)
             if found is None:
                 found = self._open[file] = os.open(os.path.join(self._root, file), os.O_WRONLY | os.O_CLOEXEC)
