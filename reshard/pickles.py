@@ -8,6 +8,8 @@ FakeTensorMode.
 """
 
 import argparse
+import codecs
+import io
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -16,7 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 import torch
+from numpy._core.multiarray import _reconstruct
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .errors import DamagedFileError
@@ -25,8 +29,25 @@ from .tensors import Stored
 
 #: Attribute of the dictionary of tensors that holds our manifest.
 ATTRIBUTE: Final = "_reshard"
-#: Megatron keeps its command line in the checkpoint.
-_HARMLESS: Final = (argparse.Namespace,)
+#: Megatron keeps its command line, numpy's random state and its Linears' scratch in the checkpoint. None of
+#: these can be made to run anything by being built.
+_HARMLESS: Final[tuple[Any, ...]] = (
+    argparse.Namespace,
+    io.BytesIO,
+    codecs.encode,
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("u4", "i8", "u8", "f8")),
+    (_reconstruct, "numpy.core.multiarray._reconstruct"),
+    (_reconstruct, "numpy._core.multiarray._reconstruct"),
+)
+
+
+class _Unneeded:
+    """Stands for an object of Megatron's own classes, in the command line that it saves."""
+
+    def __init__(self, *_: object) -> None:
+        """Take whatever Megatron's class would."""
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +84,10 @@ def read_archive(folder: Folder, file: str) -> Any:
         try:
             _check_byte_order(stream, shown)
             stream.seek(0)
-            with FakeTensorMode(), torch.serialization.safe_globals(list(_HARMLESS)):
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(stream)
+            stand_ins = [(_Unneeded, name) for name in names if name.startswith("megatron.")]
+            stream.seek(0)
+            with FakeTensorMode(), torch.serialization.safe_globals([*_HARMLESS, *stand_ins]):
                 return torch.load(stream, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             reason = str(error).partition("\n")[0].partition(". ")[0]

@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from reshard.architectures.schema import Role
-from reshard.errors import UnsupportedTargetError
+from reshard.errors import CannotSplitError, UnsupportedTargetError
 from reshard.layout import Interval, arrange, joined, unit_interval
 from reshard.rules import Rule, Rules
 from reshard.tensors import Chunk, Logical, Stored
@@ -180,3 +180,32 @@ def columns(name: str, layers: Layers, rule: Rule, tp_size: int, tp_rank: int) -
         chunks.append(Chunk(tensor=rule.name, box=box, at=(0, at), is_swapped=rule.entry.conv1d))
         at += end - begin
     return Stored(name=name, dtype=tensor.dtype, shape=(outputs, at), chunks=tuple(chunks))
+
+
+def interleaved(
+    name: str, layers: Layers, layer: Layer, param: str, shares: Sequence[Share], width: int
+) -> Stored | None:
+    """As `fused`, but rows of the parts take turns: `[units, width, parts]`.
+
+    Raises:
+        CannotSplitError: parts have different numbers of units.
+    """
+    counts = {share.units[1] - share.units[0] for share in shares}
+    if len(counts) != 1:
+        raise CannotSplitError(f"{name}: rows of parts take turns, so every part must have as many heads")
+    begin = [share.units[0] for share in shares]
+    units = [(share.part, begin[i] + u) for u in range(counts.pop()) for i, share in enumerate(shares)]
+    rows = list(_rows(layer, param, units))
+    if not rows:
+        return None
+    chunks = []
+    parts = len(shares)
+    for number, (rule, (first, _)) in enumerate(rows):
+        unit, part = divmod(number, parts)
+        for row in range(width):
+            at = (unit * width + row) * parts + part
+            chunks.append(_chunk(rule, layers.tensor(rule), (first + row, first + row + 1), at))
+    tensor = layers.tensor(rows[0][0])
+    inputs = () if len(tensor.shape) == 1 else (tensor.shape[0 if rows[0][0].entry.conv1d else 1],)
+    shape = (len(rows) * width, *inputs)
+    return Stored(name=name, dtype=tensor.dtype, shape=shape, chunks=tuple(chunks))

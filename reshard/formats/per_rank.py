@@ -23,8 +23,6 @@ POLICY: Final = Policy(name="safetensors", head="features", uneven=True)
 #: Families whose forward does not follow AutoTP's cut, or that AutoTP refuses.
 _NOT_FOR_AUTOTP: Final = {
     "gpt2": "AutoTP refuses GPT-2's Conv1D",
-    "phi3": "AutoTP cuts it, but its forward slices the fused rows by the whole model's heads",
-    "gpt_bigcode": "AutoTP gives all query heads to one rank",
     "mixtral": "AutoTP keeps experts whole on every rank; these shards cut them",
     "qwen3_moe": "AutoTP keeps experts whole on every rank; these shards cut them",
 }

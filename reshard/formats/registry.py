@@ -7,7 +7,7 @@ from reshard.manifest import FILE
 from reshard.model import Model
 from reshard.storage import Folder
 
-from . import deepspeed, huggingface, own, per_rank, transformers, vllm
+from . import deepspeed, huggingface, megatron, own, per_rank, transformers, vllm
 from .base import Format, Source, shown
 
 FORMATS: Final = {
@@ -17,6 +17,7 @@ FORMATS: Final = {
         deepspeed.FORMAT,
         transformers.FORMAT,
         vllm.FORMAT,
+        megatron.FORMAT,
         huggingface.FORMAT,
         own.FORMAT,
     )
