@@ -22,18 +22,18 @@ def test_every_family_of_the_fixtures_is_here() -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_cut_recut_and_merged(name: str, tmp_path: Path) -> None:
+def test_cut_recut_and_merged(name: str, work: Path) -> None:
     variant = VARIANTS[name]
-    original = save(variant, tmp_path / "hf")
-    cut = tmp_path / "cut"
-    reshard(Request(source=str(tmp_path / "hf"), output=cut, degrees=variant.degrees))
+    original = save(variant, work / "hf")
+    cut = work / "cut"
+    reshard(Request(source=str(work / "hf"), output=cut, degrees=variant.degrees))
     for tp_size in variant.degrees:
         for rank in range(tp_size):
             found = load(cut / f"tp{tp_size}", f"model-rank-{rank:02d}-of-{tp_size:02d}*")
             assert_equal(found, rank_shard(variant, original, tp_size, rank), f"tp{tp_size} rank {rank}")
     for tp_size in variant.degrees:
         source = cut / f"tp{tp_size}"
-        again = tmp_path / f"from{tp_size}"
+        again = work / f"from{tp_size}"
         reshard(Request(source=str(source), output=again, degrees=variant.degrees))
         for other in variant.degrees:
             for file in sorted((cut / f"tp{other}").glob("*.safetensors")):
@@ -42,9 +42,9 @@ def test_cut_recut_and_merged(name: str, tmp_path: Path) -> None:
             # One model has one digest at every degree.
             assert manifest(again / f"tp{other}").tensors == manifest(cut / f"tp{other}").tensors
             assert manifest(again / f"tp{other}").origin.sha256 == manifest(source).origin.sha256
-        merged = tmp_path / f"merged{tp_size}"
+        merged = work / f"merged{tp_size}"
         reshard(Request(source=str(source), output=merged, degrees=(1,), format="huggingface"))
         assert_equal(load(merged), original, f"merged from {tp_size}")
         assert json.loads((merged / "config.json").read_text()) == json.loads(
-            (tmp_path / "hf" / "config.json").read_text()
+            (work / "hf" / "config.json").read_text()
         )
