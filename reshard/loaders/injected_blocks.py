@@ -71,13 +71,19 @@ _BLOCKS: Final = {
 }
 
 _GELU: Final = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
-# What the injected blocks compute, whatever the configuration says. Another value would change tokens.
+# What the injected blocks compute, whatever the configuration says. With another value DeepSpeed gave other
+# tokens in silence (tests/benchmarks/kernel_injection.py); without attention biases it failed.
 _FIXED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
     "bloom": {"apply_residual_connection_post_layernorm": (False,)},
     "gpt_neo": {"activation_function": _GELU},
-    "gpt_neox": {"use_parallel_residual": (True,), "rotary_emb_base": (10000,), "hidden_act": _GELU},
+    "gpt_neox": {
+        "use_parallel_residual": (True,),
+        "rotary_emb_base": (10000,),
+        "hidden_act": _GELU,
+        "attention_bias": (True,),
+    },
     "gptj": {"activation_function": _GELU},
-    "opt": {"activation_function": ("relu", "gelu", "gelu_new")},
+    "opt": {"activation_function": ("relu", "gelu", "gelu_new"), "do_layer_norm_before": (True,)},
 }
 
 
@@ -109,8 +115,8 @@ def _check_window(config: Any, max_out_tokens: int) -> None:
     """Keep local attention inside its window.
 
     When it generates, the kernel places the window by the number of keys where the model places it by the
-    query's position (DeepSpeed 0.19.8, `csrc/transformer/inference/csrc/softmax.cu`, `real_seq_id`). Seen on a
-    GPU with a window of 20 tokens: logits alike up to 23 tokens, and 2 of 13 apart at 24.
+    query's position (DeepSpeed 0.19.8, `csrc/transformer/inference/csrc/softmax.cu`, `real_seq_id`). Seen on
+    a GPU with a window of 20 tokens: logits alike up to 23 tokens, and 2 of 13 apart at 24.
     """
     is_local = "local" in getattr(config, "attention_layers", ())
     if is_local and max_out_tokens >= config.window_size:
