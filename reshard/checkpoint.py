@@ -86,14 +86,17 @@ def read_weight_map(folder: Folder, index: str) -> dict[str, str]:
     shown = folder.path(index)
     try:
         found = json.loads(read(folder, index), object_pairs_hook=_unique(shown))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFileError(f"{shown} is not a checkpoint index: {error!r}") from error
+    except (KeyError, TypeError):
+        raise DamagedFileError(f"{shown} is not a checkpoint index: it has no weight_map") from None
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{shown} is not a checkpoint index: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise DamagedFileError(f"{shown} has no weight_map of names to files")
+    there = set(folder.files())
     for name in sorted(set(found.values())):
         if Path(name).name != name:
             raise DamagedFileError(f"{shown} names a file outside its folder: {name!r}")
-        if name not in folder.files():
+        if name not in there:
             raise MissingFileError(f"{shown} names {name}, which is not there; fetch the missing shard")
     return found
 

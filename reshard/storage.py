@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
-from .errors import DamagedFileError, MissingFileError, UnsupportedSourceError
+from .errors import CheckpointError, DamagedFileError, MissingFileError, UnsupportedSourceError
 
 _SCHEME: Final = "://"
+#: What the filesystems of fsspec tell of a file that changes when its bytes do.
+_MARKS: Final = ("size", "ETag", "etag", "md5Hash", "blob_id", "mtime", "created", "LastModified", "ino")
 
 
 class Folder(Protocol):
@@ -62,10 +64,13 @@ def open_folder(address: str | Path) -> Folder:
     text = str(address)
     if _SCHEME in text:
         return RemoteFolder(text)
-    if not Path(text).is_dir():
-        raise MissingFileError(
-            f"{text} is no folder; a checkpoint is given as the folder that holds its files"
-        )
+    with _named(text):
+        if not Path(text).is_dir():
+            raise MissingFileError(
+                f"{text} is no folder; a checkpoint is given as the folder that holds its files"
+            )
+        # Path.rglob passes over what it may not list, and would find nothing.
+        os.listdir(text)
     return LocalFolder(Path(text))
 
 
@@ -90,26 +95,27 @@ class LocalFolder:
         return tuple(sorted(str(p) for p in found if not any(part.startswith(".") for part in p.parts)))
 
     def size(self, file: str) -> int:
-        try:
+        with _named(self.path(file)):
             return (self.folder / file).stat().st_size
-        except FileNotFoundError:
-            raise MissingFileError(f"{self.folder / file} is not there") from None
 
     def stamp(self, file: str) -> str:
-        state = (self.folder / file).stat()
+        with _named(self.path(file)):
+            state = (self.folder / file).stat()
         return f"{state.st_size}-{state.st_mtime_ns}-{state.st_ino}"
 
     def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
         descriptor = self._descriptor(file)
         done = 0
-        while done < len(buffer):
-            count = os.preadv(descriptor, [buffer[done:]], offset + done)
-            if count == 0:
-                raise DamagedFileError(f"{self.path(file)} ends at byte {offset + done}; it is truncated")
-            done += count
+        with _named(self.path(file)):
+            while done < len(buffer):
+                count = os.preadv(descriptor, [buffer[done:]], offset + done)
+                if count == 0:
+                    raise DamagedFileError(f"{self.path(file)} ends at byte {offset + done}; it is truncated")
+                done += count
 
     def open(self, file: str) -> IO[bytes]:
-        return (self.folder / file).open("rb")
+        with _named(self.path(file)):
+            return (self.folder / file).open("rb")
 
     def close(self) -> None:
         with self._lock:
@@ -121,10 +127,8 @@ class LocalFolder:
         with self._lock:
             found = self._open.get(file)
             if found is None:
-                try:
+                with _named(self.path(file)):
                     found = os.open(self.folder / file, os.O_RDONLY | os.O_CLOEXEC)
-                except FileNotFoundError:
-                    raise MissingFileError(f"{self.folder / file} is not there") from None
                 self._open[file] = found
             return found
 
@@ -149,7 +153,7 @@ class RemoteFolder:
         with _named(address):
             found: dict[str, Any] = self._system.find(self._root, detail=True)
         start = len(self._root.rstrip("/")) + 1
-        self._entries = {path[start:]: entry for path, entry in found.items()}
+        self._entries = {path[start:]: entry for path, entry in found.items() if path[start:]}
         if not self._entries:
             raise MissingFileError(f"{address} holds no files")
 
@@ -168,8 +172,7 @@ class RemoteFolder:
 
     def stamp(self, file: str) -> str:
         entry = self._entry(file)
-        marks = [str(entry.get(key)) for key in ("size", "ETag", "etag", "md5Hash", "mtime", "LastModified")]
-        return "-".join(marks)
+        return "-".join(str(entry.get(key)) for key in _MARKS)
 
     def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
         self._entry(file)
@@ -181,7 +184,8 @@ class RemoteFolder:
 
     def open(self, file: str) -> IO[bytes]:
         self._entry(file)
-        stream: IO[bytes] = self._system.open(f"{self._root}/{file}", "rb")
+        with _named(self.path(file)):
+            stream: IO[bytes] = self._system.open(f"{self._root}/{file}", "rb")
         return stream
 
     def close(self) -> None:
@@ -197,8 +201,22 @@ class RemoteFolder:
 
 @contextmanager
 def _named(address: str) -> Iterator[None]:
-    """An operating system's error of a remote store as a sentence that names the address."""
+    """Whatever a disk or a remote store says when it fails, as a sentence that names the address.
+
+    Raises:
+        MissingFileError: nothing there.
+        PermissionError: something that may not be read.
+        OSError: what else failed; remote stores raise exceptions of their own for it.
+    """
     try:
         yield
-    except FileNotFoundError:
+    except CheckpointError:
+        raise
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise MissingFileError(f"{address} is not there") from None
+    except PermissionError as error:
+        raise PermissionError(f"{address} may not be read: {error.strerror or error}") from error
+    except OSError as error:
+        raise OSError(f"{address} cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        raise OSError(f"{address} cannot be read: {type(error).__name__}: {error}") from error

@@ -1,5 +1,6 @@
 """Whatever this tool wrote, in any format: read by the manifest in every shard, not by rules."""
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -9,11 +10,13 @@ from reshard.errors import DamagedFileError, InconsistentShardsError, MissingFil
 from reshard.manifest import FILE, KEY, Manifest, chunks, decode
 from reshard.model import Model
 from reshard.storage import Folder, read
-from reshard.tensors import Logical, Stored
+from reshard.tensors import Chunk, Logical, Stored
 
 from .base import Format, Source, SourceFile, shown
 from .reading import Contents, contents, model_of
 
+#: Names that only this tool gives, in its own format.
+SHARD: Final = re.compile(r"model-rank-\d+-of-\d+(-part-\d+-of-\d+)?\.safetensors")
 #: Where our archives keep their dictionary of tensors, by format.
 _ROOTS: Final = {"megatron": ("model",)}
 
@@ -114,19 +117,29 @@ def _stored(name: str, held: dict[str, Stored], account: Manifest) -> Iterable[S
         parts = chunks(entry)
         shape = stored.shape
         strides = stored.strides or stored.element_strides()
-        if entry.transposed:
+        if entry.transposed and len(shape) > 1:
             shape = (*shape[:-2], shape[-1], shape[-2])
             strides = (*strides[:-2], strides[-1], strides[-2])
         for chunk in parts:
             logical = account.tensors.get(chunk.tensor)
-            box = chunk.box[::-1] if chunk.is_swapped else chunk.box
-            ends = [a + e - b for a, (b, e) in zip(chunk.at[len(shape) - len(box) :], box, strict=True)]
-            fits = all(0 <= end <= n for end, n in zip(ends, shape[len(shape) - len(ends) :], strict=True))
-            if logical is None or len(chunk.at) != len(shape) or not fits or min(chunk.at, default=0) < 0:
+            if logical is None or logical.dtype != stored.dtype or not _fits(chunk, logical.shape, shape):
                 raise DamagedFileError(f"{name}: the manifest's account of {key} does not fit the tensor")
         yield msgspec.structs.replace(
             stored, shape=shape, strides=strides, transposed=entry.transposed, chunks=parts
         )
+
+
+def _fits(chunk: Chunk, logical: tuple[int, ...], stored: tuple[int, ...]) -> bool:
+    """Whether the box lies in the logical tensor, and where it is put in the stored one."""
+    if len(chunk.box) != len(logical) or len(chunk.at) != len(stored) or len(logical) > len(stored):
+        return False
+    if chunk.is_swapped and len(logical) != 2:
+        return False
+    inside = all(0 <= begin <= end <= extent for (begin, end), extent in zip(chunk.box, logical, strict=True))
+    extents = [end - begin for begin, end in chunk.box]
+    extents = [1] * (len(stored) - len(logical)) + (extents[::-1] if chunk.is_swapped else extents)
+    places = zip(chunk.at, extents, stored, strict=True)
+    return inside and all(0 <= at <= size - extent for at, extent, size in places)
 
 
 FORMAT: Final = Format(

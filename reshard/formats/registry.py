@@ -2,7 +2,12 @@
 
 from typing import Final
 
-from reshard.errors import AmbiguousSourceError, UnsupportedSourceError, UnsupportedTargetError
+from reshard.errors import (
+    AmbiguousSourceError,
+    MissingFileError,
+    UnsupportedSourceError,
+    UnsupportedTargetError,
+)
 from reshard.manifest import FILE
 from reshard.model import Model
 from reshard.storage import Folder
@@ -54,13 +59,19 @@ def read_source(folder: Folder, model: Model | None = None) -> Source:
     Raises:
         AmbiguousSourceError: evidence of several formats.
         UnsupportedSourceError: evidence of none.
+        MissingFileError: shards of ours without their manifest.
         CheckpointError: the files contradict themselves or each other.
     """
     names = folder.files()
     found = {f.name: seen for f in FORMATS.values() if (seen := f.evidence(names))}
+    shards = tuple(n for n in names if own.SHARD.fullmatch(n))
     if own.FORMAT.name in found:
-        _nothing_else(folder, found)
+        _nothing_else(folder, {**found, per_rank.FORMAT.name: shards})
         found = {own.FORMAT.name: found[own.FORMAT.name]}
+    elif shards:
+        raise MissingFileError(
+            f"{folder.path('')} holds {shown(shards)} but not the {FILE} that belongs to them; fetch it"
+        )
     if not found:
         raise UnsupportedSourceError(
             f"{folder.path('')} holds no checkpoint that is known; it holds {shown(names) or 'nothing'}"
