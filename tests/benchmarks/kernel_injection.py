@@ -84,21 +84,19 @@ def _sliced(case: str, work: Path) -> None:
         replace_with_kernel_inject=True,
         max_out_tokens=128,
     )
-    _save_rank(engine, case, work, "sliced", seconds=0.0)
+    _save_rank(engine, case, work, "sliced")
 
 
 def _injected(case: str, work: Path) -> None:
     from reshard.loaders.kernel_injection import load_kernel_injection
 
-    start = time.perf_counter()
     engine = load_kernel_injection(work / case / "tp2", dtype=torch.float16, max_out_tokens=128)
-    _save_rank(engine, case, work, "injected", seconds=time.perf_counter() - start)
+    _save_rank(engine, case, work, "injected")
 
 
-def _save_rank(engine: Any, case: str, work: Path, role: str, *, seconds: float) -> None:
+def _save_rank(engine: Any, case: str, work: Path, role: str) -> None:
     """Generate on every rank; each writes what it got, since every one must have got the same."""
     result = _generate(engine.module, engine.generate)
-    result["load_s"] = seconds
     torch.save(result, work / case / f"{role}-{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()
 
@@ -135,7 +133,6 @@ def _compare(case: str, work: Path) -> dict[str, Any]:
         injected[claim] = all(torch.equal(one[key], other[key]) for one, other in pairs)
     claims = ("tokens_equal", "logits_within_tolerance", "bits_before_head_as_sliced")
     return verdict | {
-        "load_s": max(rank["load_s"] for rank in roles["injected"]),
         "passed": all(injected[claim] for claim in claims),
     }
 
@@ -238,7 +235,7 @@ def _report(verdicts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print(verdicts: dict[str, Any]) -> None:
-    print(f"{'case':48} {'tokens':7} {'logits':>18} {'margin':>7} {'bits as sliced':>15} {'load s':>7}")
+    print(f"{'case':48} {'tokens':7} {'logits':>18} {'margin':>7} {'bits as sliced':>15}")
     for case, verdict in verdicts.items():
         if "failed" in verdict:
             print(f"{case:48} failed: {', '.join(verdict['failed'])}")
@@ -248,8 +245,7 @@ def _print(verdicts: dict[str, Any]) -> None:
         line = f"{case:48} {'equal' if shown['tokens_equal'] else 'differ':7} {logits:>18} "
         line += f"{verdict['smallest_greedy_margin']:7.2f} "
         if "injected" in verdict:
-            line += f"{'equal' if shown['bits_before_head_as_sliced'] else 'differ':>15} "
-            line += f"{verdict['load_s']:7.1f}"
+            line += f"{'equal' if shown['bits_before_head_as_sliced'] else 'differ':>15}"
         print(line)
 
 
