@@ -129,7 +129,7 @@ def plan_job(request: Request, source: Source, folder: Path) -> Job:
         sets.append(_lay_out(layout, given, source, names, folder, inside))
     placed = [(_join(s.folder, f.file.name), f.file.rank, f.tensors) for s in sets for f in s.files]
     copies = make_plan(source, tensors, placed)
-    texts = _texts(source, sets)
+    texts = _texts(source, sets, request.dtype)
     return Job(
         source=source,
         sets=tuple(sets),
@@ -200,22 +200,27 @@ def _account(file: TargetFile, whole: Manifest) -> Manifest:
     )
 
 
-def _texts(source: Source, sets: Iterable[Set]) -> dict[str, bytes]:
+def _texts(source: Source, sets: Iterable[Set], dtype_name: str | None) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
-    small = companions(source)
+    small = companions(source, dtype_name)
     for one in sets:
         texts = {**small, **one.layout.texts, FILE: encode(one.manifest).encode()}
         found |= {_join(one.folder, name): raw for name, raw in texts.items()}
     return found
 
 
-def companions(source: Source) -> dict[str, bytes]:
+def companions(source: Source, dtype_name: str | None) -> dict[str, bytes]:
     """Configuration, tokenizer and the like, which go with every copy."""
     folder: Folder = source.folder
-    found = {_CONFIG: json.dumps(source.model.config, indent=2).encode() + b"\n"}
+    config = dict(source.model.config)
+    if dtype_name is not None:
+        # transformers 5 writes the first, older releases the second; loaders believe what they find.
+        spelt = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+        config |= dict.fromkeys(spelt, dtype(dtype_name).name)
+    found = {_CONFIG: json.dumps(config, indent=2).encode() + b"\n"}
     for name in folder.files():
         is_small = name.endswith(_SMALL) and "/" not in name and folder.size(name) <= _SMALL_BYTES
-        if is_small and name not in _NOT_COPIED and not name.endswith(".index.json"):
+        if is_small and name not in (_CONFIG, *_NOT_COPIED) and not name.endswith(".index.json"):
             found[name] = read(folder, name)
     return found
 

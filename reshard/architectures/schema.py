@@ -77,6 +77,7 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         base: module patterns inside the base model; `*` stands for one segment of a dotted name. The first
             that matches counts; several entries for one pattern are tried in order.
         top: module patterns outside it, such as `lm_head`.
+        others: what modules are that no pattern names; None: an error, which is what a table wants.
     """
 
     model_types: tuple[str, ...]
@@ -86,3 +87,4 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     top: dict[str, Role | Module | tuple[Module, ...]] = {}
     prefix: str = ""
     defaults: dict[str, Any] = {}
+    others: Role | None = None

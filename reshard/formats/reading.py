@@ -11,6 +11,8 @@ from reshard.model import Model, parse_model
 from reshard.storage import Folder, read
 from reshard.tensors import Chunk, Logical, Stored
 
+from .fallback import with_plan
+
 CONFIG: Final = "config.json"
 
 
@@ -35,12 +37,12 @@ def model_of(folder: Folder, model: Model | None) -> Model:
         MissingFileError: neither is there.
     """
     if model is not None:
-        return model
+        return with_plan(model)
     if CONFIG not in folder.files():
         raise MissingFileError(
             f"{folder.path('')} has no {CONFIG}, which says the model's family; name one with --config"
         )
-    return parse_model(read(folder, CONFIG), folder.path(CONFIG))
+    return with_plan(parse_model(read(folder, CONFIG), folder.path(CONFIG)))
 
 
 def contents(folder: Folder, file: str, root: tuple[str, ...] = ()) -> Contents:

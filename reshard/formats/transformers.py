@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from reshard.architectures.schema import Role
-from reshard.errors import CannotSplitError, DamagedFileError, UnsupportedTargetError
+from reshard.errors import CannotSplitError, DamagedFileError, InconsistentShardsError, UnsupportedTargetError
 from reshard.layout import Interval
 from reshard.model import Model
 from reshard.rules import Rule, Rules
@@ -82,7 +82,8 @@ def _note(tp_size: int) -> str:
 
 def _check(source: Source, tp_size: int) -> None:
     kind = source.model.model_type
-    if kind not in _FAMILIES:
+    table = source.model.known()[0]
+    if kind not in _FAMILIES and table.others is None:
         raise UnsupportedTargetError(
             f"transformers has no tensor-parallel plan for {kind!r}; it has one for {', '.join(_FAMILIES)}"
         )
@@ -238,14 +239,31 @@ def _read(folder: Folder, model: Model | None) -> Source:
     if ranks != list(range(len(held))):
         raise DamagedFileError(f"{folder.path('')} lacks shards: it has {shown(tuple(f.name for f in held))}")
     shapes = {name: tuple(map(max, zip(*ends, strict=True))) for name, ends in boxes.items()}
+    logical = {name: Logical(dtype=kinds[name], shape=shape) for name, shape in shapes.items()}
+    _check_whole(folder, model, logical)
     return Source(
         format="transformers",
         folder=folder,
         model=model,
-        tensors={name: Logical(dtype=kinds[name], shape=shape) for name, shape in shapes.items()},
+        tensors=logical,
         files=tuple(held),
         tp_size=len(held),
     )
+
+
+def _check_whole(folder: Folder, model: Model, tensors: dict[str, Logical]) -> None:
+    """The files do not say how many there are: without the last one, every tensor would only seem smaller."""
+    rules = Rules(model, tensors)
+    for name, tensor in tensors.items():
+        try:
+            rule = rules.rule(name)
+        except DamagedFileError as error:
+            raise InconsistentShardsError(f"{folder.path('')} lacks its last shards: {error}") from None
+        if rule.role == "embedding" and tensor.shape[0] < rules.geometry.vocab:
+            raise InconsistentShardsError(
+                f"{folder.path('')} lacks its last shards: {name} has {tensor.shape[0]} rows for "
+                f"{rules.geometry.vocab} tokens"
+            )
 
 
 def _rank(file: str) -> int:
