@@ -1,4 +1,4 @@
-"""Families without a table are cut by transformers' own plan, where that is plain; else refused with advice."""
+"""Families without a table are cut by transformers' own plan where that is plain, and else refused."""
 
 from pathlib import Path
 
