@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -52,9 +53,10 @@ def is_scattered(piece: Piece) -> bool:
     return len(extents) > 1 and extents[-1] > 1 and piece.strides[-1] != 1
 
 
-def within(box: Box, outer: Box) -> tuple[slice, ...]:
-    """The slices that select `box` in an array of the box `outer`."""
-    return tuple(slice(b - o, e - o) for (b, e), (o, _) in zip(box, outer, strict=True))
+def within(box: Box, outer: Box) -> tuple[EllipsisType | slice, ...]:
+    """The index that selects `box` in an array of the box `outer`: a view of it, always."""
+    # Without the ellipsis, numpy answers the empty index of a scalar with a copy, and what is read is lost.
+    return (..., *(slice(b - o, e - o) for (b, e), (o, _) in zip(box, outer, strict=True)))
 
 
 def _bytes_of(array: Array) -> memoryview:
