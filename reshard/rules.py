@@ -6,67 +6,23 @@ from typing import Final, Literal
 import msgspec
 
 from .architectures.schema import Architecture, Module, Role
+from .cuts import COMPANIONS, Cut, check_parameter, companion_cut, weight_shape
 from .errors import (
     CannotSplitError,
     DamagedFileError,
     InconsistentShardsError,
     UnknownArchitectureError,
 )
-from .layout import Axis, Interval, Part, rank_intervals
+from .layout import Axis, Part
 from .model import Geometry, Model, holds
 from .tensors import Logical
-
-#: Tensors that accompany a quantized weight: suffix → how many dimensions of the weight they follow.
-_SCALES: Final = ("weight_scale", "weight_zero_point", "SCB", "weight_packed")
-_SCALARS: Final = ("weight_format", "input_scale", "input_zero_point")
 
 _COLUMN: Final = ("query", "key", "value", "query_key_value", "mlp_gate", "mlp_up", "mlp_gate_up", "column")
 _ROW: Final = ("attention_output", "mlp_output", "row")
 _VOCABULARY: Final = ("embedding", "head", "head_bias")
-
-
-class Cut(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to share a tensor out.
-
-    Attributes:
-        dim: the dimension that is cut.
-        axis: how the *weight's* dimension is made of parts.
-        ratio: elements of the weight's dimension per element of this one (group size, or packing).
-    """
-
-    dim: int
-    axis: Axis
-    ratio: int = 1
-
-    def intervals(self, name: str, tp_size: int, tp_rank: int) -> tuple[Interval, ...]:
-        """The rank's intervals of dimension `dim`, in the rank's order.
-
-        Raises:
-            CannotSplitError: the degree cuts a head or a quantization group; it names degrees that work.
-        """
-        try:
-            found = rank_intervals(self.axis, tp_size, tp_rank)
-        except CannotSplitError as error:
-            raise CannotSplitError(f"{name}: {error}") from None
-        if self.ratio == 1:
-            return found
-        if any(bound % self.ratio for interval in found for bound in interval):
-            raise CannotSplitError(
-                f"{name}: a cut at tp_size={tp_size} goes through a group of {self.ratio} quantized "
-                "elements; "
-                f"degrees that work: {', '.join(map(str, self._degrees())) or 'none'}"
-            )
-        return tuple((begin // self.ratio, end // self.ratio) for begin, end in found)
-
-    def _degrees(self) -> list[int]:
-        return [n for n in range(1, 65) if self._works(n)]
-
-    def _works(self, tp_size: int) -> bool:
-        try:
-            bounds = [b for r in range(tp_size) for i in rank_intervals(self.axis, tp_size, r) for b in i]
-        except CannotSplitError:
-            return False
-        return all(bound % self.ratio == 0 for bound in bounds)
+_SIDES: Final[tuple[Literal["outputs"], Literal["inputs"]]] = ("outputs", "inputs")
+#: Parameters with the module's outputs in their dimensions; `""` is one with a name of its own.
+_PLAIN: Final = ("", "weight", "bias")
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,14 +68,20 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         """The cut that this format makes; None where every rank holds all of the tensor."""
         if rule.role == "module_per_head":
             raise CannotSplitError(f"{rule.name}: {self.name} cannot share out one module for every head")
-        if rule.role in _COLUMN or rule.role == "heads_on_columns":
-            return self._even(rule.outputs)
-        if rule.role in _ROW:
-            return self._even(rule.inputs)
-        if rule.role in _VOCABULARY:
-            way = self.embedding if rule.role == "embedding" else self.head
-            return self._even({"replicated": None, "vocabulary": rule.outputs, "features": rule.inputs}[way])
-        return None
+        side = self._side(rule.role)
+        if side is None:
+            return None
+        check_parameter(rule.name, rule.param)
+        return self._even(rule.outputs if side == "outputs" else rule.inputs)
+
+    def _side(self, role: Role) -> Literal["outputs", "inputs"] | None:
+        """Along which side of a module the ranks share it out; None: it is whole on every rank."""
+        if role in _VOCABULARY:
+            way = self.embedding if role == "embedding" else self.head
+            return {"replicated": None, "vocabulary": _SIDES[0], "features": _SIDES[1]}[way]
+        if role in _ROW:
+            return _SIDES[1]
+        return _SIDES[0] if role in _COLUMN or role == "heads_on_columns" else None
 
     def _even(self, cut: Cut | None) -> Cut | None:
         if cut is None or self.uneven:
@@ -182,10 +144,10 @@ class Rules:
         if entry.role == "heads_on_columns":
             part = Part(name="heads", units=self.geometry.heads)
             return Cut(dim=1, axis=self._checked(Axis(parts=(part,)), shape[1], name)), None
-        if not shape or param in _SCALARS or param == "weight_shape":
+        if param in COMPANIONS and shape:
+            return self._companion_cuts(entry, module, shape, name)
+        if not shape or param not in _PLAIN:
             return None, None
-        if param in _SCALES:
-            return self._scale_cuts(entry, module, shape, param)
         out = self._axis(entry, "outputs")
         inner = self._axis(entry, "inputs")
         if param == "bias" or len(shape) == 1:
@@ -195,26 +157,19 @@ class Rules:
             inner, len(shape) + last, shape, name
         )
 
-    def _scale_cuts(
-        self, entry: Module, module: str, shape: tuple[int, ...], param: str
+    def _companion_cuts(
+        self, entry: Module, module: str, shape: tuple[int, ...], name: str
     ) -> tuple[Cut | None, Cut | None]:
-        weight = self._weight_shape(module)
-        out, inner = self._axis(entry, "outputs"), self._axis(entry, "inputs")
-        name = f"{module}.{param}"
-        outputs = self._scaled(out, 0, weight[0], shape[0], name)
-        inputs = self._scaled(inner, 1, weight[1], shape[1], name) if len(shape) > 1 else None
-        return outputs, inputs
+        weight = weight_shape(module, self.tensors, self.model)
 
-    def _weight_shape(self, module: str) -> tuple[int, int]:
-        """`[out, in]` of the quantized weight, unpacked."""
-        plain = self.tensors.get(f"{module}.weight")
-        if plain is not None and len(plain.shape) == 2:
-            return plain.shape[0], plain.shape[1]
-        packed = self.tensors.get(f"{module}.weight_packed")
-        bits = _bits(self.model)
-        if packed is None or len(packed.shape) != 2 or bits is None:
-            raise DamagedFileError(f"{module} has scales, but no weight in a form that is known")
-        return packed.shape[0], packed.shape[1] * (32 // bits)
+        def cut(dim: Literal[0, 1]) -> Cut | None:
+            way = self._axis(entry, _SIDES[dim])
+            if way is None or dim >= len(shape):
+                return None
+            self._checked(way(weight[dim]), weight[dim], name)
+            return companion_cut(way, dim, weight[dim], shape[dim], name, self.model)
+
+        return cut(0), cut(1)
 
     def _axis(self, entry: Module, side: Literal["outputs", "inputs"]) -> Callable[[int], Axis] | None:
         """A function from the dimension's extent to its axis; None where the role is not cut that way."""
@@ -246,18 +201,6 @@ class Rules:
         if axis is None:
             return None
         return Cut(dim=dim, axis=self._checked(axis(shape[dim]), shape[dim], name))
-
-    def _scaled(
-        self, axis: Callable[[int], Axis] | None, dim: int, weight: int, extent: int, name: str
-    ) -> Cut | None:
-        """A cut of a companion whose dimension has `extent` elements where its weight has `weight`."""
-        if axis is None or extent == 1:
-            return None
-        if weight % extent:
-            raise CannotSplitError(
-                f"{name}: {extent} scales do not divide the weight's {weight} elements evenly"
-            )
-        return Cut(dim=dim, axis=self._checked(axis(weight), weight, name), ratio=weight // extent)
 
     def _checked(self, axis: Axis, extent: int, name: str) -> Axis:
         if self._is_checked and axis.extent != extent:
@@ -320,7 +263,9 @@ def find(table: Architecture, model: Model, name: str) -> tuple[Module, str, str
                 entry = None if stars is None else _entry(value, table, model)
                 if stars is not None and entry is not None:
                     return entry, path, rest, stars
-    return None
+    if table.others is None:
+        return None
+    return Module(role=table.others), module, param, ()
 
 
 def _match(pattern: str, path: str) -> tuple[str, ...] | None:
@@ -351,10 +296,3 @@ def _heads(name: str, geometry: Geometry) -> Part:
 
 def _features(extent: int) -> Axis:
     return Axis(parts=(Part(name="features", units=extent, sharing="uneven"),))
-
-
-def _bits(model: Model) -> int | None:
-    groups = (model.config.get("quantization_config") or {}).get("config_groups") or {}
-    found = {(g.get("weights") or {}).get("num_bits") for g in groups.values() if isinstance(g, dict)}
-    bits = found.pop() if len(found) == 1 else None
-    return bits if type(bits) is int and bits in (4, 8) else None
