@@ -45,7 +45,8 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/planning.py
 
 # A trained checkpoint on a machine made too small for it; the plan is then run on this machine's CPU, every tier
-# one step down, and compared with the plain model token by token.
+# one step down, and compared with the plain model token by token. Then the checkpoint is cut for two ranks, which
+# generate from their shards.
 demo: $(STAMP)
 	$(BIN)/python -m fixtures.demo demo/plan
 

@@ -24,6 +24,7 @@ from reshard.storage import Folder, read
 from reshard.tensors import Logical, Stored, copy_of
 
 from .base import Format, Layout, Options, Source, SourceFile, TargetFile, shown
+from .injected import FAMILIES, ignored_setting
 from .layers import Layer, Layers, Share, columns, fused
 from .naming import Expected, one_dtype, placed
 from .per_rank import read_rank_files
@@ -31,8 +32,6 @@ from .reading import contents, model_of
 
 CONFIG: Final = "ds_inference_config.json"
 _NON_TP: Final = "non-tp.pt"
-#: Families whose containers load from a meta model (run on two GPUs with transformers 4.43.4).
-_FAMILIES: Final = ("bloom", "opt", "gptj", "gpt_neo", "gpt_neox")
 #: BLOOM's kernel takes its heads as the checkpoint has them.
 _HEAD_BLOCKS: Final = ("bloom",)
 
@@ -71,6 +70,10 @@ def _write(source: Source, options: Options) -> Layout:
             files.append(TargetFile(name=name, container="torch", tensors=tensors, rank=rank))
             names.append(name)
     notes = ["DeepSpeed's kernel injection takes it, on as many GPUs as ranks, with transformers 4.43"]
+    if "local" in str(source.model.config.get("attention_types", "")):
+        notes.append(
+            "sequences must stay shorter than the window of local attention, which its kernel misplaces"
+        )
     if layers.buffers:
         notes.append(f"{len(layers.buffers)} buffers, such as {layers.buffers[0]}, are left out")
     return Layout(
@@ -84,13 +87,15 @@ def _write(source: Source, options: Options) -> Layout:
 
 def _check(source: Source, tp_size: int) -> None:
     kind = source.model.model_type
-    if kind not in _FAMILIES:
+    if kind not in FAMILIES:
         raise UnsupportedTargetError(
-            f"DeepSpeed's kernel injection cannot load {kind!r} from pre-shards; "
-            f"it can {', '.join(_FAMILIES)}"
+            f"DeepSpeed's kernel injection cannot load {kind!r} from pre-shards; it can {', '.join(FAMILIES)}"
         )
     if source.model.config.get("quantization_config"):
         raise UnsupportedTargetError("the deepspeed format holds no quantized weights of other libraries")
+    ignored = ignored_setting(source.model.config)
+    if ignored is not None:
+        raise UnsupportedTargetError(ignored)
     check_heads(source.model, tp_size)
 
 

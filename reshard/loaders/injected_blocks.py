@@ -5,7 +5,6 @@ A block is replaced by one module with names of its own. Its two-dimensional ten
 `module_inject/containers`.
 """
 
-import json
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -13,6 +12,7 @@ import msgspec
 import torch
 
 from ..errors import UnsupportedTargetError
+from ..formats.injected import ignored_setting
 
 
 class _Block(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +26,6 @@ class _Block(msgspec.Struct, frozen=True, kw_only=True):
     output: str
 
 
-# The families whose containers can be built without weights and whose kernels give the model's own tokens.
 _BLOCKS: Final = {
     "bloom": _Block(
         norm="input_layernorm",
@@ -70,22 +69,6 @@ _BLOCKS: Final = {
     ),
 }
 
-_GELU: Final = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
-# What the injected blocks compute, whatever the configuration says. With another value DeepSpeed gave other
-# tokens in silence (tests/benchmarks/kernel_injection.py); without attention biases it failed.
-_FIXED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
-    "bloom": {"apply_residual_connection_post_layernorm": (False,)},
-    "gpt_neo": {"activation_function": _GELU},
-    "gpt_neox": {
-        "use_parallel_residual": (True,),
-        "rotary_emb_base": (10000,),
-        "hidden_act": _GELU,
-        "attention_bias": (True,),
-    },
-    "gptj": {"activation_function": _GELU},
-    "opt": {"activation_function": ("relu", "gelu", "gelu_new"), "do_layer_norm_before": (True,)},
-}
-
 
 def check_computed(config: Any, max_out_tokens: int) -> None:
     """Refuse a model whose tokens the injected blocks would change.
@@ -102,12 +85,9 @@ def check_computed(config: Any, max_out_tokens: int) -> None:
             f"kernel injection does not load {config.model_type!r} from pre-shards; it loads "
             f"{', '.join(sorted(_BLOCKS))}. Use per-rank safetensors and AutoTP"
         )
-    for key, allowed in _FIXED[config.model_type].items():
-        if (value := getattr(config, key, allowed[0])) not in allowed:
-            raise UnsupportedTargetError(
-                f"the injected {config.model_type} block ignores {key} = {json.dumps(value)} and computes "
-                f"{' or '.join(map(json.dumps, allowed))}. Use per-rank safetensors and AutoTP"
-            )
+    ignored = ignored_setting({"model_type": config.model_type, **config.to_dict()})
+    if ignored is not None:
+        raise UnsupportedTargetError(ignored)
     _check_window(config, max_out_tokens)
 
 
