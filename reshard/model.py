@@ -1,12 +1,15 @@
 """What a checkpoint's configuration says of its model: family and geometry. No torch."""
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from .architectures import Architecture, Choice, for_model_type
 from .errors import DamagedFileError, UnknownArchitectureError
+
+#: No model has as many of anything that is counted here; what is beyond it is damage.
+_LARGEST_EXTENT: Final = 1 << 24
 
 
 class Geometry(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,10 +78,12 @@ def parse_model(raw: bytes, name: str) -> Model:
     """
     try:
         config = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{name} is no JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise DamagedFileError(f"{name} is no model configuration: it has no model_type")
+    if not isinstance(config.get("quantization_config"), dict | None):
+        raise DamagedFileError(f"{name} has a quantization_config that is no object")
     table = for_model_type(config["model_type"])
     if table is None:
         return Model(config=config, table=None, geometry=_generic_geometry(config))
@@ -92,11 +97,11 @@ def holds(config: dict[str, Any], table: Architecture, when: dict[str, Any]) -> 
 
 def _geometry(config: dict[str, Any], table: Architecture, name: str) -> Geometry:
     def look(extent: str) -> int | None:
-        return _extent(config, table, extent)
+        return _extent(config, table, extent, name)
 
     def need(extent: str) -> int:
         found = look(extent)
-        if found is None or found < 1:
+        if found is None:
             tried = table.geometry.get(extent, extent)
             raise DamagedFileError(f"{name} does not say the model's {extent}: it has no usable {tried}")
         return found
@@ -112,7 +117,7 @@ def _geometry(config: dict[str, Any], table: Architecture, name: str) -> Geometr
     )
 
 
-def _extent(config: dict[str, Any], table: Architecture, extent: str) -> int | None:
+def _extent(config: dict[str, Any], table: Architecture, extent: str, name: str) -> int | None:
     entry = table.geometry.get(extent)
     tried = entry if isinstance(entry, tuple) else () if entry is None else (entry,)
     for option in tried:
@@ -121,8 +126,11 @@ def _extent(config: dict[str, Any], table: Architecture, extent: str) -> int | N
             continue
         named = choice.value
         value = config.get(named, table.defaults.get(named)) if isinstance(named, str) else named
-        if type(value) is int:
-            return value
+        if value is None:
+            continue
+        if type(value) is not int or not 1 <= value <= _LARGEST_EXTENT:
+            raise DamagedFileError(f"{name} has {named} = {value!r}, which is no number of {extent}")
+        return value
     return None
 
 

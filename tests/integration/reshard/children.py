@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,17 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "cli.reshard", *map(str, arguments)]
 
 
-def run(*arguments: str | Path, **kwargs: Any) -> "subprocess.CompletedProcess[str]":
-    """The command, run to its end."""
+def run(
+    *arguments: str | Path, prefix: Sequence[str] = (), **kwargs: Any
+) -> "subprocess.CompletedProcess[str]":
+    """The command, behind `prefix`, run to its end."""
     return subprocess.run(
-        command(*arguments), cwd=REPOSITORY, capture_output=True, text=True, timeout=120, **kwargs
+        [*prefix, *command(*arguments)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **kwargs,
     )
 
 
