@@ -1,0 +1,1 @@
+"""How tensors are encoded as integers and scales."""
