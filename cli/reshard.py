@@ -218,7 +218,7 @@ def _show_map(found: "DryRun") -> None:
     """Tensors that are cut alike, once: a model has hundreds."""
     ways: dict[str, list[str]] = {}
     for tensor in found.byte_map:
-        boxes = sorted({_box(t.box, tensor.shape) for t in tensor.targets})
+        boxes = [_box(box, tensor.shape) for box in sorted({t.box for t in tensor.targets})]
         way = f"{len(tensor.targets)} × " + (boxes[0] if len(boxes) == 1 else f"{boxes[0]} … {boxes[-1]}")
         ways.setdefault(f"{list(tensor.shape)} {tensor.target_dtype} → {way}", []).append(tensor.name)
     rows = [(names[0], str(len(names)), way) for way, names in ways.items()]

@@ -9,10 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from reshard.errors import CannotSplitError, UnsupportedTargetError
-from reshard.job import Request
-from reshard.run import reshard
 
-from .variants import VARIANTS, Tensors, Variant, assert_equal, load, rank_shard, save
+from .variants import VARIANTS, Tensors, Variant, assert_equal, cut, load, rank_shard, save
 
 #: Heads of 4, MLP of 96: groups of 16 or 32 are cut at some degrees.
 LLAMA = VARIANTS["llama"]._replace(settings=VARIANTS["llama"].settings | {"intermediate_size": 96})
@@ -104,10 +102,10 @@ def dequantized(tensors: Tensors) -> Tensors:
 
 
 def cut_and_merge(work: Path, degrees: tuple[int, ...]) -> None:
-    reshard(Request(source=str(work / "q"), output=work / "cut", degrees=degrees))
+    cut(work / "q", work / "cut", *degrees)
     for tp_size in degrees:
         source = work / "cut" / f"tp{tp_size}"
-        reshard(Request(source=str(source), output=work / f"m{tp_size}", degrees=(1,), format="huggingface"))
+        cut(source, work / f"m{tp_size}", 1, format="huggingface")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +149,7 @@ def test_a_group_that_straddles_a_cut_is_refused(
 ) -> None:
     quantized(work / "q", "int-quantized", group_size)
     with pytest.raises(CannotSplitError, match=r"(o|down)_proj\.weight_scale: a cut at tp_size=") as caught:
-        reshard(Request(source=str(work / "q"), output=work / "cut", degrees=(tp_size,)))
+        cut(work / "q", work / "cut", tp_size)
     assert message in str(caught.value)
     assert not (work / "cut").exists()
 
@@ -164,15 +162,15 @@ def test_groups_that_the_recipe_contradicts_are_refused(work: Path) -> None:
     (work / "q" / "config.json").write_text(json.dumps(config))
     assert made["model.layers.0.self_attn.o_proj.weight_scale"].shape == (96, 2)
     with pytest.raises(CannotSplitError, match="2 groups of 64 do not make up the weight's 96 elements"):
-        reshard(Request(source=str(work / "q"), output=work / "cut", degrees=(2,)))
+        cut(work / "q", work / "cut", 2)
 
 
 def test_packed_weights_stay_whole_because_their_shape_does(work: Path) -> None:
     made = quantized(work / "q", "pack-quantized", 0)
     with pytest.raises(CannotSplitError, match="weight_shape holds the shape of the whole weight"):
-        reshard(Request(source=str(work / "q"), output=work / "cut", degrees=(2,)))
-    reshard(Request(source=str(work / "q"), output=work / "one", degrees=(1,)))
-    reshard(Request(source=str(work / "one"), output=work / "merged", degrees=(1,), format="huggingface"))
+        cut(work / "q", work / "cut", 2)
+    cut(work / "q", work / "one", 1)
+    cut(work / "one", work / "merged", 1, format="huggingface")
     assert_equal(load(work / "merged"), made)
 
 
@@ -205,8 +203,8 @@ def test_parameters_that_are_not_known_are_refused_where_they_would_be_cut(work:
     made["model.layers.0.self_attn.q_proj.weight_g_idx"] = torch.arange(96, dtype=torch.int32) // 4
     save_file(made, work / "q" / "model.safetensors")
     with pytest.raises(CannotSplitError, match="how a weight_g_idx is shared out is not known"):
-        reshard(Request(source=str(work / "q"), output=work / "cut", degrees=(2,)))
-    reshard(Request(source=str(work / "q"), output=work / "one", degrees=(1,)))
+        cut(work / "q", work / "cut", 2)
+    cut(work / "q", work / "one", 1)
     assert_equal(load(work / "one"), made)
 
 
@@ -214,11 +212,11 @@ def test_parameters_that_are_not_known_are_refused_where_they_would_be_cut(work:
 def test_formats_that_hold_no_quantized_weights_say_so(format_name: str, work: Path) -> None:
     quantized(work / "q", "int-quantized", 0)
     with pytest.raises(UnsupportedTargetError):
-        reshard(Request(source=str(work / "q"), output=work / "cut", degrees=(2,), format=format_name))
+        cut(work / "q", work / "cut", 2, format=format_name)
     assert not (work / "cut").exists()
 
 
 def test_a_quantized_checkpoint_is_not_cast(work: Path) -> None:
     quantized(work / "q", "int-quantized", 0)
     with pytest.raises(UnsupportedTargetError, match="scales and weights keep their dtypes"):
-        reshard(Request(source=str(work / "q"), output=work / "cut", degrees=(2,), dtype="float16"))
+        cut(work / "q", work / "cut", 2, dtype="float16")

@@ -9,10 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from reshard.job import Request
-from reshard.run import reshard
 
-from .variants import Tensors, assert_equal, load
+from .variants import Tensors, assert_equal, cut, load
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "deepspeed"
 MODELS = ("bloom", "opt")
@@ -42,15 +40,15 @@ def of_rank(config: dict[str, Any], rank: int) -> list[str]:
 @pytest.mark.parametrize("source_dtype", ["float16", "float32"])
 @pytest.mark.parametrize("model", MODELS)
 def test_every_tensor_equals_deepspeeds(model: str, source_dtype: str, work: Path) -> None:
-    source, cut = DATA / model, work / "cut"
+    source, output = DATA / model, work / "cut"
     if source_dtype == "float32":
         source = work / "wide"
         source.mkdir()
         tensors = load_file(DATA / model / "model.safetensors")
         save_file({n: t.float() for n, t in tensors.items()}, source / "model.safetensors")
         (source / "config.json").write_bytes((DATA / model / "config.json").read_bytes())
-    reshard(Request(source=str(source), output=cut, degrees=(TP_SIZE,), format="deepspeed", dtype="float16"))
-    ours = json.loads((cut / "ds_inference_config.json").read_text())
+    cut(source, output, TP_SIZE, format="deepspeed", dtype="float16")
+    ours = json.loads((output / "ds_inference_config.json").read_text())
     theirs = reference(model)
     for field in ("type", "version", "parallelization", "tp_size", "dtype"):
         assert ours[field] == theirs["ds_inference_config"][field]
@@ -62,7 +60,7 @@ def test_every_tensor_equals_deepspeeds(model: str, source_dtype: str, work: Pat
         }
         found: dict[str, dict[str, Any]] = {}
         for file in of_rank(ours, rank):
-            held = torch.load(cut / file, weights_only=True)
+            held = torch.load(output / file, weights_only=True)
             assert not set(held) & set(found)
             found |= {key: account(tensor) for key, tensor in held.items()}
         assert len(found) >= 17
@@ -85,12 +83,12 @@ def test_deepspeeds_own_files_are_read_back(model: str, work: Path) -> None:
         assert {key: account(tensor) for key, tensor in rebuilt.items()} == entries
         torch.save(rebuilt, folder / file)
     merged = work / "merged"
-    reshard(Request(source=str(folder), output=merged, degrees=(1,), format="huggingface"))
+    cut(folder, merged, 1, format="huggingface")
     assert_equal(load(merged), original | _tied(model, load(merged)))
     for tp_size in (1, 2, 4):
         again, direct = work / f"again{tp_size}", work / f"direct{tp_size}"
         for source, output in ((folder, again), (DATA / model, direct)):
-            reshard(Request(source=str(source), output=output, degrees=(tp_size,), format="deepspeed"))
+            cut(source, output, tp_size, format="deepspeed")
         for file in sorted(direct.glob("*.pt")):
             assert_equal(
                 torch.load(again / file.name, weights_only=True),

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 from fixtures import tiny
 from fixtures.families import FAMILIES
+from reshard.job import Request
+from reshard.run import Report, reshard
 
 Tensors = dict[str, torch.Tensor]
 
@@ -148,6 +150,12 @@ def save(variant: Variant, folder: Path, *, max_shard_size: str = "50GB") -> Ten
         patch.setitem(FAMILIES, variant.family, spec._replace(settings=spec.settings | variant.settings))
         tiny.build(variant.family).save_pretrained(folder, max_shard_size=max_shard_size)
     return load(folder)
+
+
+def cut(source: Path, output: Path, *degrees: int, **options: Any) -> Report:
+    """Reshard with room for whatever else this process has loaded; `options` are of `Request`."""
+    settings = {"memory_bytes": 4 << 30, "jobs": 2} | options
+    return reshard(Request(source=str(source), output=output, degrees=degrees, **settings))
 
 
 def load(folder: Path, pattern: str = "*.safetensors") -> Tensors:
