@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-
 from .variants import Tensors, assert_equal, cut, load
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "deepspeed"
