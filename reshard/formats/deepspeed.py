@@ -93,9 +93,8 @@ def _partitions(source: Source, layers: Layers, options: Options) -> Iterator[li
     yield group
 
 
-def layer_tensors(
-    source: Source, layers: Layers, layer: Layer, tp_size: int, tp_rank: int
-) -> Iterator[Stored]:
+def layer_tensors(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> Iterator[Stored]:
+    """What a rank holds of one block, under the injected module's names."""
     for role, names in NORMS.items():
         for param, name in zip(PARAMS, names, strict=True):
             rule = _rule(layer, role, param)
