@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +11,7 @@ import msgspec
 
 from .containers import Prepared, filled_in, pending, prepare
 from .dtypes import dtype
+from .encoding import Transform
 from .errors import UnsupportedTargetError
 from .formats.base import Layout, Options, Source, TargetFile
 from .formats.registry import read_source, target
@@ -77,6 +78,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         source: what is read.
+        tensors: the logical tensors as they are written: cast, or encoded.
+        parents: tensor that is made from another one → that one.
         sets: what is written.
         copies: how one becomes the other.
         texts: small files → their bytes, digests pending; relative to the output.
@@ -84,6 +87,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     source: Source
+    tensors: dict[str, Logical]
+    parents: dict[str, str]
     sets: tuple[Set, ...]
     copies: tuple[TensorCopy, ...]
     texts: dict[str, bytes]
@@ -113,25 +118,37 @@ def open_source(address: str, config: Path | None = None) -> Source:
     return read_source(open_folder(address), model)
 
 
-def plan_job(request: Request, source: Source, folder: Path) -> Job:
+def plan_job(request: Request, source: Source, folder: Path, transform: Transform | None = None) -> Job:
     """Plan `request`, and lay out its files in `folder`: whole, but with holes where data will be.
+
+    Args:
+        request: what is asked for.
+        source: what is read.
+        folder: gets the files.
+        transform: what becomes of the tensors, when they are to be encoded.
 
     Raises:
         CheckpointError: the source cannot be cut as asked.
     """
-    tensors = cast_tensors(source, request.dtype)
-    given = msgspec.structs.replace(source, tensors=tensors)
+    if transform is None:
+        derived: Mapping[str, tuple[str, ...]] = {}
+        given = msgspec.structs.replace(source, tensors=cast_tensors(source, request.dtype))
+    else:
+        derived, given = transform.derived(), transform.apply(source)
+    tensors = given.tensors
     layouts = [_layout(request, given, degree) for degree in request.degrees]
-    names = {name: i for i, name in enumerate(source.tensors)}
+    names = {name: i for i, name in enumerate(tensors)}
     sets = []
     for layout in layouts:
         inside = "" if len(layouts) == 1 else f"tp{layout.tp_size}"
         sets.append(_lay_out(layout, given, source, names, folder, inside))
     placed = [(_join(s.folder, f.file.name), f.file.rank, f.tensors) for s in sets for f in s.files]
-    copies = make_plan(source, tensors, placed)
-    texts = _texts(source, sets, request.dtype)
+    copies = make_plan(source, tensors, placed, derived)
+    texts = _texts(given, sets, request.dtype)
     return Job(
         source=source,
+        tensors=tensors,
+        parents={made: name for name, several in derived.items() for made in several},
         sets=tuple(sets),
         copies=copies,
         texts=texts,
@@ -235,7 +252,11 @@ def _fingerprint(source: Source, copies: tuple[TensorCopy, ...], texts: dict[str
 
 def digests_of(job: Job, found: dict[str, Digests]) -> list[str]:
     """What the pending digests are, in their order: every tensor's, then the source's."""
-    return [found[name].target for name in job.source.tensors] + [origin_digest(job.source, found)]
+    made = [
+        found[job.parents[name]].derived[name] if name in job.parents else found[name].target
+        for name in job.tensors
+    ]
+    return [*made, origin_digest(job.source, found)]
 
 
 def origin_digest(source: Source, found: dict[str, Digests]) -> str:

@@ -11,6 +11,22 @@ from .layout import Box, overlap, volume
 from .tensors import Logical, Piece, Stored, pieces
 
 
+class Derived(msgspec.Struct, frozen=True, kw_only=True):
+    """A logical tensor of the target that is made from one of the source, such as codes or scales.
+
+    Attributes:
+        name: the tensor's.
+        dtype: torch's name.
+        shape: its dimensions.
+        targets: where its bytes go.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    targets: tuple[Piece, ...]
+
+
 class TensorCopy(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that happens to one logical tensor.
 
@@ -23,6 +39,7 @@ class TensorCopy(msgspec.Struct, frozen=True, kw_only=True):
         replicas: regions of the source that hold what another holds as well; read, and compared.
         targets: where its bytes go.
         digest: the SHA-256 that the source says it has, in the source's dtype.
+        derived: what is made from it, where it does not stay itself; then it has no targets of its own.
     """
 
     name: str
@@ -33,6 +50,7 @@ class TensorCopy(msgspec.Struct, frozen=True, kw_only=True):
     replicas: tuple[Piece, ...]
     targets: tuple[Piece, ...]
     digest: str | None = None
+    derived: tuple[Derived, ...] = ()
 
     @property
     def read_bytes(self) -> int:
@@ -42,7 +60,9 @@ class TensorCopy(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def written_bytes(self) -> int:
         """Bytes written to all targets."""
-        return dtype(self.target_dtype).itemsize_bytes * sum(volume(p.box) for p in self.targets)
+        own = dtype(self.target_dtype).itemsize_bytes * sum(volume(p.box) for p in self.targets)
+        made = (dtype(d.dtype).itemsize_bytes * volume(p.box) for d in self.derived for p in d.targets)
+        return own + sum(made)
 
 
 #: (path of the file, rank, its tensors with offsets)
@@ -50,7 +70,10 @@ Placed = tuple[str, int | None, tuple[Stored, ...]]
 
 
 def make_plan(
-    source: Source, tensors: Mapping[str, Logical], targets: Iterable[Placed]
+    source: Source,
+    tensors: Mapping[str, Logical],
+    targets: Iterable[Placed],
+    derived: Mapping[str, tuple[str, ...]] | None = None,
 ) -> tuple[TensorCopy, ...]:
     """The copies that fill `targets` from `source`, one for each logical tensor, in the source's order.
 
@@ -58,12 +81,14 @@ def make_plan(
         source: what is read.
         tensors: the logical tensors as the targets have them: dtypes may differ.
         targets: the files to fill, their tensors' offsets known.
+        derived: source tensor → tensors of the targets that are made from it.
 
     Raises:
         InconsistentShardsError: the source's files do not hold all of a tensor.
     """
     given = _by_tensor((f.name, f.rank, f.tensors) for f in source.files)
     wanted = _by_tensor(targets)
+    made = derived or {}
     result = []
     for name, tensor in source.tensors.items():
         sources, replicas = _disjoint(name, tensor, given.get(name, []))
@@ -71,15 +96,30 @@ def make_plan(
             TensorCopy(
                 name=name,
                 dtype=tensor.dtype,
-                target_dtype=tensors[name].dtype,
+                target_dtype=tensor.dtype if name in made else tensors[name].dtype,
                 shape=tensor.shape,
                 sources=sources,
                 replicas=replicas,
-                targets=tuple(wanted.get(name, ())),
+                targets=() if name in made else tuple(wanted.get(name, ())),
                 digest=source.digests.get(name),
+                derived=_derived(made.get(name, ()), tensors, wanted),
             )
         )
     return tuple(result)
+
+
+def _derived(
+    names: Iterable[str], tensors: Mapping[str, Logical], wanted: Mapping[str, list[Piece]]
+) -> tuple[Derived, ...]:
+    return tuple(
+        Derived(
+            name=name,
+            dtype=tensors[name].dtype,
+            shape=tensors[name].shape,
+            targets=tuple(wanted.get(name, ())),
+        )
+        for name in names
+    )
 
 
 def _by_tensor(files: Iterable[Placed]) -> dict[str, list[Piece]]:

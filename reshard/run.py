@@ -12,10 +12,12 @@ from typing import Final
 import msgspec
 
 from .containers import fill_in, head, renew_head, reserve
+from .encoding import EncodingStream, Transform
 from .errors import CheckpointError, DamagedFileError, DiskSpaceError
+from .formats.base import Source
 from .job import Job, Request, digests_of, open_source, plan_job, write_texts
 from .staging import Stage, check_output, check_place, sync_folder
-from .stream import Budget, Cast, Digests, Files, Stream, fit_budget
+from .stream import Budget, Cast, Digests, Files, Stream, Write, fit_budget
 
 #: A batch is made durable and journalled after so much time, or so many bytes.
 _BATCH_S: Final = 5.0
@@ -57,11 +59,13 @@ def reshard(
     *,
     progress: Callable[[int], None] = lambda _: None,
     started: Callable[[Job], None] = lambda _: None,
+    transform: Callable[[Source], Transform] | None = None,
 ) -> Report:
     """Cut, merge or re-cut a checkpoint.
 
     Args:
         request: what is asked for.
+        transform: makes of the opened source what becomes of its tensors; None copies or casts them.
         progress: told of bytes read, from any thread.
         started: told of the plan before the first byte is moved.
 
@@ -79,7 +83,8 @@ def reshard(
                 check_output(stage.output, overwrite=request.overwrite)
             source = open_source(request.source, request.config)
             opened.callback(source.folder.close)
-            job = plan_job(request, source, stage.fresh)
+            made = None if transform is None else transform(source)
+            job = plan_job(request, source, stage.fresh, made)
             stamps = _stamps(job)
             casts = any(c.dtype != c.target_dtype for c in job.copies)
             budget, cast = make_budget(request.memory_bytes, request.jobs, casts=casts)
@@ -87,7 +92,8 @@ def reshard(
         resumed = len(found)
         started(job)
         with stage.copying():
-            count = _fill(job, stage, budget, cast, found, progress)
+            stream = _stream_of(job, budget, cast, made, progress)
+            count = _fill(job, stage, stream, found, progress)
             if stage.tree.exists():
                 _check_stamps(job, stamps)
                 _finish(job, found, stage)
@@ -199,11 +205,28 @@ def _check_stamps(job: Job, before: dict[str, str]) -> None:
         )
 
 
+def _stream_of(
+    job: Job,
+    budget: Budget,
+    cast: Cast | None,
+    transform: Transform | None,
+    progress: Callable[[int], None],
+) -> Callable[[Write], Stream]:
+    """A maker of the stream that the job needs."""
+
+    def make(write: Write) -> Stream:
+        folder = job.source.folder
+        if transform is None:
+            return Stream(folder, write, budget, cast=cast, progress=progress)
+        return EncodingStream(folder, write, budget, progress=progress, encoder=transform.encoder)
+
+    return make
+
+
 def _fill(
     job: Job,
     stage: Stage,
-    budget: Budget,
-    cast: Cast | None,
+    stream_of: Callable[[Write], Stream],
     found: dict[str, Digests],
     progress: Callable[[int], None],
 ) -> int:
@@ -225,7 +248,7 @@ def _fill(
 
     sizes = {c.name: c.written_bytes for c in todo}
     last, size = time.monotonic(), 0
-    stream = Stream(job.source.folder, files.write, budget, cast=cast, progress=progress)
+    stream = stream_of(files.write)
     try:
         # Closed before the files are: no thread may be left that writes.
         with closing(stream.run(todo)) as done:

@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -26,6 +26,8 @@ from .tensors import Piece
 #: Strips that fit a core's share of the cache are copied fastest (measured: 8 MB, 6–7 GB/s strided).
 _STRIP_BYTES: Final = 8 << 20
 _SMALLEST_STRIP_BYTES: Final = 64 << 10
+#: From this size on a write is worth a request to the disk of its own.
+_WRITE_BACK_BYTES: Final = 256 << 10
 _UNSIGNED: Final[dict[int, np.dtype[Any]]] = {
     1: np.dtype("u1"),
     2: np.dtype("u2"),
@@ -44,12 +46,14 @@ class Digests(msgspec.Struct, frozen=True, kw_only=True):
         source: SHA-256 of its bytes in the source's dtype.
         target: the same in the targets' dtype.
         overflows: whether the cast made an infinity of a finite number.
+        derived: SHA-256 of the tensors that were made from it.
     """
 
     name: str
     source: str
     target: str
     overflows: bool = False
+    derived: dict[str, str] = {}
 
 
 class Cast(Protocol):
@@ -133,22 +137,17 @@ class Stream:
             OSError: the disk is full, or fails.
         """
         todo = sorted(copies, key=lambda c: -c.read_bytes)
-        with ThreadPoolExecutor(self._budget.jobs, thread_name_prefix="reshard") as pool:
-            pending: set[Future[Digests]] = set()
-            try:
-                for copy in todo:
-                    # Few at a time, so that an error stops the run and not a queue of thousands.
-                    while len(pending) >= 2 * self._budget.jobs:
-                        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                        yield from (f.result() for f in done)
-                    pending.add(pool.submit(self._copy, copy))
-                while pending:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    yield from (f.result() for f in done)
-            finally:
-                self._stop.set()
-                for future in pending:
-                    future.cancel()
+        done: queue.SimpleQueue[Future[Digests]] = queue.SimpleQueue()
+        pool = ThreadPoolExecutor(self._budget.jobs, thread_name_prefix="reshard")
+        try:
+            # All at once: the workers go on while the caller makes durable what they have done.
+            for copy in todo:
+                pool.submit(self._copy, copy).add_done_callback(done.put)
+            for _ in todo:
+                yield done.get().result()
+        finally:
+            self._stop.set()
+            pool.shutdown(cancel_futures=True)
 
     def _copy(self, copy: TensorCopy) -> Digests:
         buffers = self._free.get()
@@ -182,13 +181,16 @@ class Stream:
                     scatter(part, made[within(box, strip)], buffers.scratch, self._write)
             self._progress(count)
         digest = read.hexdigest()
+        self._check_digest(copy, digest)
+        return Digests(name=copy.name, source=digest, target=written.hexdigest(), overflows=overflows)
+
+    def _check_digest(self, copy: TensorCopy, digest: str) -> None:
         if copy.digest is not None and copy.digest != digest and not self._stop.is_set():
             files = ", ".join(sorted({p.file for p in copy.sources}))
             raise DamagedFileError(
                 f"{copy.name} in {files} is not what the manifest says it is: its bytes were changed; "
                 "cut the checkpoint again"
             )
-        return Digests(name=copy.name, source=digest, target=written.hexdigest(), overflows=overflows)
 
     def _strip_bytes(self, copy: TensorCopy) -> int:
         """Long strips where the other dimension order would make runs of a few bytes."""
