@@ -211,6 +211,7 @@ def _dry_run(request: "Request", *, as_json: bool) -> None:
     ]
     show_table((*columns, Column("size", is_number=True)), rows, title="files")
     _show_map(found)
+    _show_loaders(found)
     show_text(*(f"Note: {note}." for note in found.notes))
 
 
@@ -224,6 +225,12 @@ def _show_map(found: "DryRun") -> None:
     rows = [(names[0], str(len(names)), way) for way, names in ways.items()]
     columns = (Column("tensor"), Column("alike", is_number=True), Column("shape → boxes", wraps=True))
     show_table(columns, rows, title="byte map (--json has every offset)")
+
+
+def _show_loaders(found: "DryRun") -> None:
+    rows = [(a.format, str(a.tp_size), "yes" if a.is_possible else "no", a.says) for a in found.loaders]
+    columns = (Column("format"), Column("tp", is_number=True), Column("takes it"), Column("", wraps=True))
+    show_table(columns, rows, title="loaders")
 
 
 def _box(box: tuple[tuple[int, int], ...], shape: tuple[int, ...]) -> str:

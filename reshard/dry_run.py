@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 
+from .compatibility import Answer, ask_formats
 from .dtypes import dtype
 from .job import Job, Request, open_source, plan_job
 from .layout import Box, volume
@@ -65,7 +66,8 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
         peak_memory_bytes: most anonymous memory: the process as it is now, and all buffers full.
         jobs: threads.
         byte_map: every tensor's way.
-        notes: what each runtime will and won't take.
+        loaders: what each format, and so each loader, says to the model at these degrees.
+        notes: of the source and of the format that was asked for.
     """
 
     source_format: str
@@ -78,6 +80,7 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
     peak_memory_bytes: int
     jobs: int
     byte_map: tuple[TensorMap, ...]
+    loaders: tuple[Answer, ...]
     notes: tuple[str, ...]
 
 
@@ -107,6 +110,7 @@ def dry_run(request: Request) -> DryRun:
         peak_memory_bytes=anonymous_bytes() + budget.buffer_bytes,
         jobs=budget.jobs,
         byte_map=_map(job),
+        loaders=tuple(answer for degree in request.degrees for answer in ask_formats(source, degree)),
         notes=notes_of(job),
     )
 

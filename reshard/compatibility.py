@@ -1,0 +1,38 @@
+"""Which formats, and so which loaders, could hold a model at a degree: every writer is asked."""
+
+import msgspec
+
+from .errors import CheckpointError
+from .formats.base import Options, Source
+from .formats.registry import targets
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a format says to a model at a degree.
+
+    Attributes:
+        format: its name.
+        tp_size: the degree.
+        is_possible: whether it can hold the model.
+        says: who loads it then, and how; or why it cannot.
+    """
+
+    format: str
+    tp_size: int
+    is_possible: bool
+    says: str
+
+
+def ask_formats(source: Source, tp_size: int) -> tuple[Answer, ...]:
+    """The answer of every format that can be written."""
+    return tuple(_ask(name, source, tp_size) for name in targets() if name != "huggingface")
+
+
+def _ask(name: str, source: Source, tp_size: int) -> Answer:
+    write = targets()[name].write
+    assert write is not None
+    try:
+        layout = write(source, Options(tp_size=tp_size))
+    except CheckpointError as error:
+        return Answer(format=name, tp_size=tp_size, is_possible=False, says=str(error))
+    return Answer(format=name, tp_size=tp_size, is_possible=True, says="; ".join(layout.notes))
