@@ -17,8 +17,8 @@ from reshard.model import Geometry, parse_model
 #: Every family that the tool promises.
 PROMISED = [
     "gptj", "gpt2", "gpt_neo", "gpt_neox", "bloom", "opt", "llama", "mistral", "mixtral", "qwen2", "qwen3",
-    "qwen3_moe", "gemma2", "gemma3_text", "falcon", "phi", "phi3", "gpt_bigcode", "codegen", "mpt", "stablelm",
-    "t5", "bert",
+    "qwen3_moe", "gemma2", "gemma3_text", "falcon", "phi", "phi3", "gpt_bigcode", "codegen", "mpt",
+    "stablelm", "t5", "bert",
 ]  # fmt: skip
 
 
