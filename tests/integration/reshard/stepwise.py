@@ -5,7 +5,6 @@ or, where the call writes, in the middle of it. What stands there afterwards is 
 """
 
 import argparse
-import importlib
 import json
 import os
 import shutil
@@ -14,6 +13,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 import reshard.run
 from reshard.errors import CheckpointError, OutputExistsError
@@ -140,9 +141,8 @@ def main() -> None:
     )
     wrong = Request(source=given.source, output=given.output, degrees=(3,), overwrite=True)
     given.output.parent.mkdir()
-    if given.format != "safetensors":
-        # Once, and not in every child.
-        importlib.import_module("reshard.pickles")
+    # Whatever is imported when it is first needed is so once, and not in every child.
+    reshard.run.reshard(msgspec.structs.replace(request, output=given.output.with_name("first")))
     results = []
     step = 1
     while (found := at_step(step, request, wrong, given.before)) is not None:

@@ -58,7 +58,7 @@ def resumed(done: "subprocess.CompletedProcess[str]") -> int:
 
 
 @pytest.mark.parametrize("is_replacing", [False, True])
-@pytest.mark.parametrize("format_name, stride", [("safetensors", 1), ("megatron", 19)])
+@pytest.mark.parametrize("format_name, stride", [("safetensors", 1), ("megatron", 5)])
 def test_killed_at_every_step(
     source: Path, work: Path, format_name: str, stride: int, is_replacing: bool
 ) -> None:
@@ -97,24 +97,41 @@ def jsoned(value: object) -> Any:
     return json.loads(json.dumps(value))
 
 
+#: A slow disk, and a word when the first byte is about to be moved.
+_SLOWLY = """
+import time
+fill, pwrite = run._fill, os.pwrite
+def telling(*arguments):
+    print("begun", flush=True)
+    return fill(*arguments)
+def slow(*arguments):
+    time.sleep(0.002)
+    return pwrite(*arguments)
+run._fill, os.pwrite = telling, slow
+"""
+
+
 def test_killed_at_random_moments(work: Path) -> None:
-    """Fifty moments between the start and the end of a run, one or four of them before it may finish."""
+    """Fifty moments, most of them while bytes are moved; one or four before the run may finish."""
     chance = random.Random(2026)
-    source = llama(work / "model", layers=4, hidden=768)
-    arguments = (source, "--tp", "2,4", "--jobs", "2", "--memory", "128MB", "--output")
-    begun = time.monotonic()
-    made(*arguments, work / "expected")
-    duration_s = time.monotonic() - begun
+    source = llama(work / "model", layers=8, hidden=128)
+    arguments = (source, "--tp", "2,4", "--jobs", "2", "--output")
+    begun_s, copied_s = durations(*arguments, work / "expected")
     expected = contents(work / "expected")
     output = work / "place" / _OUTPUT
     output.parent.mkdir()
     kills = 0
     for count in (1, 4) * 10:
         for _ in range(count):
-            # Half of them with small batches, which leave more to be continued with.
-            size = chance.choice((1 << 30, 1 << 22))
-            with started(f"run._BATCH_BYTES = {size}", *arguments, output) as process:
-                time.sleep(duration_s * chance.uniform(0.0, 1.1))
+            # Small batches leave more to be continued with.
+            batch = f"run._BATCH_BYTES = {chance.choice((1 << 30, 1 << 18))}"
+            with started(_SLOWLY + batch, *arguments, output) as process:
+                if chance.random() < 0.25:
+                    time.sleep(begun_s * chance.random())
+                else:
+                    assert process.stdout is not None
+                    process.stdout.readline()
+                    time.sleep(copied_s * chance.uniform(0.0, 1.05))
                 process.kill()
             kills += 1
             assert not output.exists() or contents(output) == expected
@@ -126,6 +143,19 @@ def test_killed_at_random_moments(work: Path) -> None:
         assert names(output.parent) == {_OUTPUT}
         shutil.rmtree(output)
     assert kills == 50
+
+
+def durations(*arguments: str | Path) -> tuple[float, float]:
+    """Seconds until bytes are moved, and until all of them are."""
+    with started(_SLOWLY, *arguments) as process:
+        assert process.stdout is not None
+        times = [time.monotonic()]
+        process.stdout.readline()
+        times.append(time.monotonic())
+        process.communicate(timeout=60)
+        times.append(time.monotonic())
+    assert process.returncode == 0
+    return times[1] - times[0], times[2] - times[1]
 
 
 # -- Ctrl-C, a lost connection, and what comes after -----------------------------------------------------
