@@ -1,6 +1,7 @@
 """Proves a set of shards: every byte hashed, replicas compared, and, against its source, the round trip."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import msgspec
 
@@ -10,6 +11,7 @@ from .formats.base import Options, Source, shown
 from .formats.registry import target
 from .job import open_source
 from .manifest import Manifest, Slice, slices
+from .padding import check_zero, gaps
 from .plan import TensorCopy, make_plan
 from .run import make_budget
 from .stream import Digests, Stream
@@ -62,28 +64,41 @@ def verify(
         DamagedFileError: bytes were changed since they were written.
         InconsistentShardsError: shards contradict each other, or the checkpoint they are compared with.
     """
-    source = open_source(folder)
-    whole = _manifest(source)
-    copies = make_plan(source, source.tensors, ())
-    other = None if against is None else _comparable(source, whole, open_source(against))
-    others = () if other is None else make_plan(other[0], other[1], ())
-    started(sum(c.read_bytes for c in (*copies, *others)))
-    found = _digests(source, copies, memory_bytes, jobs, progress)
-    if other is not None:
-        expected = _digests(other[0], others, memory_bytes, jobs, progress)
-        for name, digests in found.items():
-            if digests.source != expected[name].target:
-                raise InconsistentShardsError(f"{name} has other values in {folder} than in {against}")
-    source.folder.close()
+    with ExitStack() as opened:
+        source = open_source(folder)
+        opened.callback(source.folder.close)
+        whole = _manifest(source)
+        copies = make_plan(source, source.tensors, ())
+        others: tuple[TensorCopy, ...] = ()
+        if against is not None:
+            other = open_source(against)
+            opened.callback(other.folder.close)
+            others = make_plan(other, _comparable(source, whole, other), ())
+        padding = list(gaps(source))
+        padded_bytes = sum(gap.size_bytes for gap in padding)
+        started(sum(c.read_bytes for c in (*copies, *others)) + padded_bytes)
+        found = _digests(source, copies, memory_bytes, jobs, progress)
+        for gap in padding:
+            check_zero(source.folder, gap)
+            progress(gap.size_bytes)
+        if against is not None:
+            expected = _digests(other, others, memory_bytes, jobs, progress)
+            _compare(found, expected, folder, against)
     return Verified(
         format=source.format,
         tp_size=source.tp_size,
         files=len(source.files),
         tensors=len(copies),
-        read_bytes=sum(c.read_bytes for c in copies),
+        read_bytes=sum(c.read_bytes for c in copies) + padded_bytes,
         origin_sha256=whole.origin.sha256,
         against=against,
     )
+
+
+def _compare(found: dict[str, Digests], expected: dict[str, Digests], folder: str, against: str) -> None:
+    for name, digests in found.items():
+        if digests.source != expected[name].target:
+            raise InconsistentShardsError(f"{name} has other values in {folder} than in {against}")
 
 
 def _manifest(source: Source) -> Manifest:
@@ -95,8 +110,8 @@ def _manifest(source: Source) -> Manifest:
     return own.read_manifest(source.folder)
 
 
-def _comparable(source: Source, whole: Manifest, other: Source) -> tuple[Source, dict[str, Logical]]:
-    """The other checkpoint and its tensors with the set's dtypes, once both have the same tensors and cut.
+def _comparable(source: Source, whole: Manifest, other: Source) -> dict[str, Logical]:
+    """The other checkpoint's tensors with the set's dtypes, once both have the same tensors and cut.
 
     Raises:
         InconsistentShardsError: they have not.
@@ -113,7 +128,7 @@ def _comparable(source: Source, whole: Manifest, other: Source) -> tuple[Source,
                 f"{name} is {list(tensor.shape)} in {here} and {list(other.tensors[name].shape)} in {there}"
             )
     _same_cut(source, whole, other)
-    return other, {**other.tensors, **source.tensors}
+    return {**other.tensors, **source.tensors}
 
 
 def _same_cut(source: Source, whole: Manifest, other: Source) -> None:

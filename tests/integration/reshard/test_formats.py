@@ -13,9 +13,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fixtures.families import FAMILIES
-from reshard.errors import CannotSplitError, CheckpointError, InconsistentShardsError, UnsupportedTargetError
+from reshard.errors import (
+    CannotSplitError,
+    CheckpointError,
+    DamagedFileError,
+    InconsistentShardsError,
+    UnsupportedTargetError,
+)
 from reshard.formats.registry import targets
+from reshard.job import open_source
 from reshard.manifest import FILE, KEY
+from reshard.padding import gaps
+from reshard.verify import verify
 
 from .variants import (
     HEAD_DIM,
@@ -461,3 +470,112 @@ def test_shards_without_their_manifest_are_not_guessed_at(work: Path) -> None:
     (work / "cut" / FILE).unlink()
     with pytest.raises(CheckpointError, match=r"reshard\.json"):
         cut(work / "cut", work / "merged", 1, format="huggingface")
+
+
+#: One of each format, and what its files hold beside the logical tensors: padding of the vocabulary.
+_VERIFIED = [
+    ("safetensors", "llama-kv2", 0),
+    ("deepspeed", "gptj", 0),
+    ("transformers", "mixtral-kv12", 0),
+    ("vllm", "phi3-kv2", 2 * (320 - VOCAB) * HIDDEN * 2),
+    ("megatron", "qwen2-kv12", 2 * (512 - VOCAB) * HIDDEN * 2),
+    ("huggingface", "gpt2", 0),
+]
+
+
+@pytest.mark.parametrize("format_name, name, padded_bytes", _VERIFIED)
+def test_a_set_of_any_format_is_proved(format_name: str, name: str, padded_bytes: int, work: Path) -> None:
+    variant = CASES.get((format_name, name), VARIANTS[name])
+    original = save(variant, work / "hf")
+    tp_size = 1 if format_name == "huggingface" else 4
+    cut(work / "hf", work / "cut", tp_size, format=format_name, dtype="bfloat16")
+    found = verify(str(work / "cut"), memory_bytes=4 << 30)
+    assert (found.format, found.tp_size, found.tensors) == (format_name, tp_size, len(original))
+    held = sum(
+        sum(t.nbytes for t in flat(torch.load(file, weights_only=False)).values())
+        if file.suffix == ".pt"
+        else sum(t.nbytes for t in load_file(file).values())
+        for file in (work / "cut").rglob("*")
+        if file.suffix in (".pt", ".safetensors")
+    )
+    assert found.read_bytes == held
+    assert held >= sum(t.numel() * 2 for t in original.values()) + padded_bytes
+    # The merged checkpoint, and the same model at another degree, are what it was cut from.
+    cut(work / "hf", work / "other", 2)
+    for against in ("hf", "other"):
+        proved = verify(str(work / "cut"), str(work / against), memory_bytes=4 << 30)
+        assert proved.origin_sha256 == found.origin_sha256
+
+
+@pytest.mark.parametrize("format_name", ["vllm", "megatron"])
+def test_padding_is_proved_to_be_zero(format_name: str, work: Path) -> None:
+    """No hash covers it, for it belongs to no tensor of the merged checkpoint."""
+    save(CASES[format_name, "llama-tied"], work / "hf")
+    cut(work / "hf", work / "cut", 2, format=format_name)
+    file = max((work / "cut").rglob("*-rank-1-*" if format_name == "vllm" else "mp_rank_01/*.pt"))
+    source = open_source(str(work / "cut"))
+    mine = [gap for gap in gaps(source) if file.match(f"*{gap.piece.file}")]
+    source.folder.close()
+    assert {gap.tensor for gap in mine} <= {"model.embed_tokens.weight", "embedding.word_embeddings.weight"}
+    raw = bytearray(file.read_bytes())
+    at = mine[-1].piece.offset_bytes + mine[-1].size_bytes - 4
+    assert raw[at : at + 4] == bytes(4)
+    raw[at] = 1
+    file.write_bytes(raw)
+    with pytest.raises(DamagedFileError, match=r"the padding of \S+embed\S+ in \S+ is not zero"):
+        verify(str(work / "cut"), memory_bytes=4 << 30)
+    raw[at] = 0
+    file.write_bytes(raw)
+    assert verify(str(work / "cut"), memory_bytes=4 << 30).tp_size == 2
+
+
+def test_odd_tensors_survive(work: Path) -> None:
+    """Scalars, empty tensors, and dtypes that no cast touches; several files with an index."""
+    original = save(VARIANTS["llama"], work / "hf", max_shard_size="100KB")
+    index = json.loads((work / "hf" / "model.safetensors.index.json").read_text())
+    odd = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(0),
+        "model.layers.1.self_attn.rotary_emb.inv_freq": torch.tensor(3.5, dtype=torch.float64),
+        "model.norm.weight": original["model.norm.weight"].to(torch.float8_e4m3fn),
+        "model.layers.0.input_layernorm.weight": torch.arange(96) % 2 == 0,
+        "model.layers.1.input_layernorm.weight": torch.arange(96).to(torch.complex64),
+    }
+    for name in odd:
+        index["weight_map"].setdefault(name, index["weight_map"]["model.norm.weight"])
+    (work / "hf" / "model.safetensors.index.json").write_text(json.dumps(index))
+    for file in sorted((work / "hf").glob("*.safetensors")):
+        held = {n: odd.get(n, original.get(n)) for n, f in index["weight_map"].items() if f == file.name}
+        save_file(held, file)
+    original |= odd
+    cut(work / "hf", work / "cut", 2, 8)
+    for tp_size in (2, 8):
+        cut(work / "cut" / f"tp{tp_size}", work / f"merged{tp_size}", 1, format="huggingface")
+        assert_equal(load(work / f"merged{tp_size}"), original)
+    cut(work / "hf", work / "half", 2, dtype="float16")
+    found = load(work / "half", "*-rank-00-*")
+    kept = {n: t.dtype for n, t in odd.items() if t.dtype not in (torch.float32, torch.float64)}
+    assert {n: t.dtype for n, t in found.items() if t.dtype != torch.float16} == kept
+    assert found["model.layers.1.self_attn.rotary_emb.inv_freq"] == 3.5
+
+
+@pytest.mark.parametrize("name", ["mixtral-kv12", "qwen3_moe-kv12"])
+def test_experts_are_numbered_not_sorted_by_name(name: str, work: Path) -> None:
+    """Twelve of them: 10 comes after 9. And the stacked form is cut unevenly in each half of gate and up."""
+    variant = VARIANTS[name]
+    count = "num_local_experts" if name.startswith("mixtral") else "num_experts"
+    original = save(variant._replace(settings=variant.settings | {count: 12}), work / "hf")
+    expected = running(work / "hf", variant)
+    cut(work / "hf", work / "shards", 4, format="transformers")
+    cut(work / "shards", work / "merged", 1, format="huggingface")
+    assert_equal(load(work / "merged"), original)
+    cut(anonymous(work / "shards"), work / "stacked", 3)
+    for rank in range(3):
+        mine = load(work / "stacked", f"*-rank-{rank:02d}-*")
+        for name, tensor in expected.items():
+            if name.endswith("experts.gate_up_proj"):
+                halves = [half.tensor_split(3, 1)[rank] for half in tensor.chunk(2, 1)]
+                assert torch.equal(mine[name], torch.cat(halves, 1))
+            elif name.endswith("experts.down_proj"):
+                assert torch.equal(mine[name], tensor.tensor_split(3, 2)[rank])
+    cut(work / "stacked", work / "again", 1, format="huggingface")
+    assert_equal(load(work / "again"), expected)
