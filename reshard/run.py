@@ -179,8 +179,8 @@ def _has_size(path: Path, size_bytes: int) -> bool:
 
 
 def _check_room(job: Job, stage: Stage) -> None:
-    """Files of an interrupted run that will be thrown away count as room."""
-    used = sum(p.lstat().st_blocks * 512 for p in stage.tree.rglob("*")) if stage.tree.is_dir() else 0
+    """What an interrupted run has left, and will be thrown away, is room; so are headers that are there."""
+    used = sum(p.lstat().st_blocks * 512 for p in stage.folder.rglob("*"))
     free = shutil.disk_usage(stage.folder).free + used
     if job.size_bytes > free:
         raise DiskSpaceError(
