@@ -56,8 +56,11 @@ class Journal:
             return False
 
     def has_begun(self) -> bool:
-        """Whether there is one."""
-        return self._path.exists()
+        """Whether there is one, with its first line at least."""
+        try:
+            return b"\n" in self._path.read_bytes()
+        except FileNotFoundError:
+            return False
 
     def clear(self) -> None:
         """Forget everything."""
