@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.families import FAMILIES
+from reshard.layout import Part, rank_units
 from reshard.manifest import FILE, Manifest, decode
 
 from .variants import VARIANTS, assert_equal, cut, load, rank_shard, save
@@ -46,3 +47,16 @@ def test_cut_recut_and_merged(name: str, work: Path) -> None:
         assert json.loads((merged / "config.json").read_text()) == json.loads(
             (work / "hf" / "config.json").read_text()
         )
+
+
+@pytest.mark.parametrize("tp_size", [2, 3, 4, 6, 8, 12])
+@pytest.mark.parametrize("width", [96, 97, 100, 101, 1024])
+def test_uneven_shares_are_autotps(tp_size: int, width: int) -> None:
+    """DeepSpeed's own arithmetic, in grains of one row: names with `mlp`, and names without."""
+    from deepspeed.module_inject.tp_shard import AutoTPMeta, get_shard_size_list
+
+    part = Part(name="features", units=width, sharing="uneven")
+    ours = [end - begin for begin, end in (rank_units(part, tp_size, rank) for rank in range(tp_size))]
+    meta = AutoTPMeta(num_kv_heads=24, num_attention_heads=24, tp_grain_size=1)
+    for name in ("transformer.h.0.mlp.c_fc", "model.decoder.layers.0.fc1", "lm_head"):
+        assert get_shard_size_list(width, tp_size, meta, name) == ours
