@@ -1,6 +1,8 @@
 """The `reshard` command: what it writes, what it says, and how it ends."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +105,30 @@ def test_as_a_process_beside_the_checkpoint(checkpoint: Path, repository: Path) 
     for name in ("config.json", "generation_config.json"):
         assert json.loads((output / name).read_text()) == json.loads((checkpoint / name).read_text())
     assert sorted(p.name for p in checkpoint.parent.iterdir()) == ["model", "model-tp2"]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_terminal_gets_a_bar(options: list[str], checkpoint: Path, repository: Path) -> None:
+    terminal, theirs = os.openpty()
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-m", "cli.reshard", str(checkpoint), "--tp", "2", *options],
+            cwd=repository,
+            stdout=subprocess.DEVNULL,
+            stderr=theirs,
+        )
+        os.set_blocking(terminal, False)
+        try:
+            shown = os.read(terminal, 1 << 16).decode()
+        except BlockingIOError:
+            shown = ""
+    finally:
+        os.close(terminal)
+        os.close(theirs)
+    assert ran.returncode == 0, shown
+    # Bytes done, and the time that is left; nothing where a program reads the answer.
+    assert bool(re.search(r"resharding.*\d (bytes|kB|MB)", shown)) == (options == [])
+    assert ("-:--:--" in shown or "0:00:0" in shown) == (options == [])
 
 
 @pytest.mark.parametrize(
@@ -421,7 +447,7 @@ def test_only_an_output_of_its_own_is_overwritten(checkpoint: Path, tmp_path: Pa
     (foreign / "thesis.txt").write_text("unsaved elsewhere")
     ran = program(checkpoint, "--tp", "2", "--output", foreign, "--overwrite")
     assert ran.status == 3
-    assert "was not written by this tool" in ran.err
+    assert "is not overwritten" in ran.err
     assert files(foreign) == {"thesis.txt": b"unsaved elsewhere"}
 
 
