@@ -81,7 +81,11 @@ class Journal:
         self._append(msgspec.json.encode(_Done(finished=True)) + b"\n")
 
     def _append(self, raw: bytes) -> None:
-        with self._path.open("ab") as stream:
+        with self._path.open("a+b") as stream:
+            if stream.tell():
+                stream.seek(-1, os.SEEK_END)
+                # A line that was being written when the run was stopped must not swallow the next one.
+                raw = raw if stream.read(1) == b"\n" else b"\n" + raw
             stream.write(raw)
             stream.flush()
             os.fsync(stream.fileno())

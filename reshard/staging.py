@@ -132,9 +132,13 @@ class Stage:
         while True:
             try:
                 self._make()
-                descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                # Nobody may have put a link there that leads elsewhere.
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                descriptor = os.open(self.folder, flags)
             except FileNotFoundError:
                 continue  # another run has just removed it
+            except OSError as error:
+                raise self._unwritable(error) from error
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(descriptor), os.stat(self.folder)):
@@ -160,10 +164,13 @@ class Stage:
                 raise self._full(error, "nothing was written") from error
             if isinstance(error, FileNotFoundError):
                 raise
-            raise OutputExistsError(
-                f"{self.output} cannot be written: {error.strerror} ({error.filename}); give another --output"
-            ) from error
+            raise self._unwritable(error) from error
         self._made = parents or self._made
+
+    def _unwritable(self, error: OSError) -> OutputExistsError:
+        return OutputExistsError(
+            f"{self.output} cannot be written: {error.strerror} ({error.filename}); give another --output"
+        )
 
     def _full(self, error: OSError, advice: str) -> DiskSpaceError:
         return DiskSpaceError(f"the disk of {self.output.parent} is full ({error.strerror}); {advice}")
@@ -202,8 +209,19 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise OutputExistsError(f"{output} exists; give another --output, or --overwrite")
-    if not output.is_dir() or not any((one / FILE).is_file() for one in (output, *output.glob("tp*"))):
-        raise OutputExistsError(f"{output} exists and was not written by this tool; it is not overwritten")
+    if not _is_ours(output):
+        raise OutputExistsError(
+            f"{output} exists and holds more than this tool has written; it is not overwritten"
+        )
+
+
+def _is_ours(output: Path) -> bool:
+    """Whether it is a set, or has nothing in it but the sets of several degrees."""
+    if not output.is_dir():
+        return False
+    return (output / FILE).is_file() or all(
+        one.name.startswith("tp") and (one / FILE).is_file() for one in output.iterdir()
+    )
 
 
 def sync_folder(folder: Path) -> None:

@@ -268,14 +268,44 @@ def test_outputs_that_may_not_be_written(made_once: Path, tmp_path: Path) -> Non
         refused(run(model, "--tp", "4", "--output", tmp_path / output), *words)
         assert contents(tmp_path) == before, output
     for output, words in {
-        "full": ("not written by this tool",),
-        "file": ("not written by this tool",),
-        "link": ("not written by this tool",),
+        "full": ("holds more than this tool has written",),
+        "file": ("holds more than this tool has written",),
+        "link": ("holds more than this tool has written",),
         "model": ("the source itself",),
         ".": ("holds the source",),
     }.items():
         refused(run(model, "--tp", "4", "--output", tmp_path / output, "--overwrite"), *words)
         assert contents(tmp_path) == before, output
+
+
+def test_folders_of_others_are_not_overwritten(made_once: Path, tmp_path: Path) -> None:
+    """A set of ours somewhere in a folder does not make all of it ours."""
+    output = tmp_path / "out"
+    arguments = (made_once / "single", "--tp", "2,4", "--output", output)
+    made(*arguments)
+    expected = contents(output)
+    made(*arguments, "--overwrite")
+    assert contents(output) == expected
+    (output / "notes.txt").write_text("mine")
+    before = contents(tmp_path)
+    refused(run(*arguments, "--overwrite"), "holds more than this tool has written")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_something_else_in_the_place_of_the_staging_folder(
+    made_once: Path, tmp_path: Path, is_link: bool
+) -> None:
+    (tmp_path / "elsewhere" / "tree").mkdir(parents=True)
+    stage = tmp_path / ".out.partial"
+    if is_link:
+        stage.symlink_to("elsewhere")
+    else:
+        stage.write_text("mine")
+    before = contents(tmp_path)
+    done = run(made_once / "single", "--tp", "2", "--output", tmp_path / "out")
+    refused(done, "cannot be written", ".out.partial")
+    assert contents(tmp_path) == before
 
 
 def test_refused_requests_leave_no_folders_on_the_way(made_once: Path, tmp_path: Path) -> None:

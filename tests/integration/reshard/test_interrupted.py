@@ -18,7 +18,9 @@ import reshard.run
 from reshard.checkpoint import read_file
 from reshard.errors import CheckpointError
 from reshard.job import Request
+from reshard.journal import Journal
 from reshard.storage import LocalFolder
+from reshard.stream import Digests
 from tests.integration.reshard.children import REPOSITORY, contents, llama, made, names, refused, run
 
 _OUTPUT = "out"
@@ -316,6 +318,20 @@ def test_a_journal_cut_anywhere_is_believed_as_far_as_it_goes(
         shutil.rmtree(work / _OUTPUT)
     assert found == sorted(found)
     assert (found[0], found[-1]) == (0, journal.count(b"\n") - 1)
+
+
+def test_a_line_that_was_cut_does_not_swallow_the_next(work: Path) -> None:
+    first, second = (Digests(name=name, source="0" * 64, target="1" * 64) for name in "ab")
+    journal = Journal(work)
+    journal.begin("plan")
+    journal.add([first])
+    path = work / "journal"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert journal.done("plan") == {}
+    journal.add([second])
+    assert journal.done("plan") == {"b": second}
+    journal.finish()
+    assert journal.is_finished()
 
 
 @pytest.mark.parametrize("junk", [b"\0" * 200, b"{}\n", b'{"plan": 7}\n', b"[[[[\n\n\n", b"\xff\n"])
