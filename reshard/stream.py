@@ -251,6 +251,10 @@ class Files:
         done = 0
         while done < len(data):
             done += os.pwrite(descriptor, data[done:], offset + done)
+        if len(data) >= _WRITE_BACK_BYTES:
+            # Linux begins to write such a range back. Left to itself it waits until memory is full of dirty
+            # pages, then makes the workers wait, and the disk has idled until then.
+            os.posix_fadvise(descriptor, offset, len(data), os.POSIX_FADV_DONTNEED)
         # Only now: a `sync` that runs meanwhile may have missed these bytes, so the next one must not.
         with self._lock:
             self._touched.add(file)
