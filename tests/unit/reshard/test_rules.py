@@ -1,7 +1,8 @@
 """From names to roles to cuts: what is known is cut in one way, what is not is refused by name."""
 
 import json
-from typing import Any
+import re
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -239,6 +240,29 @@ def test_cuts_of_scales_follow_their_weights_in_groups() -> None:
     for rank in range(4):
         with pytest.raises(CannotSplitError, match=r"goes through a group of 16 .* work: 1, 2, 3, 6"):
             way.intervals("s", 4, rank)
+
+
+@given(st.integers(1, 12), st.integers(1, 8), st.integers(1, 12), st.sampled_from(("whole", "uneven")))
+def test_groups_are_cut_where_their_elements_are_or_not_at_all(
+    groups: int, size: int, tp_size: int, sharing: Literal["whole", "uneven"]
+) -> None:
+    part = Part(name="features", units=groups * size, sharing=sharing)
+    weight = Cut(dim=1, axis=Axis(parts=(part,)))
+    scales = Cut(dim=1, axis=weight.axis, ratio=size)
+    try:
+        found = [scales.intervals("s", tp_size, rank) for rank in range(tp_size)]
+    except CannotSplitError as error:
+        # Every degree that is named works, and this one would have cut a group or left a rank with nothing.
+        listed = [int(n) for n in re.findall(r"\d+", str(error).rpartition("degrees that work:")[2])]
+        if "goes through a group" in str(error):
+            assert tp_size not in listed
+            for degree in listed:
+                assert scales.intervals("s", degree, degree - 1)
+        else:
+            assert groups * size < tp_size or (groups * size) % tp_size
+        return
+    for rank, intervals in enumerate(found):
+        assert weight.intervals("w", tp_size, rank) == tuple((b * size, e * size) for b, e in intervals)
 
 
 RECIPE = {"config_groups": {"g": {"weights": {"num_bits": 8, "group_size": 32}}}}
