@@ -9,6 +9,8 @@ import pytest
 # Read at import by the libraries, so set before any test module is loaded; child processes inherit them.
 os.environ.update(
     {
+        # A container's host name may lead nowhere; ranks talk over the loopback device.
+        "GLOO_SOCKET_IFNAME": "lo",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "MPLBACKEND": "agg",
