@@ -80,7 +80,8 @@ def _ranks(folder: Folder, config: _Config) -> list[dict[str, dict[str, Stored]]
 def _read_injected(
     folder: Folder, model: Model, config: _Config, ranks: list[dict[str, dict[str, Stored]]]
 ) -> Source:
-    first = {key: t for files in (ranks[0], ranks[-1]) for held in files.values() for key, t in held.items()}
+    # Of all ranks, rank 0 last: what one of them lacks must be missed, and not left out of the model.
+    first = {key: t for files in reversed(ranks) for held in files.values() for key, t in held.items()}
     if any("." in key and key.rpartition(".")[2].isdecimal() for key in first):
         raise UnsupportedSourceError(
             f"{folder.path('')} holds int8 groups of DeepSpeed, whose scales belong to its degree; "
