@@ -16,6 +16,8 @@ from .storage import Folder, LocalFolder, read
 
 #: The format's own limit on a header.
 _LONGEST_HEADER: Final = 100_000_000
+#: What numpy allows.
+_MOST_DIMENSIONS: Final = 64
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
 METADATA: Final = "__metadata__"
@@ -115,9 +117,10 @@ def read_file(folder: Folder, file: str) -> tuple[dict[str, TensorSpec], dict[st
     for name, entry in header.items():
         if name == METADATA:
             continue
+        check_name(name, shown)
         try:
             kind = from_safetensors(entry["dtype"])
-            shape = tuple(_count(extent) for extent in entry["shape"])
+            shape = _shape(entry["shape"])
             begin, end = (_count(offset) for offset in entry["data_offsets"])
         except (KeyError, TypeError, ValueError, CheckpointError) as error:
             raise DamagedFileError(
@@ -137,6 +140,16 @@ def read_file(folder: Folder, file: str) -> tuple[dict[str, TensorSpec], dict[st
     return specs, _metadata(shown, header)
 
 
+def check_name(name: str, shown: str) -> None:
+    """See to it that a tensor's name can be written, and shown on one line.
+
+    Raises:
+        DamagedFileError: it has control characters, or is no Unicode.
+    """
+    if not name.isprintable():
+        raise DamagedFileError(f"{shown} has a tensor whose name is no text: {name[:80]!a}")
+
+
 def _metadata(shown: str, header: dict[str, Any]) -> dict[str, str]:
     found = header.get(METADATA, {})
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
@@ -144,9 +157,16 @@ def _metadata(shown: str, header: dict[str, Any]) -> dict[str, str]:
     return found
 
 
+def _shape(found: Iterable[object]) -> tuple[int, ...]:
+    shape = tuple(_count(extent) for extent in found)
+    if len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"{len(shape)} dimensions")
+    return shape
+
+
 def _count(found: object) -> int:
     """A whole number that is not negative: two negative extents would multiply to a plausible size."""
-    if type(found) is not int or found < 0:
+    if type(found) is not int or not 0 <= found < 1 << 63:
         raise ValueError(f"{found!r} is no size")
     return found
 

@@ -115,5 +115,10 @@ def fill_in(prepared: Prepared, folder: Path, digests: list[str]) -> None:
 
 
 def filled_in(raw: bytes, digests: list[str]) -> bytes:
-    """`raw` with digests in the places that `pending` marked."""
-    return _FIND_PENDING.sub(lambda found: digests[int(found[1])].encode(), raw)
+    """`raw` with digests in the places that `pending` marked; what only looks like one stays."""
+
+    def digest(found: re.Match[bytes]) -> bytes:
+        number = int(found[1])
+        return digests[number].encode() if number < len(digests) else found[0]
+
+    return _FIND_PENDING.sub(digest, raw)

@@ -78,6 +78,8 @@ def parse_model(raw: bytes, name: str) -> Model:
     """
     try:
         config = json.loads(raw)
+        # Half a surrogate pair can be read, but not written again.
+        json.dumps(config, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{name} is no JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):

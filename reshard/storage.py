@@ -28,7 +28,7 @@ class Folder(Protocol):
         """Where `file` is, for messages."""
 
     def files(self) -> tuple[str, ...]:
-        """The names of all files, sorted, relative to the folder; hidden ones are left out."""
+        """The names of all files, sorted, relative to the folder; without hidden ones and such as no text."""
 
     def size(self, file: str) -> int:
         """Bytes of `file`; MissingFileError when it is not there."""
@@ -85,14 +85,15 @@ class LocalFolder:
 
     @property
     def name(self) -> str:
-        return self.folder.resolve().name
+        return os.fsencode(self.folder.resolve().name).decode(errors="replace")
 
     def path(self, file: str) -> str:
         return str(self.folder / file)
 
     def files(self) -> tuple[str, ...]:
         found = (p.relative_to(self.folder) for p in self.folder.rglob("*") if p.is_file())
-        return tuple(sorted(str(p) for p in found if not any(part.startswith(".") for part in p.parts)))
+        seen = (str(p) for p in found if not any(part.startswith(".") for part in p.parts))
+        return tuple(sorted(name for name in seen if name.isprintable()))
 
     def size(self, file: str) -> int:
         with _named(self.path(file)):

@@ -4,7 +4,7 @@ from typing import Final
 
 import msgspec
 
-from reshard.checkpoint import read_file
+from reshard.checkpoint import check_name, read_file
 from reshard.errors import DamagedFileError, InconsistentShardsError, MissingFileError
 from reshard.manifest import KEY
 from reshard.model import Model, parse_model
@@ -79,6 +79,7 @@ def _archive(folder: Folder, file: str, root: tuple[str, ...]) -> Contents:
     for name, tensor in flat(value):
         if not isinstance(tensor, torch.Tensor):
             continue
+        check_name(name, shown)
         at = place(tensor, size, shown)
         tensors[name] = Stored(
             name=name,

@@ -149,6 +149,25 @@ def test_links_to_files_are_followed(made_once: Path, tmp_path: Path) -> None:
     assert left["config.json"] == right["config.json"]
 
 
+def test_names_that_are_no_text(made_once: Path, tmp_path: Path) -> None:
+    """Of the folder, and of files beside the checkpoint."""
+    folder = tmp_path / os.fsdecode(b"mod\xff\n")
+    shutil.copytree(made_once / "single", folder)
+    (folder / os.fsdecode(b"\xfe.txt")).write_text("notes")
+    made(folder, "--tp", "2", "--output", tmp_path / "out")
+    made(tmp_path / "out", "--verify")
+    assert names(tmp_path / "out") == names(made_once / "safetensors")
+
+
+def test_what_looks_like_a_digest_to_come(made_once: Path, tmp_path: Path) -> None:
+    """The marks in which digests are written later, in a file that is only copied."""
+    folder = tmp_path / "model"
+    shutil.copytree(made_once / "single", folder)
+    (folder / "README.md").write_text("pending-" + "9" * 56)
+    made(folder, "--tp", "2", "--output", tmp_path / "out")
+    assert (tmp_path / "out" / "README.md").read_text() == "pending-" + "9" * 56
+
+
 @pytest.mark.parametrize("name", [_SINGLE, "config.json", "tokenizer.json", "."])
 def test_what_may_not_be_read(made_once: Path, tmp_path: Path, name: str) -> None:
     prefix: list[str] = []

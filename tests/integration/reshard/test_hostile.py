@@ -117,6 +117,11 @@ def overlap(header: dict[str, Any]) -> None:
     second["data_offsets"] = [begin, begin + size]
 
 
+def empty(name: str, *shape: int) -> Callable[[dict[str, Any]], object]:
+    """A tensor that takes no bytes."""
+    return lambda h: h.update({name: {"dtype": "F32", "shape": shape or (0,), "data_offsets": (0, 0)}})
+
+
 def twice(folder: Path) -> None:
     header, data = read_header(folder / _SINGLE)
     name = next(n for n in header if n != "__metadata__")
@@ -153,6 +158,10 @@ HUGGING_FACE: list[tuple[str, Damage, tuple[str, ...]]] = [
     ("single", header_bytes(1 << 40), ("its header would be 1099511627776 bytes",)),
     ("single", header_bytes((1 << 64) - 1), ("its header would be",)),
     ("single", in_header(_SINGLE, lambda h: h.update(x={"dtype": "F32", "shape": [1]})), ("'x'",)),
+    ("single", in_header(_SINGLE, empty("a\nb")), ("no text", "a\\nb")),
+    ("single", in_header(_SINGLE, empty("\ud800")), ("no text", "\\ud800")),
+    ("single", in_header(_SINGLE, empty("x", 10**30, 0)), ("no size",)),
+    ("single", in_header(_SINGLE, empty("x", *[0] * 65)), ("65 dimensions",)),
     ("single", in_header(_SINGLE, lambda h: h.update(__metadata__=[1])), ("metadata",)),
     ("single", lambda f: write_header(f / _SINGLE, b"[" * 100_000, b""), ("damaged header",)),
     ("sharded", rename_shard("../../x"), ("outside its folder", "../../x")),
@@ -198,6 +207,11 @@ def test_damaged_checkpoints(
 def payload(folder: Path) -> Path:
     """What a pickle makes when somebody runs it."""
     return folder.parent / "ran"
+
+
+def test_an_archive_whose_names_are_no_text(made_once: Path, tmp_path: Path) -> None:
+    folder = damaged(made_once, tmp_path, "archive", lambda f: torch.save({"a\n": torch.ones(1)}, f / _BIN))
+    refuses(folder, "no text")
 
 
 class _Payload:
