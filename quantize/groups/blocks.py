@@ -1,0 +1,166 @@
+"""Blocks of weights, as every formula takes and gives them.
+
+A block is a C-contiguous numpy array, of a whole tensor or of a part that holds whole groups. Its dtype is
+float32, float16, or uint16 for the bits of bfloat16, which numpy does not have. Scales and minima that a formula keeps in
+the weights' dtype come the same way.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kernels
+from ..errors import GroupSizeError, NonfiniteWeightError, UnsupportedBlockError
+
+Block = NDArray[Any]
+Floats = NDArray[np.float32]
+
+_RAW: Final[dict[np.dtype[Any], np.dtype[Any]]] = {
+    np.dtype(np.float32): np.dtype(np.uint32),
+    np.dtype(np.float16): np.dtype(np.int16),
+    np.dtype(np.uint16): np.dtype(np.uint16),
+}
+_FLOATS: Final[dict[np.dtype[Any], np.dtype[Any]]] = {bits: floats for floats, bits in _RAW.items()}
+_OF_CHECKPOINT: Final[dict[str, np.dtype[Any]]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(np.uint16),
+}
+_INFINITY: Final[dict[np.dtype[Any], int]] = {np.dtype(np.uint32): 0x7F800000, np.dtype(np.int16): 0x7C00, np.dtype(np.uint16): 0x7F80}
+#: Weights that are read twice, for their scale and for their codes, come from the cache the second time.
+_TILE_BYTES: Final = 512 << 10
+
+
+class Encoded(NamedTuple):
+    """Integers, and what turns them back into weights.
+
+    Attributes:
+        codes: int8 or uint8, of the block's shape unless two 4-bit codes share a byte.
+        scales: one per group, in the shape and dtype that the formula's runtime keeps.
+        minimum: one per group as well, for formulas that have one.
+    """
+
+    codes: NDArray[Any]
+    scales: NDArray[Any]
+    minimum: NDArray[Any] | None = None
+
+
+def view(buffer: NDArray[np.uint8], dtype: str) -> Block:
+    """The block, flat, whose bytes as in a checkpoint are `buffer`, with no copy.
+
+    Raises:
+        UnsupportedBlockError: a dtype that is not float32, float16 or bfloat16.
+    """
+    found = _OF_CHECKPOINT.get(dtype)
+    if found is None:
+        raise UnsupportedBlockError(f"weights of {dtype} cannot be quantized; cast them to float16 first")
+    return buffer.view(found)
+
+
+def raw(block: Block) -> NDArray[Any]:
+    """The block's bits, in the dtype that tells `quantize.kernels` what they are.
+
+    Raises:
+        UnsupportedBlockError: another dtype, or the array is not contiguous.
+    """
+    found = _RAW.get(block.dtype)
+    if found is None:
+        raise UnsupportedBlockError(
+            f"a block is float32, float16 or uint16 (bfloat16's bits), not {block.dtype}"
+        )
+    if not block.flags.c_contiguous:
+        raise UnsupportedBlockError("a block must be C-contiguous; copy it with numpy.ascontiguousarray")
+    return block.view(found)
+
+
+def widen(values: Block) -> Floats:
+    """The values of a (small) block as float32, exactly."""
+    if values.dtype == np.uint16:
+        return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return values.astype(np.float32)
+
+
+def narrow(values: Floats, dtype: np.dtype[Any]) -> Block:
+    """(Few) float32 values rounded to a block's dtype, ties to even."""
+    if dtype == np.uint16:
+        bits = values.view(np.uint32)
+        odd = (bits >> np.uint32(16)) & np.uint32(1)
+        return ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
+    with np.errstate(over="ignore", under="ignore"):
+        return values.astype(dtype)
+
+
+def output(given: NDArray[Any] | None, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+    """`given`, or a new array where there is none.
+
+    Raises:
+        UnsupportedBlockError: `given` has another shape or dtype, or is not contiguous.
+    """
+    if given is None:
+        return np.empty(shape, dtype)
+    if given.shape != shape or given.dtype != dtype or not given.flags.c_contiguous:
+        raise UnsupportedBlockError(
+            f"the buffer for the codes is {given.dtype} {given.shape}; contiguous "
+            f"{np.dtype(dtype).name} {shape} is needed"
+        )
+    return given
+
+
+def tiles(num_groups: int, group_numel: int, itemsize: int) -> Iterator[slice]:
+    """Ranges of groups that fit a core's cache together; of one group where it alone does not."""
+    step = max(1, _TILE_BYTES // (group_numel * itemsize))
+    for begin in range(0, num_groups, step):
+        yield slice(begin, min(begin + step, num_groups))
+
+
+def chunked(flat: NDArray[Any], group_numel: int) -> Iterator[NDArray[Any]]:
+    """`flat` as [groups, group_numel], and what remains, if anything, as one shorter group [1, rest]."""
+    whole = flat.size // group_numel * group_numel
+    if whole:
+        yield flat[:whole].reshape(-1, group_numel)
+    if whole < flat.size:
+        yield flat[whole:].reshape(1, -1)
+
+
+def largest(bits: NDArray[Any], first_index: int = 0) -> Floats:
+    """The largest absolute value of each group of raw bits [groups, group], float32 [groups].
+
+    Raises:
+        NonfiniteWeightError: a NaN or an infinity; its index is `first_index` and what comes before it in `bits`.
+    """
+    found = np.empty(bits.shape[0], bits.dtype)
+    kernels.largest(bits, found)
+    infinity = _INFINITY[bits.dtype]
+    if found.size and int(found.max()) >= infinity:
+        magnitudes = bits.reshape(-1) & bits.dtype.type(np.iinfo(bits.dtype).max >> (bits.dtype.kind == "u"))
+        raise NonfiniteWeightError(first_index + int(np.argmax(magnitudes >= infinity)))
+    return widen(found.view(_FLOATS[bits.dtype]))
+
+
+def magnitudes(block: Block, group_numel: int) -> Floats:
+    """The largest absolute value of each chunk of `group_numel` weights of the flattened block, float32 [groups].
+
+    A shorter last chunk counts as a group.
+
+    Raises:
+        NonfiniteWeightError: a weight is NaN or infinite.
+    """
+    flat, found, index = raw(block).reshape(-1), [np.empty(0, np.float32)], 0
+    for part in chunked(flat, group_numel):
+        found.append(largest(part, index))
+        index += part.size
+    return np.concatenate(found)
+
+
+def require_multiple(length: int, group: int, what: str) -> None:
+    """Check that groups tile a dimension.
+
+    Raises:
+        GroupSizeError: they do not.
+    """
+    if group < 1 or length % group:
+        works = [g for g in (256, 128, 64, 32, 16) if length % g == 0]
+        sizes = f"; {', '.join(map(str, works))} would" if works else ""
+        raise GroupSizeError(f"groups of {group} do not divide {what} {length}{sizes}")

@@ -1,0 +1,126 @@
+"""DeepSpeed's MoQ: a number of groups per tensor, each a chunk of the flattened weights.
+
+Bit-equal to `deepspeed.runtime.weight_quantizer.WeightQuantization.quantize_data` (0.19.8) for float32, float16 and
+bfloat16: it computes in float32 throughout. For a chunk g and b bits
+
+    s = 2^b / (2 * max |g| + 1e-5)        q = clamp(round(g * s), -2^(b-1), 2^(b-1) - 1)
+
+where torch divides a number by a tensor as number * reciprocal. A chunk holds `numel // groups` weights, so
+weights that remain make one extra group, or several. The 1e-5 spares a group of zeros a division by zero, and
+costs precision where weights are of that order: all are then encoded as zero.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kernels
+from ..errors import GroupSizeError
+from . import absmax
+from .blocks import Block, Encoded, Floats
+
+
+def chunk_numel(numel: int, groups: int) -> int:
+    """The weights in each chunk but the last.
+
+    Raises:
+        GroupSizeError: there are more groups than weights, which DeepSpeed refuses as well.
+    """
+    if not 0 < groups <= numel:
+        raise GroupSizeError(f"{numel} weights cannot be cut into {groups} groups; ask for 1 to {numel}")
+    return numel // groups
+
+
+def extra_grouping(shape: Sequence[int], *, tp_size: int = 1, merge_count: int = 1) -> int:
+    """2 where `mlp_extra_grouping` doubles the groups: one dimension is exactly four times the other; else 1.
+
+    Source: `WeightQuantization.is_mlp`; `tp_size` is its `mp_size`, and `merge_count` the shards that it merges.
+    """
+    rows, columns = shape
+    whole = tp_size * merge_count
+    return 2 if rows * whole == 4 * columns or columns * whole == 4 * rows else 1
+
+
+def scale(magnitudes: Floats, bits: int = 8) -> Floats:
+    """The multiplier of each group, float32 [groups], from its largest absolute value.
+
+    Raises:
+        ScaleOverflowError: twice the largest value exceeds float32; DeepSpeed gives 0 then, and cannot decode.
+    """
+    with np.errstate(over="ignore"):
+        found: Floats = _reciprocal(np.float32(2) * magnitudes + np.float32(1e-5)) * np.float32(1 << bits)
+    absmax.require_finite(found > 0, "half of float32's largest number")
+    return found
+
+
+def encode(
+    block: Block, *, group_numel: int, bits: int = 8, codes: NDArray[np.int8] | None = None
+) -> Encoded:
+    """Encode whole chunks, and the rest as a last, shorter one.
+
+    Args:
+        block: a tensor of any shape, or a part of one that begins at a multiple of `group_numel`.
+        group_numel: weights per chunk, of the whole tensor (`chunk_numel`).
+        bits: 2 to 8.
+        codes: a buffer for the codes, of the block's shape.
+
+    Returns:
+        Encoded: int8 codes of the block's shape; float32 multipliers s, flat.
+
+    Raises:
+        NonfiniteWeightError: a weight is NaN or infinite.
+        ScaleOverflowError: a group that DeepSpeed could not decode.
+    """
+    return absmax.encode(block, group_numel, lambda top, _: scale(top, bits), _loop(bits), codes)
+
+
+def encode_part(
+    block: Block, scales: Floats, *, group_numel: int, bits: int = 8, codes: NDArray[np.int8] | None = None
+) -> NDArray[np.int8]:
+    """Codes of part of a tensor for multipliers that `scale` found from all of it."""
+    return absmax.reencode(block, scales, group_numel, _loop(bits), codes)
+
+
+def kept(scales: Floats) -> Floats:
+    """What `WeightQuantization.Quantize` keeps of the multipliers: their reciprocals, float32 (1, groups)."""
+    return _reciprocal(scales.reshape(1, -1))
+
+
+def merged(layers: Sequence[Sequence[Floats]]) -> Floats:
+    """`WeightQuantization.merge_scales`: float32 (layers, 4, most groups), padded with zeros.
+
+    Args:
+        layers: for each layer the kept scales, (1, groups) each, of qkv, attention output, h→4h and 4h→h.
+    """
+    widths = {max(s.shape[-1] for s in layer) for layer in layers}
+    if len(widths) > 1:
+        raise GroupSizeError(f"layers of {', '.join(map(str, sorted(widths)))} groups do not fit one table")
+    table = np.zeros((len(layers), 4, widths.pop()), np.float32)
+    for i, layer in enumerate(layers):
+        for j, scales in enumerate(layer):
+            table[i, j, : scales.shape[-1]] = scales[0]
+    return table
+
+
+def decode(
+    codes: NDArray[np.int8],
+    scales: Floats,
+    *,
+    group_numel: int,
+    dtype: np.dtype[Any],
+    block: Block | None = None,
+) -> Block:
+    """The weights, code * scale; `scales` are the kept ones, the reciprocals."""
+    return absmax.decode(codes, scales, group_numel, dtype, block=block)
+
+
+def _reciprocal(values: Floats) -> Floats:
+    found: Floats = np.float32(1) / values
+    return found
+
+
+def _loop(bits: int) -> absmax.Loop:
+    low, high = absmax.limits(bits)
+    return lambda weights, scales, codes: kernels.multiply(weights, scales, low, high, codes)

@@ -1,0 +1,119 @@
+"""DeepSpeed's GroupQuantizer: groups of rows, or a number of groups, of one size.
+
+Bit-equal to `deepspeed.module_inject.replace_module.GroupQuantizer.quantize` (0.19.8) for float32, float16 and
+bfloat16. It divides in float32 whatever the weights' dtype, because its scale is float32. For a group x and b bits
+
+    scale = max |x| * 2 / 2^b        q = clamp(round(x / scale), -2^(b-1), 2^(b-1) - 1)
+
+The groups are equal chunks of the flattened tensor: `rows // group_size` of them, or `num_groups`. With as many
+chunks as rows a group is a row; with `group_numel` a divisor of the input dimension it is a run along it, which is
+what the scheme `groups` asks for. A group of zeros has scale 0 and codes 0 (0 / 0 becomes 0 in torch's cast).
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kernels
+from ..errors import GroupSizeError
+from . import absmax
+from .blocks import Block, Encoded, Floats, magnitudes
+
+
+def chunk_numel(shape: tuple[int, ...], *, group_size: int = 1, num_groups: int = 0) -> int:
+    """The weights in each group of a tensor; a `num_groups` above 0 goes before `group_size` (in rows).
+
+    Raises:
+        GroupSizeError: the groups would not be equal, which DeepSpeed refuses as well.
+    """
+    groups = num_groups if num_groups > 0 else shape[0] // group_size
+    numel = int(np.prod(shape))
+    if groups < 1 or numel % groups:
+        raise GroupSizeError(f"{numel} weights of shape {shape} cannot be cut into {groups} equal groups")
+    return numel // groups
+
+
+def scale(magnitudes: Floats, bits: int = 8) -> Floats:
+    """The scale of each group, float32 [groups], from its largest absolute value.
+
+    Raises:
+        ScaleOverflowError: twice the largest value exceeds float32; DeepSpeed's scale is infinite then.
+    """
+    with np.errstate(over="ignore"):
+        found: Floats = magnitudes * np.float32(2) / np.float32(1 << bits)
+    absmax.require_finite(np.isfinite(found), "half of float32's largest number")
+    return found
+
+
+def encode(
+    block: Block, *, group_numel: int, bits: int = 8, codes: NDArray[np.int8] | None = None
+) -> Encoded:
+    """Encode whole groups.
+
+    Args:
+        block: a tensor of any shape, or a part of one that holds whole groups.
+        group_numel: weights per group.
+        bits: 2 to 8.
+        codes: a buffer for the codes, of the block's shape.
+
+    Returns:
+        Encoded: int8 codes of the block's shape; float32 scales, flat.
+
+    Raises:
+        GroupSizeError: the block does not hold whole groups.
+        NonfiniteWeightError: a weight is NaN or infinite.
+        ScaleOverflowError: a group that DeepSpeed could not decode.
+    """
+    if group_numel < 1 or block.size % group_numel:
+        raise GroupSizeError(f"{block.size} weights are no whole groups of {group_numel}")
+    return absmax.encode(block, group_numel, lambda top, _: scale(top, bits), _loop(bits), codes)
+
+
+def encode_part(
+    block: Block, scales: Floats, *, group_numel: int, bits: int = 8, codes: NDArray[np.int8] | None = None
+) -> NDArray[np.int8]:
+    """Codes of part of a tensor for scales that `scale` found from all of it."""
+    return absmax.reencode(block, scales, group_numel, _loop(bits), codes)
+
+
+def decode(
+    codes: NDArray[np.int8],
+    scales: Floats,
+    *,
+    group_numel: int,
+    dtype: np.dtype[Any],
+    block: Block | None = None,
+) -> Block:
+    """The weights, code * scale."""
+    return absmax.decode(codes, scales, group_numel, dtype, block=block)
+
+
+def scale_table(weight: Block, *, num_groups: int, parallel_dim: int = 0, bits: int = 8) -> Floats:
+    """What GroupQuantizer attaches to its result as `.scale`: float32 (num_groups, 3).
+
+    Its flat order is [scales of the whole | of the first half | of the second half], the halves being cut along
+    `parallel_dim` and grouped into `num_groups` again.
+
+    Raises:
+        GroupSizeError: a half does not hold `num_groups` equal groups, which DeepSpeed refuses as well.
+    """
+    half = weight.shape[parallel_dim] // 2
+    if half == 0:
+        raise GroupSizeError(f"dimension {parallel_dim} of shape {weight.shape} has no halves")
+    parts = [weight, *(_cut(weight, parallel_dim, i * half, half) for i in range(2))]
+    tables = [
+        scale(magnitudes(p, chunk_numel(p.shape, num_groups=num_groups)), bits)
+        for p in map(np.ascontiguousarray, parts)
+    ]
+    return np.concatenate(tables).reshape(num_groups, 3)
+
+
+def _cut(weight: Block, dim: int, begin: int, length: int) -> Block:
+    return weight[(slice(None),) * dim + (slice(begin, begin + length),)]
+
+
+def _loop(bits: int) -> absmax.Loop:
+    low, high = absmax.limits(bits)
+    unrounded = np.zeros(1, np.uint32)
+    return lambda weights, scales, codes: kernels.divide(weights, scales, low, high, codes, unrounded)

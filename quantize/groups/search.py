@@ -1,0 +1,68 @@
+"""Symmetric integers whose scale is searched for the least squared error of its group.
+
+The format is `symmetric`'s, so whatever reads that reads this, and the bytes are the same. The scale that just
+covers the largest weight is rarely the best: a slightly smaller one clips that weight and is finer for all others.
+Per group, a grid of scales around it is tried, then the least-squares scale for the codes that the best one gave,
+sum(x * q) / sum(q * q); the one with the least squared error stays. `symmetric`'s own scale is the first that is
+tried, so the error is never above its. Scales are rounded to the weights' dtype before they are tried; codes are
+round(clamp(x * (1 / scale))) in float32, rounded once.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kernels
+from . import absmax, symmetric
+from .blocks import Block, Encoded, Floats, narrow, widen
+
+decode = symmetric.decode
+
+#: By bits: how many scales are tried, and the first and the last as a share of the one that covers the group.
+#: Chosen on normal weights in groups of 128 and of 4096; a finer grid gains less than 1 % of the squared error.
+_GRIDS: Final = {8: (12, 0.96, 1.01), 4: (16, 0.5, 1.06)}
+#: The inverse of a smaller float32 is infinite.
+_SMALLEST: Final = np.float32(2.0**-126)
+
+
+def encode(
+    block: Block, *, group_size: int | None = 128, bits: int = 8, codes: NDArray[np.int8] | None = None
+) -> Encoded:
+    """Encode whole rows; arguments, results and errors are those of `symmetric.encode`."""
+    found = absmax.encode(
+        block,
+        symmetric.group_numel(block.shape, group_size),
+        lambda top, part: scale(top, part, block.dtype, bits),
+        _loop(bits),
+        codes,
+    )
+    return Encoded(found.codes, found.scales.reshape(block.shape[0], -1))
+
+
+def scale(magnitudes: Floats, weights: NDArray[Any], dtype: np.dtype[Any], bits: int = 8) -> Block:
+    """The best scale of each group found, in a block's `dtype`, for raw bits `weights` [groups, group]."""
+    low, high = absmax.limits(bits)
+    covering = _usable(symmetric.scale(magnitudes, dtype, bits))
+    errors = np.full(len(covering), np.inf, np.float32)
+    best, products = covering.copy(), np.zeros((len(covering), 2), np.float32)
+    count, first, last = _GRIDS[bits]
+    # From the covering scale outwards is not needed: an equal error keeps the earlier scale.
+    for share in (1.0, *np.linspace(last, first, count)):
+        tried = _usable(narrow(covering * np.float32(share), dtype))
+        kernels.squared_errors(weights, tried, low, high, errors, best, products)
+    fitted = np.divide(products[:, 0], products[:, 1], out=best.copy(), where=products[:, 1] > 0)
+    kernels.squared_errors(weights, _usable(narrow(fitted, dtype)), low, high, errors, best, products)
+    return narrow(best, dtype)
+
+
+def _usable(scales: Block) -> Floats:
+    """The scales as float32, none of them without a finite inverse."""
+    return np.maximum(widen(scales), _SMALLEST)
+
+
+def _loop(bits: int) -> absmax.Loop:
+    low, high = absmax.limits(bits)
+    return lambda part, scales, codes: kernels.multiply(
+        part, np.float32(1) / _usable(scales), low, high, codes
+    )

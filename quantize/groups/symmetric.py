@@ -1,0 +1,79 @@
+"""compressed-tensors' symmetric integers: one scale per row, or per run of `group_size` along the input dimension.
+
+Bit-equal to compressed-tensors 0.20 (`calculate_qparams`, then `quantize`) with scales in the weights' dtype, which
+is how its models keep them. For a group x and b bits, every step rounded to the weights' dtype,
+
+    scale = max |x| / ((2^b - 1) / 2)        q = round(clamp(x / scale, -2^(b-1), 2^(b-1) - 1))
+
+A scale that comes out as 0 becomes the dtype's epsilon, so a group of zeros has codes 0. For bfloat16 the rounded
+quotient has 8 significant bits, so it is rounded twice: `search` keeps the same format and does without.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kernels
+from . import absmax
+from .blocks import Block, Encoded, Floats, narrow, raw, require_multiple, widen
+
+_EPSILON: Final = {
+    np.dtype(np.float32): np.float32(2.0**-23),
+    np.dtype(np.float16): np.float32(2.0**-10),
+    np.dtype(np.uint16): np.float32(2.0**-7),
+}
+
+
+def scale(magnitudes: Floats, dtype: np.dtype[Any], bits: int = 8) -> Block:
+    """The scale of each group, in a block's `dtype`, from its largest absolute value."""
+    found = widen(narrow(magnitudes / np.float32(((1 << bits) - 1) / 2), dtype))
+    found[found == 0] = _EPSILON[dtype]
+    return narrow(found, dtype)
+
+
+def encode(
+    block: Block, *, group_size: int | None = 128, bits: int = 8, codes: NDArray[np.int8] | None = None
+) -> Encoded:
+    """Encode whole rows.
+
+    Args:
+        block: float weights [rows, in].
+        group_size: weights per scale, along `in`; None: one scale per row.
+        bits: 2 to 8.
+        codes: a buffer for the codes, of the block's shape.
+
+    Returns:
+        Encoded: int8 codes [rows, in]; scales [rows, in / group_size] in the block's dtype.
+
+    Raises:
+        GroupSizeError: `group_size` does not divide `in`.
+        NonfiniteWeightError: a weight is NaN or infinite.
+    """
+    low, high = absmax.limits(bits)
+    like = raw(np.zeros(1, block.dtype))
+    found = absmax.encode(
+        block,
+        group_numel(block.shape, group_size),
+        lambda top, _: scale(top, block.dtype, bits),
+        lambda part, scales, made: kernels.divide(part, widen(scales), low, high, made, like),
+        codes,
+    )
+    return Encoded(found.codes, found.scales.reshape(block.shape[0], -1))
+
+
+def decode(codes: NDArray[np.int8], scales: Block, *, block: Block | None = None) -> Block:
+    """The weights [rows, in], code * scale, in the dtype of `scales` [rows, in / group_size]."""
+    return absmax.decode(codes, scales, codes.size // scales.size, scales.dtype, block=block)
+
+
+def group_numel(shape: tuple[int, ...], group_size: int | None) -> int:
+    """The weights per scale of a tensor [rows, in].
+
+    Raises:
+        GroupSizeError: `group_size` does not divide `in`.
+    """
+    if group_size is None:
+        return shape[-1]
+    require_multiple(shape[-1], group_size, "an input dimension of")
+    return group_size

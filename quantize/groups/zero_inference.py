@@ -1,0 +1,160 @@
+"""ZeRO-Inference's weight quantization: 8 or 4 bits from the least to the greatest weight of a group.
+
+Bit-equal to `deepspeed.inference.quantization.utils.Quantizer` (0.19.8) for float32, float16 and bfloat16, but for
+the sign of a minimum that is zero, which in torch depends on where -0 stands. Groups are runs of `group_size`
+along `dim`. For a group x and b bits, every step rounded to the weights' dtype,
+
+    scale = (2^b - 1) * (1 / (max x - min x))        q = round(clamp((x - min x) * scale, 0, 2^b - 1))
+
+and x = q / scale + min x. A group of one value has an infinite scale, and is restored exactly. In float16 the scale
+is infinite as soon as the group spans less than 255 / 65504, about 0.0039 (15 / 65504 for 4 bits): its codes are
+then 0 and 2^b - 1 and all are restored as the minimum. DeepSpeed loses those weights, and so does this: an
+error report shows it. bfloat16 and float32 do not have that problem.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kernels
+from ..errors import NonfiniteWeightError
+from .absmax import require_finite
+from .blocks import Block, Encoded, Floats, narrow, output, raw, require_multiple, tiles, widen
+
+
+def encode(
+    block: Block,
+    *,
+    group_size: int,
+    dim: int = 1,
+    bits: int = 8,
+    codes: NDArray[np.uint8] | None = None,
+) -> Encoded:
+    """Encode whole groups.
+
+    Args:
+        block: weights of any shape; the length of `dim` is a multiple of `group_size`.
+        group_size: weights per group.
+        dim: the dimension that groups run along, from 0.
+        bits: 8, or 4: two codes share a byte then, the first in the upper half, along the last dimension.
+        codes: a buffer for the codes.
+
+    Returns:
+        Encoded: uint8 codes, of the block's shape or with half its last dimension; scales and minima in the
+        block's dtype, where `dim` is replaced by (groups, 1).
+
+    Raises:
+        GroupSizeError: groups do not tile `dim`, or 4-bit codes do not fill whole bytes.
+        NonfiniteWeightError: a weight is NaN or infinite.
+        ScaleOverflowError: a group that spans more than its dtype; DeepSpeed's scale is 0 then, and cannot decode.
+    """
+    require_multiple(block.shape[dim], group_size, f"dimension {dim} of")
+    wide = output(codes if bits == 8 else None, block.shape, np.uint8)
+    slabs = _slabs(block.shape, group_size, dim)
+    weights, made = raw(block).reshape(slabs), wide.reshape(slabs)
+    scales, minima = (np.empty((slabs[0], slabs[2]), block.dtype) for _ in range(2))
+    for tile in tiles(slabs[0], slabs[1] * slabs[2], block.itemsize):
+        low, high = _extremes(weights[tile], block.dtype, tile.start * slabs[1] * slabs[2])
+        scales[tile], minima[tile] = scale(low, high, block.dtype, bits), narrow(low, block.dtype)
+        _quantize(weights[tile], low, widen(scales[tile]), np.float32((1 << bits) - 1), made[tile])
+    require_finite(widen(scales).reshape(-1) > 0, "the range of their dtype from the least to the greatest")
+    kept = (*block.shape[:dim], block.shape[dim] // group_size, 1, *block.shape[dim + 1 :])
+    return Encoded(wide if bits == 8 else join(wide, codes), scales.reshape(kept), minima.reshape(kept))
+
+
+def scale(low: Floats, high: Floats, dtype: np.dtype[Any], bits: int = 8) -> Block:
+    """The multiplier of each group in a block's `dtype`, from its extremes."""
+
+    def step(values: Floats) -> Floats:
+        return widen(narrow(values, dtype))
+
+    with np.errstate(all="ignore"):
+        inverse = step(np.float32(1) / step(high - low))
+        return narrow(inverse * np.float32((1 << bits) - 1), dtype)
+
+
+def decode(
+    codes: NDArray[np.uint8],
+    scales: Block,
+    minimum: Block,
+    *,
+    dim: int = 1,
+    bits: int = 8,
+    block: Block | None = None,
+) -> Block:
+    """The weights, code / scale + minimum, both steps rounded to the dtype of `scales` and `minimum`.
+
+    Bit-equal to `DeQuantizer.dequantize` on a CPU where it does not take its CUDA kernel.
+
+    Args:
+        codes: as `encode` gives them.
+        scales: the same.
+        minimum: the same.
+        dim: as `encode` was given it.
+        bits: the same.
+        block: a buffer for the weights.
+    """
+    wide = codes if bits == 8 else split(codes)
+    made = output(block, wide.shape, scales.dtype.type)
+    slabs = _slabs(wide.shape, wide.size // scales.size, dim)
+    small = (slabs[0], slabs[2])
+    tables = widen(minimum).reshape(small), widen(scales).reshape(small)
+    given, target = wide.reshape(slabs), raw(made).reshape(slabs)
+    if slabs[2] == 1:
+        kernels.restore_shifted_rows(given[..., 0], *(t[:, 0] for t in tables), target[..., 0])
+    else:
+        kernels.restore_shifted_columns(given, *tables, target)
+    return made
+
+
+def join(codes: NDArray[np.uint8], joined: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """4-bit codes, two to a byte along the last dimension, the first in the upper half.
+
+    Raises:
+        GroupSizeError: the last dimension is odd.
+    """
+    require_multiple(codes.shape[-1], 2, "a last dimension, which 4 bits pack in pairs, of")
+    made = output(joined, (*codes.shape[:-1], codes.shape[-1] // 2), np.uint8)
+    kernels.join_nibbles(codes.reshape(-1), np.uint8(0), True, made.reshape(-1))
+    return made
+
+
+def split(joined: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The inverse of `join`."""
+    made = np.empty((*joined.shape[:-1], joined.shape[-1] * 2), np.uint8)
+    kernels.split_nibbles(joined.reshape(-1), np.uint8(0), True, made.reshape(-1))
+    return made
+
+
+def _slabs(shape: tuple[int, ...], group_size: int, dim: int) -> tuple[int, int, int]:
+    """(groups before `dim`, group_size, groups beside each other after `dim`)."""
+    outer = math.prod(shape[:dim]) * (shape[dim] // group_size)
+    return outer, group_size, math.prod(shape[dim + 1 :])
+
+
+def _extremes(bits: NDArray[Any], dtype: np.dtype[Any], first_index: int) -> tuple[Floats, Floats]:
+    """The least and the greatest weight of raw bits [slabs, group, columns]: float32 [slabs, columns] each."""
+    signed = np.dtype(f"i{bits.itemsize}")
+    found = np.empty((2, bits.shape[0], bits.shape[2]), signed)
+    if bits.shape[2] == 1:
+        kernels.extremes_along_rows(bits[..., 0], found[0, :, 0], found[1, :, 0])
+    else:
+        kernels.extremes_along_columns(bits, found[0], found[1])
+    # What sorts as an integer becomes a float's bits again by what made it sort.
+    found ^= (found >> (8 * bits.itemsize - 1)) & np.iinfo(signed).max
+    low, high = widen(found.view(dtype))
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        weights = widen(bits.view(dtype)).reshape(-1)
+        raise NonfiniteWeightError(first_index + int(np.argmin(np.isfinite(weights))))
+    return low, high
+
+
+def _quantize(
+    bits: NDArray[Any], minima: Floats, scales: Floats, high: np.float32, codes: NDArray[np.uint8]
+) -> None:
+    if bits.shape[2] == 1:
+        kernels.shift_and_multiply_rows(bits[..., 0], minima[:, 0], scales[:, 0], high, codes[..., 0])
+    else:
+        kernels.shift_and_multiply_columns(bits, minima, scales, high, codes)
