@@ -14,14 +14,16 @@ from .layout import Axis, Interval, rank_intervals
 from .model import Model
 from .tensors import Logical
 
+#: Parameters of an ordinary module; `""` is one with a name of its own.
+PLAIN: Final = ("", "weight", "bias")
 #: Parameters that follow the rows, and the columns if they have more than one, of a quantized weight.
 COMPANIONS: Final = ("weight_scale", "weight_zero_point", "SCB", "weight_packed")
 #: Parameters that every rank holds whole: they say nothing of single rows or columns.
 SCALARS: Final = ("weight_format", "input_scale", "input_zero_point")
 #: The shape of a packed weight, as a tensor of two numbers.
 SHAPE: Final = "weight_shape"
-#: Parameters of Linears and embeddings that can be cut; `""` is one with a name of its own.
-_KNOWN: Final = ("", "weight", "bias", *COMPANIONS, *SCALARS)
+#: Parameters of Linears and embeddings that can be cut.
+_KNOWN: Final = (*PLAIN, *COMPANIONS, *SCALARS)
 
 
 class Cut(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +85,21 @@ def check_parameter(name: str, param: str) -> None:
     if param not in _KNOWN:
         raise CannotSplitError(
             f"{name}: how a {param} is shared out is not known; known are {', '.join(_KNOWN[1:])}"
+        )
+
+
+def check_recipe(name: str, param: str, model: Model) -> None:
+    """See to it that the configuration accounts for whatever is no plain weight or bias.
+
+    Formats for plain weights trust the configuration, and would leave scales out without a word.
+
+    Raises:
+        DamagedFileError: it has no `quantization_config`.
+    """
+    if param not in PLAIN and not model.config.get("quantization_config"):
+        raise DamagedFileError(
+            f"{name} is no plain weight or bias, and the configuration has no quantization_config that "
+            "explains it; take the config.json that belongs to the checkpoint"
         )
 
 

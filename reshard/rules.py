@@ -6,13 +6,8 @@ from typing import Final, Literal
 import msgspec
 
 from .architectures.schema import Architecture, Module, Role
-from .cuts import COMPANIONS, Cut, check_parameter, companion_cut, weight_shape
-from .errors import (
-    CannotSplitError,
-    DamagedFileError,
-    InconsistentShardsError,
-    UnknownArchitectureError,
-)
+from .cuts import COMPANIONS, PLAIN, Cut, check_parameter, check_recipe, companion_cut, weight_shape
+from .errors import CannotSplitError, DamagedFileError, InconsistentShardsError, UnknownArchitectureError
 from .layout import Axis, Part
 from .model import Geometry, Model, holds
 from .tensors import Logical
@@ -21,8 +16,8 @@ _COLUMN: Final = ("query", "key", "value", "query_key_value", "mlp_gate", "mlp_u
 _ROW: Final = ("attention_output", "mlp_output", "row")
 _VOCABULARY: Final = ("embedding", "head", "head_bias")
 _SIDES: Final[tuple[Literal["outputs"], Literal["inputs"]]] = ("outputs", "inputs")
-#: Parameters with the module's outputs in their dimensions; `""` is one with a name of its own.
-_PLAIN: Final = ("", "weight", "bias")
+#: Roles that some format shares out.
+_CUT: Final = (*_COLUMN, *_ROW, *_VOCABULARY, "heads_on_columns")
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,7 +111,7 @@ class Rules:
 
         Raises:
             UnknownArchitectureError: the family's table does not mention it.
-            DamagedFileError: its shape contradicts the configuration.
+            DamagedFileError: the configuration contradicts its shape, or does not explain it.
         """
         found = find(self.table, self.model, name)
         if found is None:
@@ -125,6 +120,8 @@ class Rules:
                 f"add its module to reshard/architectures/{self.table.model_types[0]}.toml"
             )
         entry, module, param, stars = found
+        if entry.role in _CUT:
+            check_recipe(name, param, self.model)
         shape = (tensor or self.tensors[name]).shape
         outputs, inputs = self._cuts(entry, module, name, param, shape)
         return Rule(
@@ -146,7 +143,7 @@ class Rules:
             return Cut(dim=1, axis=self._checked(Axis(parts=(part,)), shape[1], name)), None
         if param in COMPANIONS and shape:
             return self._companion_cuts(entry, module, shape, name)
-        if not shape or param not in _PLAIN:
+        if not shape or param not in PLAIN:
             return None, None
         out = self._axis(entry, "outputs")
         inner = self._axis(entry, "inputs")

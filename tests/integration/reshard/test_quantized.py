@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from reshard.errors import CannotSplitError, UnsupportedTargetError
+from reshard.errors import CannotSplitError, DamagedFileError, UnsupportedTargetError
 
 from .variants import VARIANTS, Tensors, Variant, assert_equal, cut, load, rank_shard, save
 
@@ -220,3 +220,14 @@ def test_a_quantized_checkpoint_is_not_cast(work: Path) -> None:
     quantized(work / "q", "int-quantized", 0)
     with pytest.raises(UnsupportedTargetError, match="scales and weights keep their dtypes"):
         cut(work / "q", work / "cut", 2, dtype="float16")
+
+
+@pytest.mark.parametrize("format_name", ["safetensors", "transformers", "vllm", "megatron"])
+def test_scales_that_the_configuration_hides_are_not_lost(format_name: str, work: Path) -> None:
+    quantized(work / "q", "int-quantized", 0)
+    config = json.loads((work / "q" / "config.json").read_text())
+    del config["quantization_config"]
+    (work / "q" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DamagedFileError, match="no quantization_config that explains it"):
+        cut(work / "q", work / "cut", 2, format=format_name)
+    assert not (work / "cut").exists()

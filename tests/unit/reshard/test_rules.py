@@ -327,4 +327,17 @@ def test_what_cannot_be_cut_with_its_weight_is_refused(
 def test_scales_without_a_weight_are_refused() -> None:
     name = f"{BLOCK}self_attn.o_proj.weight_scale"
     with pytest.raises(DamagedFileError, match="has scales, but no weight"):
-        rules(LLAMA, {name: (96, 1)}).rule(name)
+        rules(LLAMA | {"quantization_config": RECIPE}, {name: (96, 1)}).rule(name)
+
+
+@pytest.mark.parametrize("param", ["weight_scale", "SCB", "qweight", "weight_g_idx"])
+def test_what_no_recipe_explains_is_refused_whatever_the_format(param: str) -> None:
+    """Formats for plain weights would leave it out."""
+    name = f"{BLOCK}self_attn.o_proj.{param}"
+    with pytest.raises(
+        DamagedFileError, match=f"{param} is no plain weight or bias, and the configuration has no"
+    ):
+        rules(LLAMA, {name: (96,)}).rule(name)
+    # Norms have had other names for their parameters, and are not cut.
+    norm = f"{BLOCK}input_layernorm.gamma"
+    assert AUTOTP.cut(rules(LLAMA, {norm: (96,)}).rule(norm)) is None
