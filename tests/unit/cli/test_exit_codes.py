@@ -33,6 +33,15 @@ _EXPECTED = {
     "UnknownDtypeError": 3,
     "MissingFileError": 3,
     "DamagedFileError": 3,
+    "AmbiguousSourceError": 3,
+    "UnknownArchitectureError": 3,
+    "CannotSplitError": 3,
+    "UnsupportedTargetError": 3,
+    "InconsistentShardsError": 3,
+    "OutputExistsError": 3,
+    "DiskSpaceError": 3,
+    "MemoryBudgetError": 3,
+    "UnsupportedSourceError": 3,
 }
 
 
