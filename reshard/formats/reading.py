@@ -74,9 +74,14 @@ def _archive(folder: Folder, file: str, root: tuple[str, ...]) -> Contents:
             raise DamagedFileError(f"{shown} has no {key!r}")
         value = value[key]
     if not isinstance(value, dict):
-        raise DamagedFileError(f"{shown} holds a {type(value).__name__}, not tensors by name")
+        kind = type(value).__name__.removeprefix("Fake")
+        raise DamagedFileError(f"{shown} holds a {kind}, not tensors by name")
     tensors = {}
-    for name, tensor in flat(value):
+    try:
+        entries = flat(value)
+    except RecursionError:
+        raise DamagedFileError(f"{shown} holds a dictionary that holds itself") from None
+    for name, tensor in entries:
         if not isinstance(tensor, torch.Tensor):
             continue
         check_name(name, shown)

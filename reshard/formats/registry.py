@@ -84,7 +84,10 @@ def read_source(folder: Folder, model: Model | None = None) -> Source:
     (name,) = found
     read = FORMATS[name].read
     assert read is not None
-    return read(folder, model)
+    source = read(folder, model)
+    if not source.tensors:
+        raise UnsupportedSourceError(f"{folder.path('')} holds {shown(found[name])}, but no tensors in it")
+    return source
 
 
 def _nothing_else(folder: Folder, found: dict[str, tuple[str, ...]]) -> None:

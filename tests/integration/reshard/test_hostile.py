@@ -11,10 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from fixtures import tiny
+from reshard.pickles import read_archive
+from reshard.storage import LocalFolder
 from tests.integration.reshard.children import contents, made, names, refused, run
 
 _SINGLE = "model.safetensors"
@@ -209,6 +212,20 @@ def payload(folder: Path) -> Path:
     return folder.parent / "ran"
 
 
+class _Forged:
+    """An array of Python objects whose addresses are the file's to choose."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return np.ndarray, ((1,), np.dtype(object), b"\0" * 8)
+
+
+def test_arrays_of_numpy_are_not_built(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1), "forged": _Forged()}, tmp_path / _BIN)
+    found = read_archive(LocalFolder(tmp_path), _BIN)
+    assert tuple(found["a"].shape) == (1,)
+    assert not isinstance(found["forged"], np.ndarray)
+
+
 def test_an_archive_whose_names_are_no_text(made_once: Path, tmp_path: Path) -> None:
     folder = damaged(made_once, tmp_path, "archive", lambda f: torch.save({"a\n": torch.ones(1)}, f / _BIN))
     refuses(folder, "no text")
@@ -245,6 +262,12 @@ def legacy(folder: Path) -> None:
     torch.save({"a": torch.zeros(1)}, folder / _BIN, _use_new_zipfile_serialization=False)
 
 
+def itself() -> dict[str, Any]:
+    value: dict[str, Any] = {"a": torch.zeros(1)}
+    value["again"] = value
+    return value
+
+
 ARCHIVES: list[tuple[str, Damage, tuple[str, ...]]] = [
     ("archive", evil_archive, (_BIN, "refused")),
     ("archive", evil_pickle, (_BIN, "no PyTorch archive")),
@@ -255,6 +278,11 @@ ARCHIVES: list[tuple[str, Damage, tuple[str, ...]]] = [
     ("archive", truncate(_BIN, 0.999), (_BIN, "damaged or truncated")),
     ("archive", lambda f: torch.save([1, 2], f / _BIN), (_BIN, "list")),
     ("archive", lambda f: zipfile.ZipFile(f / _BIN, "w").close(), (_BIN,)),
+    ("archive", lambda f: torch.save(itself(), f / _BIN), ("holds itself",)),
+    ("archive", lambda f: torch.save({"a": torch.eye(3).to_sparse()}, f / _BIN), ("plain elements",)),
+    ("archive", lambda f: torch.save({"a": torch.eye(3, device="meta")}, f / _BIN), ("not in the archive",)),
+    ("archive", lambda f: torch.save({"a": torch.ones(2).to(torch.cfloat).conj()}, f / _BIN), ("plain",)),
+    ("archive", lambda f: torch.save({"step": 3}, f / _BIN), (_BIN, "no tensors")),
 ]
 
 
