@@ -45,3 +45,7 @@ class ScaleOverflowError(QuantizeError):
         """Say which, and why."""
         super().__init__(f"the weights of group {group} exceed {limit}, and could not be decoded")
         self.group, self.limit = group, limit
+
+
+class UnknownPatternError(QuantizeError):
+    """A pattern of names that matches no tensor: most likely a typing error."""

@@ -1,0 +1,100 @@
+"""A checkpoint into a quantized one: streamed, bounded, resumable, on `reshard`'s machinery."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import msgspec
+
+from reshard.encoding import Encoder
+from reshard.errors import UnsupportedSourceError
+from reshard.formats.base import Source
+from reshard.job import Job, Request
+from reshard.run import Report, reshard
+from reshard.tensors import Logical
+
+from .formats.base import Output
+from .select import Decision, decide, quantized
+
+
+class Quantization:
+    """What becomes of a checkpoint: a `reshard.encoding.Transform`."""
+
+    def __init__(self, source: Source, output: Output, decisions: Mapping[str, Decision]) -> None:
+        """Prepare.
+
+        Raises:
+            UnsupportedSourceError: the checkpoint is quantized already.
+            CheckpointError: a weight that the format has no place for.
+        """
+        check_unquantized(source)
+        self._source, self._output, self._decisions = source, output, decisions
+        self._made = {name: output.derived(name, source.tensors[name]) for name in quantized(decisions)}
+
+    def apply(self, source: Source) -> Source:
+        """The source with codes and scales in the place of weights, and a configuration that says so."""
+        tensors: dict[str, Logical] = {}
+        for name, tensor in source.tensors.items():
+            tensors |= self._made.get(name, {name: tensor})
+        config = dict(source.model.config)
+        said = self._output.config(source, self._decisions)
+        if said is not None:
+            config["quantization_config"] = said
+        model = msgspec.structs.replace(source.model, config=config)
+        return msgspec.structs.replace(source, tensors=tensors, model=model)
+
+    def derived(self) -> Mapping[str, tuple[str, ...]]:
+        """Weight → codes and scales."""
+        return {name: tuple(made) for name, made in self._made.items()}
+
+    def encoder(self, name: str) -> Encoder:
+        """A new encoder of the weight called `name`."""
+        return self._output.encoder(name, self._source.tensors[name])
+
+
+def check_unquantized(source: Source) -> None:
+    """See to it that nothing is quantized twice.
+
+    Raises:
+        UnsupportedSourceError: the configuration says that the checkpoint is quantized.
+    """
+    said = source.model.config.get("quantization_config")
+    if said:
+        method = said.get("quant_method", "something") if isinstance(said, dict) else "something"
+        raise UnsupportedSourceError(
+            f"{source.folder.path('')} is quantized already, with {method}; start from the original weights, "
+            "or give --dequantize"
+        )
+
+
+def quantize(
+    request: Request,
+    output: Output,
+    *,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    progress: Callable[[int], None] = lambda _: None,
+    started: Callable[[Job], None] = lambda _: None,
+    decided: Callable[[dict[str, Decision]], None] = lambda _: None,
+) -> Report:
+    """Quantize a checkpoint.
+
+    Args:
+        request: what `reshard` is asked for; its format must be the output's target.
+        output: format and scheme.
+        include: patterns of what else is quantized; see `quantize.select.decide`.
+        exclude: patterns of what is not.
+        progress: told of bytes read, from any thread.
+        started: told of the plan before the first byte is moved.
+        decided: told what happens to every tensor.
+
+    Raises:
+        CheckpointError: the checkpoint, or the request, makes no sense; nothing is left behind.
+    """
+
+    def transform(source: Source) -> Quantization:
+        check_unquantized(source)
+        decisions = decide(source, include, exclude)
+        decided(decisions)
+        return Quantization(source, output, decisions)
+
+    wanted = msgspec.structs.replace(request, format=output.target)
+    return reshard(wanted, progress=progress, started=started, transform=transform)

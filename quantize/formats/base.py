@@ -1,0 +1,32 @@
+"""The one shape of every quantized format: what becomes of a weight, and what the configuration says."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from reshard.encoding import Encoder
+from reshard.formats.base import Source
+from reshard.tensors import Logical
+
+from ..select import Decision
+
+
+class Output(msgspec.Struct, frozen=True, kw_only=True):
+    """A format, for one scheme.
+
+    Attributes:
+        name: as in `--format`.
+        target: the format of `reshard` that its files have.
+        derived: a weight's name and description → the tensors that are stored in its place.
+        encoder: makes the encoder of a weight.
+        config: what the checkpoint's configuration says under `quantization_config`; None: nothing.
+        notes: who loads it.
+    """
+
+    name: str
+    target: str
+    derived: Callable[[str, Logical], dict[str, Logical]]
+    encoder: Callable[[str, Logical], Encoder]
+    config: Callable[[Source, Mapping[str, Decision]], dict[str, Any] | None]
+    notes: tuple[str, ...] = ()

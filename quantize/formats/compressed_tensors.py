@@ -1,0 +1,155 @@
+"""`compressed-tensors`: what transformers and vLLM read; `pack-quantized` weights, or `int-quantized` W8A8.
+
+Source: compressed-tensors 0.20, `compressors/pack_quantized` and `naive_quantized`, and its configuration.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from reshard.encoding import Encoded, Encoder
+from reshard.errors import UnsupportedTargetError
+from reshard.formats.base import Source
+from reshard.layout import Box
+from reshard.tensors import Logical
+
+from ..errors import GroupSizeError
+from ..groups import blocks, search, symmetric
+from ..packing import pack, packed_columns, weight_shape
+from ..select import Decision
+from .base import Output
+from .encoders import RowEncoder
+
+_SCALES: Final[dict[str, Any]] = {"absmax": symmetric, "search": search}
+
+
+def output(
+    *,
+    bits: int = 8,
+    group_size: int | None = 128,
+    scales: Literal["absmax", "search"] = "search",
+    activations: bool = False,
+    allow_nonfinite: bool = False,
+) -> Output:
+    """The format, for one scheme.
+
+    Args:
+        bits: 8 or 4.
+        group_size: weights per scale along the input dimension; None: one scale per row.
+        scales: from the largest weight, as compressed-tensors itself takes them, or for the least error.
+        activations: W8A8: weights unpacked, activations quantized by token as the model runs.
+        allow_nonfinite: take NaN and infinities for zero.
+    """
+    form = "int-quantized" if activations else "pack-quantized"
+    if activations and (bits != 8 or group_size is not None):
+        raise UnsupportedTargetError("W8A8 is 8 bits with one scale per row; give --group-size row")
+
+    def derived(name: str, tensor: Logical) -> dict[str, Logical]:
+        return _derived(name, tensor, bits, group_size, is_packed=not activations)
+
+    def encoder(name: str, tensor: Logical) -> Encoder:
+        def encode(box: Box, block: blocks.Block) -> Iterable[Encoded]:
+            found = _SCALES[scales].encode(block, group_size=group_size, bits=bits)
+            yield from _strips(name, box, found, bits, tensor.shape, is_packed=not activations)
+
+        return RowEncoder(name, tensor.dtype, encode, allow_nonfinite=allow_nonfinite)
+
+    def config(source: Source, decisions: Mapping[str, Decision]) -> dict[str, Any]:
+        return _config(source, decisions, form, bits, group_size, activations=activations)
+
+    return Output(
+        name="compressed-tensors",
+        target="huggingface",
+        derived=derived,
+        encoder=encoder,
+        config=config,
+        notes=("transformers (with compressed-tensors installed) and vLLM load it",),
+    )
+
+
+def _derived(
+    name: str, tensor: Logical, bits: int, group_size: int | None, *, is_packed: bool
+) -> dict[str, Logical]:
+    rows, columns = tensor.shape
+    if group_size is not None and columns % group_size:
+        works = [g for g in (256, 128, 64, 32, 16, 8) if columns % g == 0]
+        raise GroupSizeError(
+            f"{name} has {columns} columns, which groups of {group_size} do not divide; "
+            f"--group-size {', '.join(map(str, works)) or 'row'} would"
+        )
+    module = name.removesuffix(".weight")
+    scales = Logical(dtype=tensor.dtype, shape=(rows, 1 if group_size is None else columns // group_size))
+    if not is_packed:
+        return {name: Logical(dtype="int8", shape=tensor.shape), f"{module}.weight_scale": scales}
+    return {
+        f"{module}.weight_packed": Logical(dtype="int32", shape=(rows, packed_columns(columns, bits))),
+        f"{module}.weight_scale": scales,
+        f"{module}.weight_shape": Logical(dtype="int64", shape=(2,)),
+    }
+
+
+def _strips(
+    name: str, box: Box, found: blocks.Encoded, bits: int, shape: tuple[int, ...], *, is_packed: bool
+) -> Iterable[Encoded]:
+    module = name.removesuffix(".weight")
+    rows = box[0]
+    codes = pack(found.codes, bits) if is_packed else found.codes
+    yield f"{module}.weight_packed" if is_packed else name, (rows, (0, codes.shape[1])), codes
+    yield f"{module}.weight_scale", (rows, (0, found.scales.shape[1])), found.scales
+    if is_packed and rows[0] == 0:
+        yield f"{module}.weight_shape", ((0, 2),), np.ascontiguousarray(weight_shape(shape))
+
+
+def _config(
+    source: Source,
+    decisions: Mapping[str, Decision],
+    form: str,
+    bits: int,
+    group_size: int | None,
+    *,
+    activations: bool,
+) -> dict[str, Any]:
+    return {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "quantization_status": "compressed",
+        "ignore": ignored(source, decisions),
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {
+                    "num_bits": bits,
+                    "type": "int",
+                    "symmetric": True,
+                    "strategy": "channel" if group_size is None else "group",
+                    "group_size": group_size,
+                    "dynamic": False,
+                },
+                "input_activations": _BY_TOKEN if activations else None,
+            }
+        },
+    }
+
+
+_BY_TOKEN: Final = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+
+
+def ignored(source: Source, decisions: Mapping[str, Decision]) -> list[str]:
+    """Modules that may be Linears and stay as they are, by the names of the running model.
+
+    Raises:
+        UnsupportedTargetError: experts, which the running model stacks into tensors that no Linear has.
+    """
+    experts = [d.name for d in decisions.values() if d.is_quantized and ".experts." in d.name]
+    if experts:
+        raise UnsupportedTargetError(
+            f"{experts[0]}: transformers stacks experts, and reads no quantized ones; --exclude '*.experts.*'"
+        )
+    # A tied head has no tensor of its own, and one of GPT-NeoX has another name on disk.
+    found = {"lm_head"}
+    for name, decision in decisions.items():
+        is_matrix = name.endswith(".weight") and len(source.tensors[name].shape) == 2
+        if is_matrix and not decision.is_quantized and decision.role not in ("embedding", "position"):
+            found.add(decision.module)
+    return sorted(found)
