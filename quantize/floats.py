@@ -1,7 +1,7 @@
 """Floats of three dtypes inside compiled loops, as raw bits.
 
 An array's dtype says what its bits are: uint32 for float32, int16 for float16 and uint16 for bfloat16, so
-numba compiles a loop for each of them by itself. float16 takes the CPU's own instructions where there are any.
+numba compiles a loop for each of them by itself. float16 takes the CPU's own instructions where there are.
 
 numba's cache does not look here: after a change in this file, change `quantize/kernels.py` as well.
 """
@@ -26,7 +26,7 @@ def _intrinsic(emitter: Callable[..., Any]) -> Any:
 
 
 def _converts_halves() -> bool:
-    """Whether this CPU has instructions for float16; without, LLVM would call functions that are not there."""
+    """Whether this CPU has instructions for float16; else LLVM would call functions that are not there."""
     if numba.config.CPU_NAME is not None:  # type: ignore[attr-defined]
         return False  # Compiling for another CPU than this one.
     x86 = bool(llvm.get_host_cpu_features().get("f16c"))

@@ -5,9 +5,10 @@ arithmetic is float32, as torch's is on a CPU, and rounded to the weights' dtype
 Nothing is reassociated or fused: results are the same bit for bit on every machine.
 
 Why numba, and not torch: a torch expression runs one operation after the other over the whole tensor, so
-memory bounds it (measured in tests/benchmarks/quantizing.py); torch.compile needs a C++ compiler on the user's
-machine; and both hold threads of their own, which would fight `--jobs`. These loops are single-threaded and
-release the GIL: callers run as many of them as they have cores. Machine code is cached beside this file.
+memory bounds it (measured in tests/benchmarks/quantizing.py); torch.compile needs a C++ compiler on the
+user's machine; and both hold threads of their own, which would fight `--jobs`. These loops are
+single-threaded and release the GIL: callers run as many of them as they have cores. Machine code is cached
+beside this file.
 
 Arguments, unless a loop says otherwise: `bits` raw weights [groups, group]; `codes` integers of that shape;
 `scales` float32 [groups]; `low` and `high` float32, the least and the greatest code. All are C-contiguous.
@@ -63,7 +64,7 @@ def extremes_along_rows(bits: Any, least: Any, greatest: Any) -> None:
 
 @_compiled
 def extremes_along_columns(bits: Any, least: Any, greatest: Any) -> None:
-    """The same for `bits` [groups, group, columns], where a group is a column of a slab: [groups, columns]."""
+    """The same for `bits` [groups, group, columns], where a group is a slab's column: [groups, columns]."""
     for g in range(bits.shape[0]):
         for j in range(bits.shape[2]):
             least[g, j] = greatest[g, j] = sortable(bits[g, 0, j])

@@ -26,7 +26,7 @@ def packed_columns(columns: int, bits: int) -> int:
 
 
 def pack(codes: NDArray[np.int8], bits: int, packed: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
-    """The words int32 [rows, packed_columns] of `codes` int8 [rows, columns]; `packed` is a buffer for them."""
+    """The words int32 [rows, packed_columns] of `codes` int8 [rows, columns], in `packed` if it is given."""
     rows, columns = codes.shape
     made = output(packed, (rows, packed_columns(columns, bits)), np.int32)
     per_word = 32 // bits

@@ -1,6 +1,6 @@
 """What the formulas have in common whose scale follows from the largest absolute value of a group."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from .. import kernels
 from ..errors import ScaleOverflowError, UnsupportedBlockError
 from .blocks import Block, Encoded, Floats, chunked, largest, output, raw, tiles, widen
 
-#: From the largest absolute values of groups, and their raw bits [groups, group], to the scales that are kept.
+#: From the largest absolute values of groups, and their raw bits [groups, group], to the scales that stay.
 Rule = Callable[[Floats, NDArray[Any]], NDArray[Any]]
 #: Makes codes of raw bits [groups, group] and of the scales of those groups.
 Loop = Callable[[NDArray[Any], NDArray[Any], NDArray[np.int8]], None]
@@ -34,33 +34,32 @@ def encode(
     bits = raw(block).reshape(-1)
     made = output(codes, block.shape, np.int8)
     found: list[NDArray[Any]] = [rule(np.empty(0, np.float32), bits[:0].reshape(0, 1))]
-    index = groups = 0
-    for part, target in zip(chunked(bits, group_numel), chunked(made.reshape(-1), group_numel), strict=True):
+    index = 0
+    for (group, part), target in _both(bits, made, group_numel):
         for tile in tiles(len(part), part.shape[1], bits.itemsize):
             top = largest(part[tile], index + tile.start * part.shape[1])
             try:
                 scales = rule(top, part[tile])
             except ScaleOverflowError as e:
-                raise ScaleOverflowError(groups + tile.start + e.group, e.limit) from None
+                raise ScaleOverflowError(group + tile.start + e.group, e.limit) from None
             loop(part[tile], scales, target[tile])
             found.append(scales)
         index += part.size
-        groups += len(part)
     return Encoded(made, np.concatenate(found))
 
 
-def reencode(
-    block: Block, scales: NDArray[Any], group_numel: int, loop: Loop, codes: NDArray[np.int8] | None = None
+def encode_part(
+    block: Block,
+    scales: NDArray[Any],
+    group_numel: int,
+    loop: Loop,
+    first: int = 0,
+    codes: NDArray[np.int8] | None = None,
 ) -> NDArray[np.int8]:
-    """Codes for scales that are known already: how a group too long for one block is encoded part by part."""
+    """Codes of a part of a tensor that begins at weight `first`, for scales of all of the tensor's groups."""
     made = output(codes, block.shape, np.int8)
-    first = 0
-    parts = zip(
-        chunked(raw(block).reshape(-1), group_numel), chunked(made.reshape(-1), group_numel), strict=True
-    )
-    for part, target in parts:
-        loop(part, scales[first : first + len(part)], target)
-        first += len(part)
+    for (group, part), target in _both(raw(block).reshape(-1), made, group_numel, first):
+        loop(part, scales[group : group + len(part)], target)
     return made
 
 
@@ -85,13 +84,8 @@ def decode(
             f"{floats.size} scales for {codes.size} codes in groups of {group_numel}; "
             f"{-(-codes.size // group_numel)} are needed"
         )
-    first = 0
-    parts = zip(
-        chunked(codes.reshape(-1), group_numel), chunked(raw(made).reshape(-1), group_numel), strict=True
-    )
-    for part, target in parts:
-        kernels.restore(part, floats[first : first + len(part)], np.float32(constant), target)
-        first += len(part)
+    for (group, part), target in _both(codes.reshape(-1), raw(made), group_numel):
+        kernels.restore(part, floats[group : group + len(part)], np.float32(constant), target)
     return made
 
 
@@ -103,3 +97,12 @@ def require_finite(usable: NDArray[np.bool_], limit: str) -> None:
     """
     if not usable.all():
         raise ScaleOverflowError(int(np.argmin(usable)), limit)
+
+
+def _both(
+    given: NDArray[Any], made: NDArray[Any], group_numel: int, first: int = 0
+) -> Iterator[tuple[tuple[int, NDArray[Any]], NDArray[Any]]]:
+    """The chunks of a flat array, and those of another one of the same size."""
+    targets = chunked(made.reshape(-1), group_numel, first)
+    for chunk, (_, target) in zip(chunked(given, group_numel, first), targets, strict=True):
+        yield chunk, target

@@ -1,8 +1,8 @@
 """Blocks of weights, as every formula takes and gives them.
 
 A block is a C-contiguous numpy array, of a whole tensor or of a part that holds whole groups. Its dtype is
-float32, float16, or uint16 for the bits of bfloat16, which numpy does not have. Scales and minima that a formula keeps in
-the weights' dtype come the same way.
+float32, float16, or uint16 for the bits of bfloat16, which numpy does not have. Scales and minima that a
+formula keeps in the weights' dtype come the same way.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,11 @@ _OF_CHECKPOINT: Final[dict[str, np.dtype[Any]]] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(np.uint16),
 }
-_INFINITY: Final[dict[np.dtype[Any], int]] = {np.dtype(np.uint32): 0x7F800000, np.dtype(np.int16): 0x7C00, np.dtype(np.uint16): 0x7F80}
+_INFINITY: Final[dict[np.dtype[Any], int]] = {
+    np.dtype(np.uint32): 0x7F800000,
+    np.dtype(np.int16): 0x7C00,
+    np.dtype(np.uint16): 0x7F80,
+}
 #: Weights that are read twice, for their scale and for their codes, come from the cache the second time.
 _TILE_BYTES: Final = 512 << 10
 
@@ -115,20 +119,31 @@ def tiles(num_groups: int, group_numel: int, itemsize: int) -> Iterator[slice]:
         yield slice(begin, min(begin + step, num_groups))
 
 
-def chunked(flat: NDArray[Any], group_numel: int) -> Iterator[NDArray[Any]]:
-    """`flat` as [groups, group_numel], and what remains, if anything, as one shorter group [1, rest]."""
-    whole = flat.size // group_numel * group_numel
-    if whole:
-        yield flat[:whole].reshape(-1, group_numel)
-    if whole < flat.size:
-        yield flat[whole:].reshape(1, -1)
+def chunked(flat: NDArray[Any], group_numel: int, first: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Cut a flat array where groups of `group_numel` elements begin.
+
+    Args:
+        flat: a part of a flattened tensor.
+        group_numel: elements per group of the tensor.
+        first: where in the tensor the part begins.
+
+    Yields:
+        The first group's number, and elements [groups, elements]: the rest of a group that began before the
+        part, the whole groups, and the beginning of the last.
+    """
+    begin = min(-first % group_numel, flat.size)
+    end = begin + (flat.size - begin) // group_numel * group_numel
+    for low, high in ((0, begin), (begin, end), (end, flat.size)):
+        if low < high:
+            whole = flat[low:high].reshape(-1, group_numel if (low, high) == (begin, end) else high - low)
+            yield (first + low) // group_numel, whole
 
 
 def largest(bits: NDArray[Any], first_index: int = 0) -> Floats:
     """The largest absolute value of each group of raw bits [groups, group], float32 [groups].
 
     Raises:
-        NonfiniteWeightError: a NaN or an infinity; its index is `first_index` and what comes before it in `bits`.
+        NonfiniteWeightError: a weight is NaN or infinite; its index is counted from `first_index`.
     """
     found = np.empty(bits.shape[0], bits.dtype)
     kernels.largest(bits, found)
@@ -140,18 +155,35 @@ def largest(bits: NDArray[Any], first_index: int = 0) -> Floats:
 
 
 def magnitudes(block: Block, group_numel: int) -> Floats:
-    """The largest absolute value of each chunk of `group_numel` weights of the flattened block, float32 [groups].
+    """The largest absolute value of each chunk of `group_numel` weights, float32 [groups].
 
-    A shorter last chunk counts as a group.
+    The block is flattened; a shorter last chunk counts as a group.
 
     Raises:
         NonfiniteWeightError: a weight is NaN or infinite.
     """
-    flat, found, index = raw(block).reshape(-1), [np.empty(0, np.float32)], 0
-    for part in chunked(flat, group_numel):
-        found.append(largest(part, index))
+    found = np.zeros(-(-block.size // group_numel), np.float32)
+    observe(block, group_numel, found)
+    return found
+
+
+def observe(block: Block, group_numel: int, found: Floats, first: int = 0) -> None:
+    """Raise `found`, the largest absolute value so far of each chunk of a tensor, to what a part of it has.
+
+    Args:
+        block: part of a flattened tensor.
+        group_numel: weights per chunk of the tensor.
+        found: float32 [groups of the tensor], zeros at first.
+        first: where in the tensor the part begins.
+
+    Raises:
+        NonfiniteWeightError: a weight is NaN or infinite; the index is its place in `block`.
+    """
+    index = 0
+    for group, part in chunked(raw(block).reshape(-1), group_numel, first):
+        there = found[group : group + len(part)]
+        np.maximum(there, largest(part, index), out=there)
         index += part.size
-    return np.concatenate(found)
 
 
 def require_multiple(length: int, group: int, what: str) -> None:

@@ -1,7 +1,7 @@
 """DeepSpeed's MoQ: a number of groups per tensor, each a chunk of the flattened weights.
 
-Bit-equal to `deepspeed.runtime.weight_quantizer.WeightQuantization.quantize_data` (0.19.8) for float32, float16 and
-bfloat16: it computes in float32 throughout. For a chunk g and b bits
+Bit-equal to `deepspeed.runtime.weight_quantizer.WeightQuantization.quantize_data` (0.19.8) for float32,
+float16 and bfloat16: it computes in float32 throughout. For a chunk g and b bits
 
     s = 2^b / (2 * max |g| + 1e-5)        q = clamp(round(g * s), -2^(b-1), 2^(b-1) - 1)
 
@@ -36,7 +36,7 @@ def chunk_numel(numel: int, groups: int) -> int:
 def extra_grouping(shape: Sequence[int], *, tp_size: int = 1, merge_count: int = 1) -> int:
     """2 where `mlp_extra_grouping` doubles the groups: one dimension is exactly four times the other; else 1.
 
-    Source: `WeightQuantization.is_mlp`; `tp_size` is its `mp_size`, and `merge_count` the shards that it merges.
+    Source: `WeightQuantization.is_mlp`; `tp_size` is its `mp_size`, `merge_count` the shards that it merges.
     """
     rows, columns = shape
     whole = tp_size * merge_count
@@ -47,7 +47,7 @@ def scale(magnitudes: Floats, bits: int = 8) -> Floats:
     """The multiplier of each group, float32 [groups], from its largest absolute value.
 
     Raises:
-        ScaleOverflowError: twice the largest value exceeds float32; DeepSpeed gives 0 then, and cannot decode.
+        ScaleOverflowError: twice the largest value exceeds float32; DeepSpeed's multiplier is 0 then.
     """
     with np.errstate(over="ignore"):
         found: Floats = _reciprocal(np.float32(2) * magnitudes + np.float32(1e-5)) * np.float32(1 << bits)
@@ -77,10 +77,27 @@ def encode(
 
 
 def encode_part(
-    block: Block, scales: Floats, *, group_numel: int, bits: int = 8, codes: NDArray[np.int8] | None = None
+    block: Block,
+    scales: Floats,
+    *,
+    group_numel: int,
+    first: int = 0,
+    bits: int = 8,
+    codes: NDArray[np.int8] | None = None,
 ) -> NDArray[np.int8]:
-    """Codes of part of a tensor for multipliers that `scale` found from all of it."""
-    return absmax.reencode(block, scales, group_numel, _loop(bits), codes)
+    """Codes of any part of a tensor, when the multipliers of the whole are known.
+
+    They follow from two passes: `blocks.observe` on every part, then `scale`.
+
+    Args:
+        block: consecutive weights, of any shape.
+        scales: the multipliers of all of the tensor's groups.
+        group_numel: weights per group of the tensor.
+        first: where in the flattened tensor the block begins.
+        bits: 2 to 8.
+        codes: a buffer for the codes, of the block's shape.
+    """
+    return absmax.encode_part(block, scales, group_numel, _loop(bits), first, codes)
 
 
 def kept(scales: Floats) -> Floats:

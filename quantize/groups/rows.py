@@ -1,13 +1,14 @@
 """DeepSpeed's GroupQuantizer: groups of rows, or a number of groups, of one size.
 
-Bit-equal to `deepspeed.module_inject.replace_module.GroupQuantizer.quantize` (0.19.8) for float32, float16 and
-bfloat16. It divides in float32 whatever the weights' dtype, because its scale is float32. For a group x and b bits
+Bit-equal to `deepspeed.module_inject.replace_module.GroupQuantizer.quantize` (0.19.8) for float32, float16
+and bfloat16. It divides in float32 whatever the weights' dtype, as its scale is. For a group x and b bits
 
     scale = max |x| * 2 / 2^b        q = clamp(round(x / scale), -2^(b-1), 2^(b-1) - 1)
 
-The groups are equal chunks of the flattened tensor: `rows // group_size` of them, or `num_groups`. With as many
-chunks as rows a group is a row; with `group_numel` a divisor of the input dimension it is a run along it, which is
-what the scheme `groups` asks for. A group of zeros has scale 0 and codes 0 (0 / 0 becomes 0 in torch's cast).
+The groups are equal chunks of the flattened tensor: `rows // group_size` of them, or `num_groups`. With as
+many chunks as rows a group is a row; with `group_numel` a divisor of the input dimension it is a run along
+it, which is what the scheme `groups` asks for. A group of zeros has scale 0 and codes 0: torch casts the NaN
+of 0 / 0 to 0.
 """
 
 from typing import Any
@@ -71,10 +72,27 @@ def encode(
 
 
 def encode_part(
-    block: Block, scales: Floats, *, group_numel: int, bits: int = 8, codes: NDArray[np.int8] | None = None
+    block: Block,
+    scales: Floats,
+    *,
+    group_numel: int,
+    first: int = 0,
+    bits: int = 8,
+    codes: NDArray[np.int8] | None = None,
 ) -> NDArray[np.int8]:
-    """Codes of part of a tensor for scales that `scale` found from all of it."""
-    return absmax.reencode(block, scales, group_numel, _loop(bits), codes)
+    """Codes of any part of a tensor, when the scales of the whole are known.
+
+    They follow from two passes: `blocks.observe` on every part, then `scale`.
+
+    Args:
+        block: consecutive weights, of any shape.
+        scales: the scales of all of the tensor's groups.
+        group_numel: weights per group of the tensor.
+        first: where in the flattened tensor the block begins.
+        bits: 2 to 8.
+        codes: a buffer for the codes, of the block's shape.
+    """
+    return absmax.encode_part(block, scales, group_numel, _loop(bits), first, codes)
 
 
 def decode(
@@ -92,8 +110,8 @@ def decode(
 def scale_table(weight: Block, *, num_groups: int, parallel_dim: int = 0, bits: int = 8) -> Floats:
     """What GroupQuantizer attaches to its result as `.scale`: float32 (num_groups, 3).
 
-    Its flat order is [scales of the whole | of the first half | of the second half], the halves being cut along
-    `parallel_dim` and grouped into `num_groups` again.
+    Its flat order is [scales of the whole | of the first half | of the second half], the halves being cut
+    along `parallel_dim` and grouped into `num_groups` again.
 
     Raises:
         GroupSizeError: a half does not hold `num_groups` equal groups, which DeepSpeed refuses as well.

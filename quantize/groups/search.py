@@ -1,10 +1,10 @@
 """Symmetric integers whose scale is searched for the least squared error of its group.
 
-The format is `symmetric`'s, so whatever reads that reads this, and the bytes are the same. The scale that just
-covers the largest weight is rarely the best: a slightly smaller one clips that weight and is finer for all others.
-Per group, a grid of scales around it is tried, then the least-squares scale for the codes that the best one gave,
-sum(x * q) / sum(q * q); the one with the least squared error stays. `symmetric`'s own scale is the first that is
-tried, so the error is never above its. Scales are rounded to the weights' dtype before they are tried; codes are
+The format is `symmetric`'s: what reads that reads this, and the bytes are as many. The scale that just covers
+the largest weight is rarely the best: a smaller one clips that weight and is finer for all the others. Per
+group, a grid of scales around it is tried, then the least-squares scale for the codes that the best one gave,
+sum(x * q) / sum(q * q); the one with the least squared error stays. `symmetric`'s own scale is tried first,
+so the error is never above its. Scales are rounded to the weights' dtype before they are tried; codes are
 round(clamp(x * (1 / scale))) in float32, rounded once.
 """
 
@@ -19,8 +19,8 @@ from .blocks import Block, Encoded, Floats, narrow, widen
 
 decode = symmetric.decode
 
-#: By bits: how many scales are tried, and the first and the last as a share of the one that covers the group.
-#: Chosen on normal weights in groups of 128 and of 4096; a finer grid gains less than 1 % of the squared error.
+#: By bits: how many scales are tried, and the first and the last as shares of the one that covers the group.
+#: Chosen on normal weights in groups of 128 and of 4096; a finer grid gains less than 1 % in squared error.
 _GRIDS: Final = {8: (12, 0.96, 1.01), 4: (16, 0.5, 1.06)}
 #: The inverse of a smaller float32 is infinite.
 _SMALLEST: Final = np.float32(2.0**-126)
@@ -47,7 +47,6 @@ def scale(magnitudes: Floats, weights: NDArray[Any], dtype: np.dtype[Any], bits:
     errors = np.full(len(covering), np.inf, np.float32)
     best, products = covering.copy(), np.zeros((len(covering), 2), np.float32)
     count, first, last = _GRIDS[bits]
-    # From the covering scale outwards is not needed: an equal error keeps the earlier scale.
     for share in (1.0, *np.linspace(last, first, count)):
         tried = _usable(narrow(covering * np.float32(share), dtype))
         kernels.squared_errors(weights, tried, low, high, errors, best, products)

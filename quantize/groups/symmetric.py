@@ -1,12 +1,13 @@
-"""compressed-tensors' symmetric integers: one scale per row, or per run of `group_size` along the input dimension.
+"""compressed-tensors' symmetric integers: one scale per row, or per `group_size` weights of one.
 
-Bit-equal to compressed-tensors 0.20 (`calculate_qparams`, then `quantize`) with scales in the weights' dtype, which
-is how its models keep them. For a group x and b bits, every step rounded to the weights' dtype,
+Bit-equal to compressed-tensors 0.20 (`calculate_qparams`, then `quantize`) with scales in the weights' dtype,
+which is how its models keep them. For a group x and b bits, every step rounded to the weights' dtype,
 
     scale = max |x| / ((2^b - 1) / 2)        q = round(clamp(x / scale, -2^(b-1), 2^(b-1) - 1))
 
-A scale that comes out as 0 becomes the dtype's epsilon, so a group of zeros has codes 0. For bfloat16 the rounded
-quotient has 8 significant bits, so it is rounded twice: `search` keeps the same format and does without.
+A scale that comes out as 0 becomes the dtype's epsilon, so a group of zeros has codes 0. In bfloat16 the
+quotient is rounded to 8 significant bits before it is rounded to an integer, which costs accuracy; `search`
+keeps the format and rounds once.
 """
 
 from typing import Any, Final

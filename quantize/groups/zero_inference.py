@@ -1,15 +1,15 @@
 """ZeRO-Inference's weight quantization: 8 or 4 bits from the least to the greatest weight of a group.
 
-Bit-equal to `deepspeed.inference.quantization.utils.Quantizer` (0.19.8) for float32, float16 and bfloat16, but for
-the sign of a minimum that is zero, which in torch depends on where -0 stands. Groups are runs of `group_size`
-along `dim`. For a group x and b bits, every step rounded to the weights' dtype,
+Bit-equal to `deepspeed.inference.quantization.utils.Quantizer` (0.19.8) for float32, float16 and bfloat16,
+but for the sign of a minimum that is zero, which in torch depends on where -0 stands. Groups are runs of
+`group_size` along `dim`. For a group x and b bits, every step rounded to the weights' dtype,
 
     scale = (2^b - 1) * (1 / (max x - min x))        q = round(clamp((x - min x) * scale, 0, 2^b - 1))
 
-and x = q / scale + min x. A group of one value has an infinite scale, and is restored exactly. In float16 the scale
-is infinite as soon as the group spans less than 255 / 65504, about 0.0039 (15 / 65504 for 4 bits): its codes are
-then 0 and 2^b - 1 and all are restored as the minimum. DeepSpeed loses those weights, and so does this: an
-error report shows it. bfloat16 and float32 do not have that problem.
+and x = q / scale + min x. A group of one value has an infinite scale, and is restored exactly. In float16 the
+scale is infinite as soon as the group spans less than 255 / 65504, about 0.0039 (15 / 65504 for 4 bits): its
+codes are then 0 and 2^b - 1, and all are restored as the minimum. DeepSpeed loses those weights, and so does
+this: an error report shows it. bfloat16 and float32 do not have that problem.
 """
 
 import math
@@ -48,7 +48,7 @@ def encode(
     Raises:
         GroupSizeError: groups do not tile `dim`, or 4-bit codes do not fill whole bytes.
         NonfiniteWeightError: a weight is NaN or infinite.
-        ScaleOverflowError: a group that spans more than its dtype; DeepSpeed's scale is 0 then, and cannot decode.
+        ScaleOverflowError: a group spans more than its dtype can hold; DeepSpeed's scale is 0 then.
     """
     require_multiple(block.shape[dim], group_size, f"dimension {dim} of")
     wide = output(codes if bits == 8 else None, block.shape, np.uint8)
@@ -135,7 +135,7 @@ def _slabs(shape: tuple[int, ...], group_size: int, dim: int) -> tuple[int, int,
 
 
 def _extremes(bits: NDArray[Any], dtype: np.dtype[Any], first_index: int) -> tuple[Floats, Floats]:
-    """The least and the greatest weight of raw bits [slabs, group, columns]: float32 [slabs, columns] each."""
+    """The least and the greatest of raw bits [slabs, group, columns]: float32 [slabs, columns] each."""
     signed = np.dtype(f"i{bits.itemsize}")
     found = np.empty((2, bits.shape[0], bits.shape[2]), signed)
     if bits.shape[2] == 1:

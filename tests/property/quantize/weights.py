@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from quantize.groups.blocks import Block
+from quantize.groups.blocks import Block, Encoded, widen
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -17,7 +17,7 @@ shapes = st.tuples(st.integers(1, 9), st.integers(1, 40))
 
 @st.composite
 def tensors(draw: st.DrawFn, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-    """A tensor whose rows are of one kind each: normal at some size, any finite bits, ties, constant, zeros."""
+    """A tensor whose rows are of one kind each: normal, any finite bits, ties, constant, zeros, huge, tiny."""
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     rows, rest = shape[0], int(np.prod(shape[1:]))
     kinds = draw(st.lists(st.sampled_from(sorted(_ROWS)), min_size=rows, max_size=rows))
@@ -85,3 +85,11 @@ _ROWS = {
     "huge": _huge,
     "tiny": _tiny,
 }
+
+
+def squared_error(weight: torch.Tensor, encoded: Encoded, groups: int) -> NDArray[np.float64]:
+    """The squared error of code * scale, exactly, for each of equal `groups` of rows."""
+    scales = widen(encoded.scales).astype(np.float64).reshape(-1, 1)
+    restored = encoded.codes.reshape(len(scales), -1).astype(np.float64) * scales
+    difference = weight.double().numpy().reshape(len(scales), -1) - restored
+    return (difference**2).reshape(groups, -1).sum(1)
