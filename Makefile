@@ -43,6 +43,7 @@ test: lint
 
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/planning.py
+	$(BIN)/python tests/benchmarks/resharding.py
 
 # A trained checkpoint on a machine made too small for it; the plan is then run on this machine's CPU, every tier
 # one step down, and compared with the plain model token by token. Then the checkpoint is cut for two ranks, which
