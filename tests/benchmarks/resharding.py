@@ -169,7 +169,7 @@ class Bench:
         total = size_of(small)
         print(
             f"Below: {total / 1e9:.2f} GB. *Cached*: all ranks read one folder in the page cache. *Cold*: "
-            "every rank reads a folder of its own, as on a machine of its own, that is not in the page cache.\n"
+            "every rank reads a folder of its own, as on a machine of its own, not in the page cache.\n"
         )
         table("tp", "from", "cached s", "cold s", "a rank's GB from disk", "of the checkpoint", "|logits|")
         for tp_size in (_TP, 4, 2):
