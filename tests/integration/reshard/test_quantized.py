@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from reshard.errors import CannotSplitError, DamagedFileError, UnsupportedTargetError
 
-from .variants import VARIANTS, Tensors, Variant, assert_equal, cut, load, rank_shard, save
+from .oracle import rank_shard
+from .variants import VARIANTS, Tensors, Variant, assert_equal, cut, load, save
 
 #: Heads of 4, MLP of 96: groups of 16 or 32 are cut at some degrees.
 LLAMA = VARIANTS["llama"]._replace(settings=VARIANTS["llama"].settings | {"intermediate_size": 96})

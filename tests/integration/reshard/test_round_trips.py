@@ -9,7 +9,8 @@ from fixtures.families import FAMILIES
 from reshard.layout import Part, rank_units
 from reshard.manifest import FILE, Manifest, decode
 
-from .variants import VARIANTS, assert_equal, cut, load, rank_shard, save
+from .oracle import rank_shard
+from .variants import VARIANTS, assert_equal, cut, load, save
 
 
 def manifest(folder: Path) -> Manifest:
