@@ -154,6 +154,10 @@ def _metadata(shown: str, header: dict[str, Any]) -> dict[str, str]:
     found = header.get(METADATA, {})
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise DamagedFileError(f"{shown} has metadata that is no map of text to text")
+    try:
+        "".join((*found, *found.values())).encode()
+    except UnicodeEncodeError as error:
+        raise DamagedFileError(f"{shown} has metadata that is no text: {error}") from error
     return found
 
 

@@ -19,6 +19,7 @@ class _Done(msgspec.Struct, frozen=True):
     finished: bool
 
 
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeError)
 _LINE = msgspec.json.Decoder(Digests)
 
 
@@ -35,14 +36,14 @@ class Journal:
             lines = self._path.read_bytes().split(b"\n")
             if len(lines) < 2 or msgspec.json.decode(lines[0], type=_Head).plan != plan:
                 return None
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, *_UNREADABLE):
             return None
         found = {}
         # What follows the last line's end was being written when the run was stopped.
         for line in lines[1:-1]:
             try:
                 entry = _LINE.decode(line)
-            except msgspec.DecodeError:
+            except _UNREADABLE:
                 continue
             found[entry.name] = entry
         return found
@@ -52,7 +53,7 @@ class Journal:
         try:
             lines = self._path.read_bytes().split(b"\n")
             return len(lines) > 1 and msgspec.json.decode(lines[-2], type=_Done).finished
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, *_UNREADABLE):
             return False
 
     def has_begun(self) -> bool:

@@ -111,7 +111,7 @@ def decode(raw: str | bytes, shown: str) -> Manifest:
                 f"{shown} has a manifest of format {version}; this release reads {_VERSION}; update it"
             )
         return msgspec.json.decode(raw, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise DamagedFileError(f"{shown} has a damaged manifest: {error}") from error
 
 

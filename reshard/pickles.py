@@ -8,6 +8,7 @@ FakeTensorMode.
 """
 
 import argparse
+import errno
 import io
 import logging
 import pickle
@@ -90,8 +91,13 @@ def read_archive(folder: Folder, file: str) -> Any:
             raise DamagedFileError(
                 f"{shown} holds something other than tensors, which loading could run; refused: {reason}"
             ) from error
-        except (CheckpointError, OSError):
+        except CheckpointError:
             raise
+        except OSError as error:
+            # Places that an archive's directory makes up; anything else is the store's.
+            if error.errno != errno.EINVAL:
+                raise
+            raise DamagedFileError(f"{shown} is damaged or truncated: {error.strerror}") from error
         # Whatever a forged pickle makes of torch: it says no more than that the file is not to be believed.
         except Exception as e:
             raise DamagedFileError(f"{shown} is damaged or truncated: {str(e).partition(chr(10))[0]}") from e

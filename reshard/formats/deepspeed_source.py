@@ -50,7 +50,7 @@ def read_deepspeed(folder: Folder, model: Model | None) -> Source:
 def _read_config(folder: Folder) -> _Config:
     try:
         config = msgspec.json.decode(read(folder, CONFIG), type=_Config)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise DamagedFileError(f"{folder.path(CONFIG)} is not what DeepSpeed writes: {error}") from error
     named = (*config.checkpoints.non_tp, *config.checkpoints.tp)
     for file in named:

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from reshard.architectures.schema import Role
+from reshard.architectures.schema import Architecture, Role
 from reshard.errors import CannotSplitError, DamagedFileError, InconsistentShardsError, UnsupportedTargetError
 from reshard.layout import Interval
 from reshard.model import Model
@@ -22,6 +22,7 @@ from reshard.storage import Folder
 from reshard.tensors import Chunk, Logical, Stored, along, copy_of
 
 from .base import Format, Layout, Options, Source, SourceFile, TargetFile, shown
+from .layers import full_name
 from .reading import contents, model_of
 
 _FILE: Final = re.compile(r"shard-(\d{5})-model-\d{5}-of-\d{5}\.safetensors")
@@ -151,10 +152,11 @@ def _running(source: Source) -> Iterator[Whole]:
         if rule.role == "replicated" and rule.stars and rule.param in ("", "inv_freq"):
             continue
         if len(rule.stars) == 2:
-            experts.setdefault(_expert_module(rule), []).append(rule)
+            experts.setdefault(_expert_module(rules.table, rule), []).append(rule)
             continue
         has_head |= rule.role == "head"
-        yield Whole(stored=copy_of(name, tensor, stored_as=_running_name(rule, name)), dim=_dim(rule, tensor))
+        running = _running_name(rules.table, rule, name)
+        yield Whole(stored=copy_of(name, tensor, stored_as=running), dim=_dim(rule, tensor))
     for module, held in experts.items():
         yield from _stacked(module, held, rules)
     if source.model.is_tied and not has_head:
@@ -163,10 +165,10 @@ def _running(source: Source) -> Iterator[Whole]:
         yield Whole(stored=copy_of(name, source.tensors[name], stored_as="lm_head.weight"), dim=0)
 
 
-def _running_name(rule: Rule, name: str) -> str:
+def _running_name(table: Architecture, rule: Rule, name: str) -> str:
     if rule.role == "head":
         return f"lm_head.{rule.param}"
-    return name.replace(".block_sparse_moe.gate.", ".mlp.gate.")
+    return full_name(table, name).replace(".block_sparse_moe.gate.", ".mlp.gate.")
 
 
 def _dim(rule: Rule, tensor: Logical) -> int | None:
@@ -179,9 +181,10 @@ def _dim(rule: Rule, tensor: Logical) -> int | None:
     return None
 
 
-def _expert_module(rule: Rule) -> str:
+def _expert_module(table: Architecture, rule: Rule) -> str:
     """`model.layers.0.mlp.experts` for any weight of layer 0's experts."""
-    return rule.module.partition(".experts.")[0].replace("block_sparse_moe", "mlp") + ".experts"
+    inside = rule.module.partition(".experts.")[0]
+    return full_name(table, inside).replace("block_sparse_moe", "mlp") + ".experts"
 
 
 def _stacked(module: str, held: list[Rule], rules: Rules) -> Iterator[Whole]:
@@ -275,7 +278,7 @@ def _rank(file: str) -> int:
 def _offsets(metadata: dict[str, str], name: str) -> dict[str, tuple[int, ...]]:
     try:
         found = msgspec.json.decode(metadata[_OFFSETS], type=dict[str, _Offsets])
-    except (KeyError, msgspec.DecodeError) as error:
+    except (KeyError, msgspec.DecodeError, RecursionError) as error:
         raise DamagedFileError(f"{name} has no {_OFFSETS} that can be read: {error}") from error
     if any(at < 0 for entry in found.values() for at in entry.saved_offsets):
         raise DamagedFileError(f"{name} has a negative offset")

@@ -54,7 +54,7 @@ def read_index(folder: Path) -> Index:
         raise MissingFileError(f"{path} is not there; write the folder with reshard's --format deepspeed")
     try:
         index = msgspec.json.decode(path.read_bytes(), type=Index)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError) as error:
         raise DamagedFileError(f"{path} is no index of pre-shards: {error}") from error
     tp_files = index.checkpoints.get("tp", [])
     if index.tp_size < 1 or not tp_files or len(tp_files) % index.tp_size:

@@ -138,6 +138,8 @@ CASES: list[tuple[str, Damage, tuple[str, ...]]] = [
     ("megatron", resave("*.pt", lambda d: d | {"model": 3}), ("int",)),
     ("transformers", offsets("{"), (_DCP,)),
     ("transformers", offsets("[]"), (_DCP,)),
+    ("transformers", offsets("[" * 100_000), (_DCP,)),
+    ("deepspeed", lambda f: (f / _DEEPSPEED).write_bytes(b'{"\xff": 1}'), (_DEEPSPEED,)),
     ("transformers", offsets("{}"), (_DCP, "begins")),
     ("transformers", lose(_DCP), ()),
     ("transformers", lose("shard-00002*"), ("lacks",)),

@@ -116,7 +116,7 @@ run._fill, os.pwrite = telling, slow
 def test_killed_at_random_moments(work: Path) -> None:
     """Fifty moments, most of them while bytes are moved; one or four before the run may finish."""
     chance = random.Random(2026)
-    source = llama(work / "model", layers=8, hidden=128)
+    source = llama(work / "model", layers=4, hidden=128)
     arguments = (source, "--tp", "2,4", "--jobs", "2", "--output")
     begun_s, copied_s = durations(*arguments, work / "expected")
     expected = contents(work / "expected")
@@ -334,7 +334,9 @@ def test_a_line_that_was_cut_does_not_swallow_the_next(work: Path) -> None:
     assert journal.is_finished()
 
 
-@pytest.mark.parametrize("junk", [b"\0" * 200, b"{}\n", b'{"plan": 7}\n', b"[[[[\n\n\n", b"\xff\n"])
+@pytest.mark.parametrize(
+    "junk", [b"\0" * 200, b"{}\n", b'{"plan": 7}\n', b"[[[[\n\n\n", b"\xff\n", b'{"\xff"}\n']
+)
 @pytest.mark.usefixtures("small_batches")
 def test_a_damaged_journal_is_not_believed(
     source: Path, work: Path, expected: dict[str, tuple[int, str]], junk: bytes
