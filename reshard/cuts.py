@@ -17,7 +17,7 @@ from .tensors import Logical
 #: Parameters of an ordinary module; `""` is one with a name of its own.
 PLAIN: Final = ("", "weight", "bias")
 #: Parameters that follow the rows, and the columns if they have more than one, of a quantized weight.
-COMPANIONS: Final = ("weight_scale", "weight_zero_point", "SCB", "weight_packed")
+COMPANIONS: Final = ("weight_scale", "weight_minimum", "weight_zero_point", "SCB", "weight_packed")
 #: Parameters that every rank holds whole: they say nothing of single rows or columns.
 SCALARS: Final = ("weight_format", "input_scale", "input_zero_point")
 #: The shape of a packed weight, as a tensor of two numbers.

@@ -56,6 +56,17 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     jobs: int = 4
     overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            UnsupportedTargetError: no degree, or one below 1.
+        """
+        if not self.degrees or min(self.degrees) < 1 or len(set(self.degrees)) != len(self.degrees):
+            raise UnsupportedTargetError(
+                f"tensor-parallel degrees are different whole numbers from 1 on, not {self.degrees}"
+            )
+
 
 class Set(msgspec.Struct, frozen=True, kw_only=True):
     """The files of one degree.

@@ -115,7 +115,15 @@ def reshard(
 
 def notes_of(job: Job) -> tuple[str, ...]:
     """What the user should know: of the source, then of every set."""
-    return tuple(dict.fromkeys((*job.source.notes, *(n for s in job.sets for n in s.layout.notes))))
+    written = {chunk.tensor for _, f in job.files for t in f.tensors for chunk in t.chunks}
+    lost = [name for name in job.tensors if name not in written]
+    left = (
+        (f"{len(lost)} buffers, such as {lost[0]}, have no place in the format and are left out",)
+        if lost
+        else ()
+    )
+    notes = (*job.source.notes, *left, *(n for s in job.sets for n in s.layout.notes))
+    return tuple(dict.fromkeys(notes))
 
 
 def make_budget(memory_bytes: int, jobs: int, *, casts: bool) -> tuple[Budget, Cast | None]:
@@ -218,7 +226,7 @@ def _stream_of(
         folder = job.source.folder
         if transform is None:
             return Stream(folder, write, budget, cast=cast, progress=progress)
-        return EncodingStream(folder, write, budget, progress=progress, encoder=transform.encoder)
+        return EncodingStream(folder, write, budget, cast=cast, progress=progress, encoder=transform.encoder)
 
     return make
 

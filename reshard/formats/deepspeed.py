@@ -54,8 +54,6 @@ def _write(source: Source, options: Options) -> Layout:
         notes.append(
             "sequences must stay shorter than the window of local attention, which its kernel misplaces"
         )
-    if layers.buffers:
-        notes.append(f"{len(layers.buffers)} buffers, such as {layers.buffers[0]}, are left out")
     return Layout(
         format="deepspeed",
         tp_size=options.tp_size,

@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from reshard.architectures.schema import Role
+from reshard.architectures.schema import Architecture, Role
 from reshard.errors import CannotSplitError, UnsupportedTargetError
 from reshard.layout import Interval, arrange, joined, unit_interval
 from reshard.rules import Rule, Rules
@@ -62,15 +62,19 @@ class Layers:
 
     def full_name(self, name: str) -> str:
         """`name` with the base model's prefix, which checkpoints of the bare model lack."""
-        table = self.rules.table
-        is_top = any(name == top or name.startswith(top + ".") for top in table.top)
-        if not table.prefix or is_top or name.startswith(table.prefix + "."):
-            return name
-        return f"{table.prefix}.{name}"
+        return full_name(self.rules.table, name)
 
     def tensor(self, rule: Rule) -> Logical:
         """The logical tensor of a rule."""
         return self.rules.tensors[rule.name]
+
+
+def full_name(table: Architecture, name: str) -> str:
+    """`name` with the base model's prefix, which checkpoints of the bare model lack."""
+    is_top = any(name == top or name.startswith(top + ".") for top in table.top)
+    if not table.prefix or is_top or name.startswith(table.prefix + "."):
+        return name
+    return f"{table.prefix}.{name}"
 
 
 def _add(found: dict[int, Layer], rule: Rule, module: str) -> None:

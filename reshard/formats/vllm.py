@@ -79,14 +79,14 @@ def _rank(source: Source, layers: Layers, tp_size: int, tp_rank: int) -> Iterato
         tensor = source.tensors[name]
         if rule.role in ("embedding", "head"):
             if rule.role == "embedding" or not source.model.is_tied:
-                yield _vocabulary(name, tensor, tp_size, tp_rank)
+                yield _vocabulary(layers.full_name(name), name, tensor, tp_size, tp_rank)
         else:
-            yield copy_of(name, tensor)
+            yield copy_of(name, tensor, stored_as=layers.full_name(name))
     for layer in layers.layers:
         yield from _layer(layers, layer, tp_size, tp_rank)
 
 
-def _vocabulary(name: str, tensor: Logical, tp_size: int, tp_rank: int) -> Stored:
+def _vocabulary(stored_as: str, name: str, tensor: Logical, tp_size: int, tp_rank: int) -> Stored:
     """The rank's rows of the padded vocabulary; rows beyond it are zero."""
     padded = -(-tensor.shape[0] // _PAD) * _PAD
     if padded % tp_size:
@@ -96,7 +96,7 @@ def _vocabulary(name: str, tensor: Logical, tp_size: int, tp_rank: int) -> Store
     share = padded // tp_size
     begin, end = (min(row, tensor.shape[0]) for row in (tp_rank * share, (tp_rank + 1) * share))
     chunks = along(name, tensor, 0, [(begin, end)]) if begin < end else ()
-    return Stored(name=name, dtype=tensor.dtype, shape=(share, *tensor.shape[1:]), chunks=chunks)
+    return Stored(name=stored_as, dtype=tensor.dtype, shape=(share, *tensor.shape[1:]), chunks=chunks)
 
 
 def _layer(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> Iterator[Stored]:
@@ -113,7 +113,7 @@ def _layer(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> Iterator
         for param in _PARAMS:
             found = holder(layer, part, param)
             if found is not None:
-                module = f"{found.module.rpartition('.')[0]}.{joined}"
+                module = layers.full_name(f"{found.module.rpartition('.')[0]}.{joined}")
                 stored = fused(f"{module}.{param}", layers, layer, param, shares)
                 assert stored is not None
                 yield stored
@@ -121,7 +121,8 @@ def _layer(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> Iterator
         for param, rule in params.items():
             if role in ("attention_output", "mlp_output"):
                 is_cut = param == "weight"
-                yield columns(rule.name, layers, rule, tp_size, tp_rank) if is_cut else _copy(layers, rule)
+                name = layers.full_name(rule.name)
+                yield columns(name, layers, rule, tp_size, tp_rank) if is_cut else _copy(layers, rule)
             elif role.endswith("norm"):
                 yield _copy(layers, rule)
     for rule in layer.norms:
@@ -129,7 +130,7 @@ def _layer(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> Iterator
 
 
 def _copy(layers: Layers, rule: Rule) -> Stored:
-    return copy_of(rule.name, layers.tensor(rule))
+    return copy_of(rule.name, layers.tensor(rule), stored_as=layers.full_name(rule.name))
 
 
 def _evidence(names: tuple[str, ...]) -> tuple[str, ...]:
