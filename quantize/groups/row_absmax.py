@@ -1,8 +1,8 @@
 """bitsandbytes' LLM.int8() weights: one largest absolute value per row, `SCB`.
 
-Bit-equal to bitsandbytes 0.50 on a CPU: `int8_vectorwise_quant` with threshold 0, on weights that `Int8Params`
-casts to float16 first. Its CUDA kernel divides less exactly, so a tie may fall to the other side there. For a
-row x
+Bit-equal to bitsandbytes 0.50 on a CPU: `int8_vectorwise_quant` with threshold 0, on weights that
+`Int8Params` casts to float16 first. Its CUDA kernel divides less exactly, so a tie may fall to the other side
+there. For a row x
 
     SCB = max |x|        q = round(x * (127 / SCB))        x = q * SCB * (1 / 127)
 

@@ -17,7 +17,7 @@ shapes = st.tuples(st.integers(1, 9), st.integers(1, 40))
 
 @st.composite
 def tensors(draw: st.DrawFn, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-    """A tensor whose rows are of one kind each: normal, any finite bits, ties, constant, zeros, huge, tiny."""
+    """A tensor of rows of one kind each: normal, any finite bits, ties, constant, zeros, huge or tiny."""
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     rows, rest = shape[0], int(np.prod(shape[1:]))
     kinds = draw(st.lists(st.sampled_from(sorted(_ROWS)), min_size=rows, max_size=rows))
