@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner.errors import InvalidInputError
-from planner.sizes import format_bytes, format_seconds, parse_bytes
+from planner.sizes import format_bytes, format_seconds
 
 from .options import output_options
+from .params import Size
 from .program import run_program
 from .progress import byte_bar
 from .render import Column, show_facts, show_json, show_table, show_text
@@ -22,16 +22,6 @@ if TYPE_CHECKING:
     from reshard.verify import Verified
 
 _FORMATS = ("safetensors", "deepspeed", "transformers", "vllm", "megatron", "huggingface")
-
-
-class _Size(click.ParamType):  # type: ignore[type-arg]  # generic only in the newest click
-    name = "size"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return value if isinstance(value, int) else parse_bytes(str(value))
-        except (InvalidInputError, ValueError) as error:
-            self.fail(str(error), param, ctx)
 
 
 class _Degrees(click.ParamType):  # type: ignore[type-arg]
@@ -66,10 +56,10 @@ class _Degrees(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--config", type=click.Path(exists=True, path_type=Path), help="config.json, where there is none."
 )
-@click.option("--memory", type=_Size(), default="512MiB", show_default=True, help="Anonymous memory to use.")
+@click.option("--memory", type=Size(), default="512MiB", show_default=True, help="Anonymous memory to use.")
 @click.option("--jobs", type=click.IntRange(1, 256), help="Threads.  [default: one per core, at most 8]")
 @click.option(
-    "--max-shard-size", type=_Size(), default="5GB", show_default=True, help="Largest file of a rank."
+    "--max-shard-size", type=Size(), default="5GB", show_default=True, help="Largest file of a rank."
 )
 @click.option("--overwrite", is_flag=True, help="Replace an output that this tool wrote before.")
 @output_options

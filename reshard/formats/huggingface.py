@@ -22,6 +22,9 @@ _BIN_INDEX: Final = "pytorch_model.bin.index.json"
 _BIN: Final = "pytorch_model.bin"
 
 
+_NOTE: Final = "transformers, Accelerate and every runtime that takes a Hugging Face checkpoint loads it"
+
+
 def _evidence(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(n for n in (SINGLE, INDEX, _BIN, _BIN_INDEX) if n in names)
 
@@ -117,7 +120,7 @@ def _write(source: Source, options: Options) -> Layout:
         tp_size=1,
         files=files,
         texts={INDEX: index_of(files)} if len(files) > 1 else {},
-        notes=("transformers, Accelerate and every runtime that takes a Hugging Face checkpoint loads it",),
+        notes=() if source.model.config.get("quantization_config") else (_NOTE,),
     )
 
 

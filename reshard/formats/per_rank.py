@@ -81,6 +81,8 @@ def _write(source: Source, options: Options) -> Layout:
 
 
 def _autotp_note(source: Source, tp_size: int) -> str:
+    if source.model.config.get("quantization_config"):
+        return "DeepSpeed AutoTP does not take quantized shards"
     kind = source.model.model_type
     config = source.model.config
     reason = _NOT_FOR_AUTOTP.get(kind)
