@@ -51,12 +51,13 @@ _to_bits: Final = _reinterpretation(types.float32, types.uint32)
 
 
 def widen_half(bits: Any) -> Any:
-    """The float32 of a finite float16's bits, on a CPU that cannot convert them itself."""
+    """The float32 of a float16's bits, on a CPU that cannot convert them itself."""
     unsigned = _U32(np.uint16(bits))
     magnitude = unsigned & _U32(0x7FFF)
     normal = _to_float((magnitude << _U32(13)) + _U32(112 << 23))
     subnormal = _F32(np.int32(magnitude)) * _F32(2.0**-24)
     value = subnormal if magnitude < _U32(0x0400) else normal
+    value = value if magnitude < _U32(0x7C00) else _to_float(_U32(0x7F800000) | magnitude << _U32(13))
     return _to_float(_to_bits(value) | ((unsigned & _U32(0x8000)) << _U32(16)))
 
 
@@ -82,7 +83,7 @@ def round_to_bfloat16(value: Any) -> Any:
 
 @_intrinsic
 def widened(_typing: Any, bits: Any) -> Any:
-    """The float32 of raw bits; float16 must be finite."""
+    """The float32 of raw bits."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if bits == types.uint32:

@@ -25,7 +25,7 @@ from .floats import magnitude, narrowed, rounded, sortable, widened
 _F32: Final = np.float32
 #: Sums of squares are kept in this many lanes, added in one fixed order, so that a loop is vectorised and its
 #: result still does not depend on how wide the CPU's vectors are.
-_LANES: Final = 16
+_LANES: Final = 32
 
 _Loop = Callable[..., Any]
 
@@ -50,8 +50,22 @@ def largest(bits: Any, made: Any) -> None:
 
 
 @_compiled
+def widen(bits: Any, values: Any) -> None:
+    """`values` float32 of `bits`, both flat."""
+    for i in range(bits.size):
+        values[i] = widened(bits[i])
+
+
+@_compiled
+def narrow(values: Any, bits: Any) -> None:
+    """`bits` of `values` float32, rounded to their dtype, ties to even; both flat."""
+    for i in range(values.size):
+        bits[i] = narrowed(rounded(values[i], bits[i]), bits[i])
+
+
+@_compiled
 def extremes_along_rows(bits: Any, least: Any, greatest: Any) -> None:
-    """Each group's extremes as `sortable` integers [groups]."""
+    """Each group's extremes as `sortable` integers [groups], which NaN and infinities are extremes of."""
     for g in range(bits.shape[0]):
         down = up = sortable(bits[g, 0])
         for i in range(bits.shape[1]):
@@ -73,6 +87,15 @@ def extremes_along_columns(bits: Any, least: Any, greatest: Any) -> None:
                 found = sortable(bits[g, i, j])
                 least[g, j] = found if found < least[g, j] else least[g, j]
                 greatest[g, j] = found if found > greatest[g, j] else greatest[g, j]
+
+
+@_compiled
+def spanning_scales(least: Any, greatest: Any, high: Any, like: Any, scales: Any) -> None:
+    """`scales`: high * (1 / (greatest - least)), each step rounded to the dtype of `like`; all flat."""
+    for g in range(scales.size):
+        span = rounded(greatest[g] - least[g], like[0])
+        inverse = rounded(_F32(1) / span, like[0])
+        scales[g] = rounded(inverse * high, like[0])
 
 
 @_compiled
@@ -161,39 +184,93 @@ def restore_shifted_columns(codes: Any, minima: Any, scales: Any, bits: Any) -> 
 
 
 @_compiled
-def squared_errors(
-    bits: Any, scales: Any, low: Any, high: Any, errors: Any, best: Any, products: Any
-) -> None:
-    """Try one scale on every group, and keep it where it lowers the squared error.
+def _code(weight: Any, inverse: Any, low: Any, high: Any) -> Any:
+    value = weight * inverse
+    value = value if value > low else low
+    value = value if value < high else high
+    return np.rint(value)
 
-    Every scale is positive. `errors` float32 [groups] is the least so far, lowered in place; `best` float32
-    [groups], the scale that reached it, and `products` float32 [groups, 2], the sums of weight * code and of
-    code * code at that scale, are replaced where it is lowered.
+
+@_compiled
+def _total(lanes: Any) -> Any:
+    """The sum of `lanes`, which is lost; added pairwise, because one chain of additions takes longer."""
+    for i in range(16):
+        lanes[i] += lanes[i + 16]
+    for i in range(8):
+        lanes[i] += lanes[i + 8]
+    for i in range(4):
+        lanes[i] += lanes[i + 4]
+    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
+
+
+@_compiled
+def _squared_error(weights: Any, scale: Any, low: Any, high: Any, lanes: Any) -> Any:
+    """The squared error of a group encoded with `scale`; `lanes` float32 [lanes] is scratch."""
+    inverse = _F32(1) / scale
+    for lane in range(_LANES):
+        lanes[lane] = _F32(0)
+    whole = weights.size // _LANES
+    for block in range(whole):
+        for lane in range(_LANES):
+            weight = weights[block * _LANES + lane]
+            error = weight - _code(weight, inverse, low, high) * scale
+            lanes[lane] += error * error
+    for lane in range(weights.size - whole * _LANES):
+        weight = weights[whole * _LANES + lane]
+        error = weight - _code(weight, inverse, low, high) * scale
+        lanes[lane] += error * error
+    return _total(lanes)
+
+
+@_compiled
+def _fitted(weights: Any, scale: Any, low: Any, high: Any, lanes: Any, more: Any) -> Any:
+    """The scale of least squared error for the codes that `scale` gives; 0 where all are 0."""
+    inverse = _F32(1) / scale
+    for lane in range(_LANES):
+        lanes[lane] = more[lane] = _F32(0)
+    whole = weights.size // _LANES
+    for block in range(whole):
+        for lane in range(_LANES):
+            weight = weights[block * _LANES + lane]
+            code = _code(weight, inverse, low, high)
+            lanes[lane] += weight * code
+            more[lane] += code * code
+    for lane in range(weights.size - whole * _LANES):
+        weight = weights[whole * _LANES + lane]
+        code = _code(weight, inverse, low, high)
+        lanes[lane] += weight * code
+        more[lane] += code * code
+    across = _total(more)
+    return _total(lanes) / across if across > _F32(0) else _F32(0)
+
+
+@_compiled
+def search(
+    bits: Any, covering: Any, shares: Any, smallest: Any, low: Any, high: Any, like: Any, scales: Any
+) -> None:
+    """`scales`: each group's of least squared error among those tried, as `quantize.groups.search` says.
+
+    `covering` float32 [groups] are tried first, then they times each of `shares`, float32. No scale is less
+    than `smallest`; all are rounded to the dtype of `like`, raw bits [1].
     """
-    lanes = np.zeros((3, _LANES), np.float32)
-    whole = bits.shape[1] // _LANES
+    lanes = np.empty(_LANES, np.float32)
+    more = np.empty(_LANES, np.float32)
+    weights = np.empty(bits.shape[1], np.float32)
     for g in range(bits.shape[0]):
-        scale = scales[g]
-        inverse = _F32(1) / scale
-        lanes[:] = _F32(0)
-        for block in range(whole + 1):
-            count = _LANES if block < whole else bits.shape[1] - whole * _LANES
-            for lane in range(count):
-                weight = widened(bits[g, block * _LANES + lane])
-                value = weight * inverse
-                value = value if value > low else low
-                value = value if value < high else high
-                code = np.rint(value)
-                error = weight - code * scale
-                lanes[0, lane] += error * error
-                lanes[1, lane] += weight * code
-                lanes[2, lane] += code * code
-        total = lanes[0].sum()
-        if total < errors[g]:
-            errors[g] = total
-            best[g] = scale
-            products[g, 0] = lanes[1].sum()
-            products[g, 1] = lanes[2].sum()
+        for i in range(bits.shape[1]):
+            weights[i] = widened(bits[g, i])
+        best = max(covering[g], smallest)
+        least = _squared_error(weights, best, low, high, lanes)
+        for trial in range(shares.size + 1):
+            if trial < shares.size:
+                tried = rounded(covering[g] * shares[trial], like[0])
+            else:
+                tried = rounded(_fitted(weights, best, low, high, lanes, more), like[0])
+            tried = max(tried, smallest)
+            error = _squared_error(weights, tried, low, high, lanes)
+            if error < least:
+                least, best = error, tried
+        scales[g] = best
 
 
 @_compiled

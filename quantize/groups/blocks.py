@@ -80,20 +80,18 @@ def raw(block: Block) -> NDArray[Any]:
 
 
 def widen(values: Block) -> Floats:
-    """The values of a (small) block as float32, exactly."""
-    if values.dtype == np.uint16:
-        return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return values.astype(np.float32)
+    """The values of a block as float32, exactly."""
+    bits = raw(values)
+    made = np.empty(bits.shape, np.float32)
+    kernels.widen(bits.reshape(-1), made.reshape(-1))
+    return made
 
 
 def narrow(values: Floats, dtype: np.dtype[Any]) -> Block:
-    """(Few) float32 values rounded to a block's dtype, ties to even."""
-    if dtype == np.uint16:
-        bits = values.view(np.uint32)
-        odd = (bits >> np.uint32(16)) & np.uint32(1)
-        return ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
-    with np.errstate(over="ignore", under="ignore"):
-        return values.astype(dtype)
+    """Float32 values rounded to a block's dtype, ties to even."""
+    made = np.empty(values.shape, dtype)
+    kernels.narrow(values.reshape(-1), raw(made).reshape(-1))
+    return made
 
 
 def output(given: NDArray[Any] | None, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from .. import kernels
 from . import absmax, symmetric
-from .blocks import Block, Encoded, Floats, narrow, widen
+from .blocks import Block, Encoded, Floats, narrow, raw, widen
 
 decode = symmetric.decode
 
 #: By bits: how many scales are tried, and the first and the last as shares of the one that covers the group.
 #: Chosen on normal weights in groups of 128 and of 4096; a finer grid gains less than 1 % in squared error.
 _GRIDS: Final = {8: (12, 0.96, 1.01), 4: (16, 0.5, 1.06)}
-#: The inverse of a smaller float32 is infinite.
+#: float16 has no normal scale this small; the inverse of a much smaller float32 is infinite.
 _SMALLEST: Final = np.float32(2.0**-126)
 
 
@@ -43,25 +43,15 @@ def encode(
 def scale(magnitudes: Floats, weights: NDArray[Any], dtype: np.dtype[Any], bits: int = 8) -> Block:
     """The best scale of each group found, in a block's `dtype`, for raw bits `weights` [groups, group]."""
     low, high = absmax.limits(bits)
-    covering = _usable(symmetric.scale(magnitudes, dtype, bits))
-    errors = np.full(len(covering), np.inf, np.float32)
-    best, products = covering.copy(), np.zeros((len(covering), 2), np.float32)
     count, first, last = _GRIDS[bits]
-    for share in (1.0, *np.linspace(last, first, count)):
-        tried = _usable(narrow(covering * np.float32(share), dtype))
-        kernels.squared_errors(weights, tried, low, high, errors, best, products)
-    fitted = np.divide(products[:, 0], products[:, 1], out=best.copy(), where=products[:, 1] > 0)
-    kernels.squared_errors(weights, _usable(narrow(fitted, dtype)), low, high, errors, best, products)
+    shares = np.linspace(first, last, count, dtype=np.float32)
+    covering = widen(symmetric.scale(magnitudes, dtype, bits))
+    best = np.empty_like(covering)
+    like = raw(np.zeros(1, dtype))
+    kernels.search(weights, covering, shares, _SMALLEST, low, high, like, best)
     return narrow(best, dtype)
-
-
-def _usable(scales: Block) -> Floats:
-    """The scales as float32, none of them without a finite inverse."""
-    return np.maximum(widen(scales), _SMALLEST)
 
 
 def _loop(bits: int) -> absmax.Loop:
     low, high = absmax.limits(bits)
-    return lambda part, scales, codes: kernels.multiply(
-        part, np.float32(1) / _usable(scales), low, high, codes
-    )
+    return lambda part, scales, codes: kernels.multiply(part, np.float32(1) / widen(scales), low, high, codes)

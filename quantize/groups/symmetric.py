@@ -19,18 +19,20 @@ from .. import kernels
 from . import absmax
 from .blocks import Block, Encoded, Floats, narrow, raw, require_multiple, widen
 
-_EPSILON: Final = {
+#: In the block's dtype; bfloat16's as bits.
+_EPSILON: Final[dict[np.dtype[Any], Any]] = {
     np.dtype(np.float32): np.float32(2.0**-23),
-    np.dtype(np.float16): np.float32(2.0**-10),
-    np.dtype(np.uint16): np.float32(2.0**-7),
+    np.dtype(np.float16): np.float16(2.0**-10),
+    np.dtype(np.uint16): np.uint16(0x3C00),
 }
 
 
 def scale(magnitudes: Floats, dtype: np.dtype[Any], bits: int = 8) -> Block:
     """The scale of each group, in a block's `dtype`, from its largest absolute value."""
-    found = widen(narrow(magnitudes / np.float32(((1 << bits) - 1) / 2), dtype))
-    found[found == 0] = _EPSILON[dtype]
-    return narrow(found, dtype)
+    found = narrow(magnitudes / np.float32(((1 << bits) - 1) / 2), dtype)
+    if not found.all():
+        found[found == 0] = _EPSILON[dtype]
+    return found
 
 
 def encode(

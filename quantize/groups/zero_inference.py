@@ -55,24 +55,16 @@ def encode(
     slabs = _slabs(block.shape, group_size, dim)
     weights, made = raw(block).reshape(slabs), wide.reshape(slabs)
     scales, minima = (np.empty((slabs[0], slabs[2]), block.dtype) for _ in range(2))
+    top, like = np.float32((1 << bits) - 1), weights.reshape(-1)[:1]
     for tile in tiles(slabs[0], slabs[1] * slabs[2], block.itemsize):
         low, high = _extremes(weights[tile], block.dtype, tile.start * slabs[1] * slabs[2])
-        scales[tile], minima[tile] = scale(low, high, block.dtype, bits), narrow(low, block.dtype)
-        _quantize(weights[tile], low, widen(scales[tile]), np.float32((1 << bits) - 1), made[tile])
+        found = np.empty_like(low)
+        kernels.spanning_scales(*(t.reshape(-1) for t in (low, high)), top, like, found.reshape(-1))
+        scales[tile], minima[tile] = narrow(found, block.dtype), narrow(low, block.dtype)
+        _quantize(weights[tile], low, found, top, made[tile])
     require_finite(widen(scales).reshape(-1) > 0, "the range of their dtype from the least to the greatest")
     kept = (*block.shape[:dim], block.shape[dim] // group_size, 1, *block.shape[dim + 1 :])
     return Encoded(wide if bits == 8 else join(wide, codes), scales.reshape(kept), minima.reshape(kept))
-
-
-def scale(low: Floats, high: Floats, dtype: np.dtype[Any], bits: int = 8) -> Block:
-    """The multiplier of each group in a block's `dtype`, from its extremes."""
-
-    def step(values: Floats) -> Floats:
-        return widen(narrow(values, dtype))
-
-    with np.errstate(all="ignore"):
-        inverse = step(np.float32(1) / step(high - low))
-        return narrow(inverse * np.float32((1 << bits) - 1), dtype)
 
 
 def decode(
