@@ -31,7 +31,13 @@ _Loop = Callable[..., Any]
 
 
 def _compiled(loop: _Loop) -> _Loop:
-    made: _Loop = numba.njit(nogil=True, cache=True, error_model="numpy")(loop)
+    made: _Loop
+    try:
+        made = numba.njit(nogil=True, cache=True, error_model="numpy")(loop)
+    except (
+        RuntimeError
+    ):  # No folder can be written to, neither beside this file nor the user's: compile anew.
+        made = numba.njit(nogil=True, error_model="numpy")(loop)
     return made
 
 
