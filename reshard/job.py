@@ -281,7 +281,8 @@ def write_texts(job: Job, folder: Path, digests: list[str]) -> None:
     for name, raw in job.texts.items():
         path = folder / name
         with path.open("wb") as stream:
-            stream.write(filled_in(raw, digests))
+            # Only ours has marks; a copied text may say whatever it likes.
+            stream.write(filled_in(raw, digests) if path.name == FILE else raw)
             stream.flush()
             os.fsync(stream.fileno())
 

@@ -219,7 +219,7 @@ class Stream:
         if not np.array_equal(other, view):
             raise InconsistentShardsError(
                 f"{piece.file} has other values of {copy.name} than {copy.sources[0].file}; "
-                "these are shards of different models"
+                "these are shards of different models, or one is damaged"
             )
         return int(view.nbytes)
 

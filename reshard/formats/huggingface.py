@@ -12,6 +12,7 @@ import msgspec
 from reshard.checkpoint import INDEX, SINGLE, read_weight_map
 from reshard.errors import AmbiguousSourceError, DamagedFileError
 from reshard.model import Model
+from reshard.rules import find
 from reshard.storage import Folder
 from reshard.tensors import Logical, Stored, copy_of
 
@@ -54,6 +55,7 @@ def _read(folder: Folder, model: Model | None) -> Source:
             tensors[name] = Logical(dtype=stored.dtype, shape=stored.shape)
             kept.append(merged(stored))
         found.append(SourceFile(name=file, tensors=tuple(kept)))
+    _check_blocks(folder, model, tensors)
     return Source(
         format="huggingface",
         folder=folder,
@@ -63,6 +65,20 @@ def _read(folder: Folder, model: Model | None) -> Source:
         aliases=aliases,
         notes=notes,
     )
+
+
+def _check_blocks(folder: Folder, model: Model, tensors: Mapping[str, Logical]) -> None:
+    """An index that was cut short would pass for that of a smaller model."""
+    if model.table is None or model.geometry is None:
+        return
+    places = [find(model.table, model, name) for name in tensors]
+    there = {p[3][0] for p in places if p is not None and p[3] and p[3][0].isdecimal()}
+    lost = [str(i) for i in range(model.geometry.layers) if str(i) not in there]
+    if there and lost:
+        raise DamagedFileError(
+            f"{folder.path('')} has no tensors of block {shown(tuple(lost))}, where the configuration has "
+            f"{model.geometry.layers} blocks; fetch what is missing"
+        )
 
 
 def _files(folder: Folder) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:

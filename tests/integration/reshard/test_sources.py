@@ -8,6 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fixtures import tiny
+from reshard.errors import DamagedFileError
+from reshard.job import Request
+from reshard.run import reshard
+
 from .oracle import rank_shard
 from .variants import (
     VARIANTS,
@@ -105,3 +110,13 @@ def test_odd_tensors_survive(work: Path) -> None:
     kept = {n: t.dtype for n, t in odd.items() if t.dtype not in (torch.float32, torch.float64)}
     assert {n: t.dtype for n, t in found.items() if t.dtype != torch.float16} == kept
     assert found["model.layers.1.self_attn.rotary_emb.inv_freq"] == 3.5
+
+
+def test_an_index_that_was_cut_short_is_no_smaller_model(tmp_path: Path) -> None:
+    source = tiny.save("llama", tmp_path / "source", max_shard_size="100KB")
+    index = source / "model.safetensors.index.json"
+    found = json.loads(index.read_text())
+    found["weight_map"] = {n: f for n, f in found["weight_map"].items() if ".layers.1." not in n}
+    index.write_text(json.dumps(found))
+    with pytest.raises(DamagedFileError, match="no tensors of block 1"):
+        reshard(Request(source=str(source), output=tmp_path / "out", degrees=(2,)))
