@@ -1,0 +1,1 @@
+"""What quantization costs: per tensor, and in what the model predicts."""
