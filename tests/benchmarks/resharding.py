@@ -171,7 +171,15 @@ class Bench:
             f"Below: {total / 1e9:.2f} GB. *Cached*: all ranks read one folder in the page cache. *Cold*: "
             "every rank reads a folder of its own, as on a machine of its own, not in the page cache.\n"
         )
-        table("tp", "from", "cached s", "cold s", "a rank's GB from disk", "of the checkpoint", "|logits|")
+        table(
+            "tp",
+            "from",
+            "cached s",
+            "cold s",
+            "a rank's GB from disk",
+            "of the checkpoint",
+            "logits, sum of magnitudes",
+        )
         for tp_size in (_TP, 4, 2):
             self.reshard(small, "--tp", tp_size, keep=True)
             for way, folder in (("unsharded", small), ("pre-shards", self.output)):
