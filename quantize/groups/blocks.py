@@ -110,9 +110,10 @@ def output(given: NDArray[Any] | None, shape: tuple[int, ...], dtype: type[np.ge
     return given
 
 
-def tiles(num_groups: int, group_numel: int, itemsize: int) -> Iterator[slice]:
-    """Ranges of groups that fit a core's cache together; of one group where it alone does not."""
-    step = max(1, _TILE_BYTES // (group_numel * itemsize))
+def tiles(num_groups: int, group_numel: int, itemsize: int, multiple: int = 1) -> Iterator[slice]:
+    """Ranges of groups that fit a core's cache together, all but the last a multiple of `multiple` long."""
+    fitting = _TILE_BYTES // (group_numel * itemsize)
+    step = max(multiple, fitting // multiple * multiple)
     for begin in range(0, num_groups, step):
         yield slice(begin, min(begin + step, num_groups))
 

@@ -51,20 +51,30 @@ def encode(
         ScaleOverflowError: a group spans more than its dtype can hold; DeepSpeed's scale is 0 then.
     """
     require_multiple(block.shape[dim], group_size, f"dimension {dim} of")
-    wide = output(codes if bits == 8 else None, block.shape, np.uint8)
+    made = output(codes, _codes_shape(block.shape, bits), np.uint8)
     slabs = _slabs(block.shape, group_size, dim)
-    weights, made = raw(block).reshape(slabs), wide.reshape(slabs)
+    slab = slabs[1] * slabs[2]
+    weights, flat = raw(block).reshape(slabs), made.reshape(-1)
     scales, minima = (np.empty((slabs[0], slabs[2]), block.dtype) for _ in range(2))
     top, like = np.float32((1 << bits) - 1), weights.reshape(-1)[:1]
-    for tile in tiles(slabs[0], slabs[1] * slabs[2], block.itemsize):
-        low, high = _extremes(weights[tile], block.dtype, tile.start * slabs[1] * slabs[2])
-        found = np.empty_like(low)
-        kernels.spanning_scales(*(t.reshape(-1) for t in (low, high)), top, like, found.reshape(-1))
+    wide = np.empty(0, np.uint8)
+    # Two slabs hold an even number of codes, which fill whole bytes.
+    for tile in tiles(slabs[0], slab, block.itemsize, 8 // bits):
+        begin, end = tile.start * slab, tile.stop * slab
+        low, high = _extremes(weights[tile], block.dtype, begin)
+        found = _spanning(low, high, top, like)
         scales[tile], minima[tile] = narrow(found, block.dtype), narrow(low, block.dtype)
-        _quantize(weights[tile], low, found, top, made[tile])
+        if bits == 8:
+            wide = flat[begin:end]
+        elif wide.size < end - begin:
+            wide = np.empty(end - begin, np.uint8)
+        target = wide[: end - begin]
+        _quantize(weights[tile], low, found, top, target.reshape(weights[tile].shape))
+        if bits == 4:
+            kernels.join_nibbles(target, np.uint8(0), True, flat[begin // 2 : end // 2])
     require_finite(widen(scales).reshape(-1) > 0, "the range of their dtype from the least to the greatest")
     kept = (*block.shape[:dim], block.shape[dim] // group_size, 1, *block.shape[dim + 1 :])
-    return Encoded(wide if bits == 8 else join(wide, codes), scales.reshape(kept), minima.reshape(kept))
+    return Encoded(made, scales.reshape(kept), minima.reshape(kept))
 
 
 def decode(
@@ -101,23 +111,18 @@ def decode(
     return made
 
 
-def join(codes: NDArray[np.uint8], joined: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-    """4-bit codes, two to a byte along the last dimension, the first in the upper half.
-
-    Raises:
-        GroupSizeError: the last dimension is odd.
-    """
-    require_multiple(codes.shape[-1], 2, "a last dimension, which 4 bits pack in pairs, of")
-    made = output(joined, (*codes.shape[:-1], codes.shape[-1] // 2), np.uint8)
-    kernels.join_nibbles(codes.reshape(-1), np.uint8(0), True, made.reshape(-1))
-    return made
-
-
 def split(joined: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The inverse of `join`."""
+    """The 4-bit codes in bytes of two, [..., 2 n] in [..., n]."""
     made = np.empty((*joined.shape[:-1], joined.shape[-1] * 2), np.uint8)
     kernels.split_nibbles(joined.reshape(-1), np.uint8(0), True, made.reshape(-1))
     return made
+
+
+def _codes_shape(shape: tuple[int, ...], bits: int) -> tuple[int, ...]:
+    if bits == 8:
+        return shape
+    require_multiple(shape[-1], 2, "a last dimension, which 4 bits pack in pairs, of")
+    return (*shape[:-1], shape[-1] // 2)
 
 
 def _slabs(shape: tuple[int, ...], group_size: int, dim: int) -> tuple[int, int, int]:
@@ -141,6 +146,12 @@ def _extremes(bits: NDArray[Any], dtype: np.dtype[Any], first_index: int) -> tup
         weights = widen(bits.view(dtype)).reshape(-1)
         raise NonfiniteWeightError(first_index + int(np.argmin(np.isfinite(weights))))
     return low, high
+
+
+def _spanning(low: Floats, high: Floats, top: np.float32, like: NDArray[Any]) -> Floats:
+    found = np.empty_like(low)
+    kernels.spanning_scales(low.reshape(-1), high.reshape(-1), top, like, found.reshape(-1))
+    return found
 
 
 def _quantize(

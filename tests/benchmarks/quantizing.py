@@ -1,9 +1,8 @@
 """Rates of every formula: ours, the same in plain torch, and a plain copy of the input.
 
-`python tests/benchmarks/quantizing.py`. All in one process on one set of weights, at each number of threads; the
-best of several rounds. Ours goes through row blocks as a streaming caller does, in a pool of threads; torch has the
-whole tensor and its own threads; the copy is numpy's, in the same pool. Reports, with the machine, versions and
-date; decides nothing.
+`python tests/benchmarks/quantizing.py`. All in one process on one set of weights, at each number of threads;
+the best of several rounds. Ours goes through row blocks as a streaming caller does, in a pool of
+threads; torch has the whole tensor and its own threads; the copy is numpy's, in the same pool. Reports; decides nothing.
 """
 
 import argparse
@@ -186,9 +185,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     versions = ", ".join(f"{name} {version(name)}" for name in ("numba", "numpy", "torch"))
-    print(
-        f"{datetime.date.today()}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {versions}"
-    )
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    print(f"{datetime.date.today()}, {machine}; {versions}")
     print("threads, dtype, formula, input bytes per second: ours, plain torch, a plain copy")
     for threads in map(int, options.threads.split(",")):
         torch.set_num_threads(threads)
