@@ -135,6 +135,10 @@ def _load(checkpoint: Path, dtype: str) -> Any:
         if info.get(problem):
             names = ", ".join(sorted(str(name) for name in info[problem])[:5])
             _refuse(f"{checkpoint} does not fit its configuration: {problem} {names}")
+    # transformers keeps a bitsandbytes checkpoint's norms as they are stored; what reaches them has `dtype`.
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(getattr(torch, dtype))
     return model.eval()
 
 
