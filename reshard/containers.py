@@ -47,7 +47,7 @@ def prepare(file: TargetFile, folder: Path, manifest: str) -> Prepared:
     else:
         from .pickles import write_skeleton
 
-        offsets = write_skeleton(path, file.tensors, manifest, file.root, file.extra)
+        offsets = write_skeleton(path, file.tensors, manifest, file.root, file.extra, file.lists)
     placed = tuple(
         msgspec.structs.replace(t, offset_bytes=at) for t, at in zip(file.tensors, offsets, strict=True)
     )

@@ -14,7 +14,7 @@ import logging
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -155,7 +155,12 @@ def _check_byte_order(stream: Any, shown: str) -> None:
 
 
 def write_skeleton(
-    path: Path, tensors: tuple[Stored, ...], manifest: str, root: tuple[str, ...], extra: Mapping[str, Any]
+    path: Path,
+    tensors: tuple[Stored, ...],
+    manifest: str,
+    root: tuple[str, ...],
+    extra: Mapping[str, Any],
+    lists: Collection[str] = (),
 ) -> tuple[int, ...]:
     """Write an archive with everything but the data of `tensors`.
 
@@ -165,12 +170,19 @@ def write_skeleton(
         manifest: goes with the dictionary of tensors, as its attribute `_reshard`.
         root: keys under which that dictionary stands; none: it is the archive's object.
         extra: other entries of the outermost dictionary; `args` becomes a namespace.
+        lists: keys whose value is a list, of the tensors `key.0`, `key.1` and so on, in that order.
 
     Returns:
         For each tensor the byte where its data belong.
     """
     with FakeTensorMode():
-        held = OrderedDict((t.name, _empty(t)) for t in tensors)
+        held: OrderedDict[str, Any] = OrderedDict()
+        for tensor in tensors:
+            key = tensor.name.rpartition(".")[0]
+            if key in lists:
+                held.setdefault(key, []).append(_empty(tensor))
+            else:
+                held[tensor.name] = _empty(tensor)
     held._reshard = manifest  # type: ignore[attr-defined]
     value: Any = held
     for key in reversed(root):
@@ -185,16 +197,23 @@ def write_skeleton(
             torch.save(value, path)
     finally:
         torch.serialization.set_crc32_options(checksums)
-    return _offsets(path, root, tensors)
+    return _offsets(path, root, tensors, lists)
 
 
 def _empty(tensor: Stored) -> torch.Tensor:
     return torch.empty(tensor.stored_shape, dtype=getattr(torch, tensor.dtype))
 
 
-def _offsets(path: Path, root: tuple[str, ...], tensors: tuple[Stored, ...]) -> tuple[int, ...]:
+def _offsets(
+    path: Path, root: tuple[str, ...], tensors: tuple[Stored, ...], lists: Collection[str]
+) -> tuple[int, ...]:
     with FakeTensorMode(), torch.serialization.safe_globals(list(_HARMLESS)):
         value = torch.load(path, map_location="cpu", weights_only=True)
     for key in root:
         value = value[key]
-    return tuple(int(value[t.name].untyped_storage()._checkpoint_offset) for t in tensors)
+    found = []
+    for tensor in tensors:
+        key, _, number = tensor.name.rpartition(".")
+        held = value[key][int(number)] if key in lists else value[tensor.name]
+        found.append(int(held.untyped_storage()._checkpoint_offset))
+    return tuple(found)

@@ -58,8 +58,8 @@ def weight_quantization(
         )
     if source.model.model_type in _OWN_LINEARS:
         raise UnsupportedTargetError(
-            f"DeepSpeed passes over every Linear of {source.model.model_type}, whose class is the family's own; "
-            "take another format"
+            f"DeepSpeed passes over every Linear of {source.model.model_type}, whose class is the family's "
+            "own; take another format"
         )
     for decision in chosen:
         _check(source, decision, scheme)

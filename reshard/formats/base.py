@@ -61,6 +61,7 @@ class TargetFile(msgspec.Struct, frozen=True, kw_only=True):
         metadata: more of a safetensors file's metadata.
         root: where the dictionary of tensors stands in a PyTorch archive; empty: it is the archive.
         extra: other entries of the outermost dictionary of a PyTorch archive.
+        lists: keys of a PyTorch archive whose value is a list: of the tensors `key.0`, `key.1` and so on.
     """
 
     name: str
@@ -70,6 +71,7 @@ class TargetFile(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] = {}
     root: tuple[str, ...] = ()
     extra: dict[str, Any] = {}
+    lists: tuple[str, ...] = ()
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True):

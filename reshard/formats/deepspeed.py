@@ -4,8 +4,8 @@ Source: DeepSpeed 0.19.8, module_inject/load_checkpoint.py and containers, and b
 """
 
 import json
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -14,7 +14,7 @@ from reshard.errors import UnsupportedTargetError
 from reshard.model import Model
 from reshard.rules import Rule, Rules, check_heads
 from reshard.storage import Folder
-from reshard.tensors import Stored, copy_of
+from reshard.tensors import Stored, copy_of, cut
 
 from .base import Format, Layout, Options, Source, TargetFile
 from .injected import FAMILIES, ignored_setting
@@ -24,6 +24,8 @@ CONFIG: Final = "ds_inference_config.json"
 _NON_TP: Final = "non-tp.pt"
 #: BLOOM's kernel takes its heads as the checkpoint has them.
 _HEAD_BLOCKS: Final = ("bloom",)
+#: The parameter that holds an int8 weight's scales, [out, ranks that have columns of it].
+_SCALE: Final = "weight_scale"
 
 #: Our role → the injected module's parameter, for weight and bias.
 NORMS: Final[dict[Role, tuple[str, str]]] = {
@@ -36,6 +38,15 @@ ROWS: Final[dict[Role, tuple[str, str]]] = {
 }
 PARAMS: Final = ("weight", "bias")
 
+#: An int8 weight is a list under its key; what this adds to the key names the parts of one.
+CODES: Final = ".0"
+SCALES: Final = ".1"
+_NOTE: Final = "DeepSpeed's kernel injection takes it, on as many GPUs as ranks, with transformers 4.43"
+_INT8_NOTE: Final = (
+    "DeepSpeed's loader takes int8 at this degree alone, and 0.19.8 does not come to it: its init_inference "
+    "refuses dtype=torch.int8"
+)
+
 
 def _write(source: Source, options: Options) -> Layout:
     _check(source, options.tp_size)
@@ -47,9 +58,10 @@ def _write(source: Source, options: Options) -> Layout:
         for rank in range(options.tp_size):
             name = f"tp_{rank:02d}_{number:02d}.pt"
             tensors = tuple(t for layer in part for t in layer_tensors(layers, layer, options.tp_size, rank))
-            files.append(TargetFile(name=name, container="torch", tensors=tensors, rank=rank))
+            lists = tuple(t.name.removesuffix(CODES) for t in tensors if t.name.endswith(CODES))
+            files.append(TargetFile(name=name, container="torch", tensors=tensors, rank=rank, lists=lists))
             names.append(name)
-    notes = ["DeepSpeed's kernel injection takes it, on as many GPUs as ranks, with transformers 4.43"]
+    notes = [_INT8_NOTE if _recipe(source) else _NOTE]
     if "local" in str(source.model.config.get("attention_types", "")):
         notes.append(
             "sequences must stay shorter than the window of local attention, which its kernel misplaces"
@@ -69,12 +81,28 @@ def _check(source: Source, tp_size: int) -> None:
         raise UnsupportedTargetError(
             f"DeepSpeed's kernel injection cannot load {kind!r} from pre-shards; it can {', '.join(FAMILIES)}"
         )
-    if source.model.config.get("quantization_config"):
-        raise UnsupportedTargetError("the deepspeed format holds no quantized weights of other libraries")
+    _check_recipe(source, tp_size)
     ignored = ignored_setting(source.model.config)
     if ignored is not None:
         raise UnsupportedTargetError(ignored)
     check_heads(source.model, tp_size)
+
+
+def _recipe(source: Source) -> dict[str, Any] | None:
+    return source.model.config.get("quantization_config") or None
+
+
+def _check_recipe(source: Source, tp_size: int) -> None:
+    recipe = _recipe(source)
+    if recipe is None:
+        return
+    if recipe.get("format") != "deepspeed":
+        raise UnsupportedTargetError("the deepspeed format holds no quantized weights of other libraries")
+    if recipe.get("tp_size") != tp_size:
+        raise UnsupportedTargetError(
+            f"the int8 weights have one scale for every row of a rank at tp_size={recipe.get('tp_size')}, "
+            f"not at tp_size={tp_size}; quantize the plain checkpoint for that degree"
+        )
 
 
 def _partitions(source: Source, layers: Layers, options: Options) -> Iterator[list[Layer]]:
@@ -104,15 +132,13 @@ def layer_tensors(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> I
     blocks = heads if layers.rules.model.model_type in _HEAD_BLOCKS else 1
     shares = [Share(part=part, units=units) for part in ("query", "key", "value")]
     for param, name in zip(PARAMS, ("attention.attn_qkvw", "attention.attn_qkvb"), strict=True):
-        stored = fused(f"{layer.prefix}.{name}", layers, layer, param, shares, blocks)
-        if stored is not None:
-            yield _transposed(stored)
+        yield from _outputs(f"{layer.prefix}.{name}", layers, layer, param, shares, blocks)
     yield from _mlp_up(layers, layer, tp_size, tp_rank)
     for role, (weight, bias) in ROWS.items():
         rule = _rule(layer, role, "weight")
         if rule is None:
             raise UnsupportedTargetError(f"{layer.prefix} has no {role}, which DeepSpeed's module needs")
-        yield _transposed(columns(f"{layer.prefix}.{weight}", layers, rule, tp_size, tp_rank))
+        yield from _inputs(f"{layer.prefix}.{weight}", layers, layer, rule, tp_size, tp_rank)
         held = _rule(layer, role, "bias")
         if held is not None:
             yield copy_of(held.name, layers.tensor(held), stored_as=f"{layer.prefix}.{bias}")
@@ -129,9 +155,38 @@ def _mlp_up(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> Iterato
     share = width // tp_size
     units = Share(part="up", units=(tp_rank * share, (tp_rank + 1) * share))
     for param, name in zip(PARAMS, ("mlp.inter_w", "mlp.inter_b"), strict=True):
-        stored = fused(f"{layer.prefix}.{name}", layers, layer, param, [units])
-        if stored is not None:
-            yield _transposed(stored)
+        yield from _outputs(f"{layer.prefix}.{name}", layers, layer, param, [units])
+
+
+def _outputs(
+    name: str, layers: Layers, layer: Layer, param: str, shares: Sequence[Share], blocks: int = 1
+) -> Iterator[Stored]:
+    """A rank's rows of a weight or a bias."""
+    stored = fused(name, layers, layer, param, shares, blocks)
+    if stored is None:
+        return
+    if stored.dtype != "int8":
+        yield _transposed(stored)
+        return
+    scales = fused(name + SCALES, layers, layer, _SCALE, shares, blocks)
+    assert scales is not None
+    yield msgspec.structs.replace(stored, name=name + CODES)
+    yield scales
+
+
+def _inputs(
+    name: str, layers: Layers, layer: Layer, rule: Rule, tp_size: int, tp_rank: int
+) -> Iterator[Stored]:
+    """A rank's columns of a row-parallel weight."""
+    stored = columns(name, layers, rule, tp_size, tp_rank)
+    if stored.dtype != "int8":
+        yield _transposed(stored)
+        return
+    scale = layer.rules[rule.role][_SCALE]
+    yield msgspec.structs.replace(stored, name=name + CODES)
+    # One column of scales for each rank, of which each rank has its own.
+    mine = cut(scale.name, layers.tensor(scale), 1, ((tp_rank, tp_rank + 1),))
+    yield msgspec.structs.replace(mine, name=name + SCALES)
 
 
 def _rule(layer: Layer, role: Role, param: str) -> Rule | None:
@@ -168,7 +223,7 @@ def _config(source: Source, tp_size: int, names: list[str]) -> bytes:
         "version": 1.0,
         "parallelization": "tp",
         "tp_size": tp_size,
-        "dtype": kinds.pop() if len(kinds) == 1 else "float16",
+        "dtype": "int8" if _recipe(source) else kinds.pop() if len(kinds) == 1 else "float16",
     }
     return (json.dumps(text, indent=2) + "\n").encode()
 

@@ -102,10 +102,12 @@ def _archive(folder: Folder, file: str, root: tuple[str, ...]) -> Contents:
 
 
 def flat(value: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:
-    """Entries of nested dictionaries, their keys joined with dots."""
+    """Entries of nested dictionaries and lists, their keys and places joined with dots."""
     found: list[tuple[str, object]] = []
     for key, entry in value.items():
         name = f"{prefix}{key}"
+        if isinstance(entry, list):
+            entry = dict(enumerate(entry))
         found += flat(entry, f"{name}.") if isinstance(entry, dict) else [(name, entry)]
     return found
 
