@@ -1,8 +1,8 @@
 """Rates of every formula: ours, the same in plain torch, and a plain copy of the input.
 
-`python tests/benchmarks/quantizing.py`. All in one process on one set of weights, at each number of threads;
-the best of several rounds. Ours goes through row blocks as a streaming caller does, in a pool of
-threads; torch has the whole tensor and its own threads; the copy is numpy's, in the same pool. Reports; decides nothing.
+All in one process on one set of weights, at each number of threads; the best of several rounds. Ours goes
+through row blocks as a streaming caller does, in a pool of threads; torch has the whole tensor and its own
+threads; the copy is numpy's, in the same pool. Reports; decides nothing.
 """
 
 import argparse

@@ -124,11 +124,11 @@ def test_a_narrow_float16_group_is_lost_as_deepspeed_loses_it() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_the_place_of_a_nonfinite_weight_is_told(name: str, dtype: type, value: float) -> None:
     """The first of two, behind what fits the cache at once."""
-    weights = np.zeros((12288, 64), F32)
-    weights[11111, 17] = weights[11112, 3] = value
-    with pytest.raises(NonfiniteWeightError, match="position 711121 is NaN or infinite") as caught:
+    weights = np.zeros((40000, 64), F32)
+    weights[33333, 17] = weights[33334, 3] = value
+    with pytest.raises(NonfiniteWeightError, match="position 2133329 is NaN or infinite") as caught:
         ENCODERS[name](blocks.narrow(weights, np.dtype(dtype)))
-    assert caught.value.index == 11111 * 64 + 17
+    assert caught.value.index == 33333 * 64 + 17
 
 
 @pytest.mark.parametrize(
@@ -136,11 +136,11 @@ def test_the_place_of_a_nonfinite_weight_is_told(name: str, dtype: type, value: 
     [("moq", 3e38), ("rows", 3e38), ("row_absmax", 7e4), ("zero_inference", 3e38)],
 )
 def test_the_group_of_a_weight_too_large_is_told(name: str, weight: float) -> None:
-    weights = np.zeros((12288, 64), F32)
-    weights[11111, 17], weights[11111, 18] = weight, -weight
-    with pytest.raises(ScaleOverflowError, match="weights of group 11111 exceed") as caught:
+    weights = np.zeros((40000, 64), F32)
+    weights[33333, 17], weights[33333, 18] = weight, -weight
+    with pytest.raises(ScaleOverflowError, match="weights of group 33333 exceed") as caught:
         ENCODERS[name](weights)
-    assert caught.value.group == 11111
+    assert caught.value.group == 33333
 
 
 def test_arrays_that_are_no_blocks_are_refused() -> None:
