@@ -212,6 +212,20 @@ def strips(shape: Sequence[int], longest: int) -> Iterator[Box]:
             yield (*head, (begin, min(begin + step, shape[at - 1])), *tail)
 
 
+def aligned_strips(shape: Sequence[int], longest: int, bounds: Iterable[int]) -> Iterator[Box]:
+    """As `strips`, but a strip ends at one of `bounds` of the first dimension wherever that is possible."""
+    rows = shape[0]
+    per_row = volume(whole(shape[1:]))
+    ends = sorted({b for b in bounds if 0 < b < rows} | {rows})
+    begin = 0
+    while begin < rows and per_row:
+        reach = begin + longest // per_row
+        end = max((e for e in ends if begin < e <= reach), default=min(max(reach, begin + 1), rows))
+        for (low, high), *rest in strips((end - begin, *shape[1:]), longest):
+            yield ((begin + low, begin + high), *rest)
+        begin = end
+
+
 def _indices(shape: Sequence[int]) -> Iterator[tuple[int, ...]]:
     if not shape:
         yield ()

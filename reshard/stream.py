@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .dtypes import dtype
 from .errors import DamagedFileError, InconsistentShardsError, MemoryBudgetError
-from .layout import Box, overlap, strips
+from .layout import Box, aligned_strips, overlap, strips
 from .plan import TensorCopy
 from .regions import gather, is_scattered, scatter, within
 from .storage import Folder
@@ -162,7 +162,7 @@ class Stream:
         written = hashlib.sha256() if is_cast else read
         itemsizes = [dtype(d).itemsize_bytes for d in (copy.dtype, copy.target_dtype)]
         overflows = False
-        for strip in strips(copy.shape, self._strip_bytes(copy) // max(itemsizes)):
+        for strip in self._strips(copy, max(itemsizes)):
             if self._stop.is_set():
                 break
             found = _view(buffers.strip, strip, itemsizes[0])
@@ -192,11 +192,16 @@ class Stream:
                 "cut the checkpoint again"
             )
 
-    def _strip_bytes(self, copy: TensorCopy) -> int:
-        """Long strips where the other dimension order would make runs of a few bytes."""
+    def _strips(self, copy: TensorCopy, itemsize: int) -> Iterable[Box]:
+        """Strips that fit the cache; long ones where the other order of dimensions would make short runs.
+
+        A transposed region is one run where a strip has all of its rows, so strips end where regions do.
+        """
         pieces = (*copy.sources, *copy.replicas, *copy.targets)
-        longest = self._budget.strip_bytes
-        return longest if any(map(is_scattered, pieces)) else min(longest, _STRIP_BYTES)
+        longest = self._budget.strip_bytes // itemsize
+        if not any(map(is_scattered, pieces)):
+            return strips(copy.shape, min(longest, _STRIP_BYTES // itemsize))
+        return aligned_strips(copy.shape, longest, {bound for p in pieces for bound in p.box[0]})
 
     def _read(self, copy: TensorCopy, strip: Box, found: NDArray[Any], buffers: _Buffers) -> int:
         size, count = found.itemsize, 0

@@ -11,6 +11,7 @@ from reshard.errors import CannotSplitError
 from reshard.layout import (
     Axis,
     Part,
+    aligned_strips,
     arrange,
     joined,
     overlap,
@@ -201,6 +202,28 @@ def test_strips_tile_a_tensor_in_order_and_are_contiguous(shape: list[int], long
         assert values.tolist() == list(range(at, at + volume(box)))
         assert 0 < volume(box) <= longest
         at += volume(box)
+    assert at == numbers.size
+
+
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    st.integers(1, 60),
+    st.sets(st.integers(0, 14)),
+)
+def test_aligned_strips_tile_a_tensor_in_order_and_end_at_bounds(
+    shape: list[int], longest: int, bounds: set[int]
+) -> None:
+    numbers = np.arange(int(np.prod(shape, dtype=int))).reshape(shape)
+    per_row = int(np.prod(shape[1:], dtype=int))
+    at = 0
+    for box in aligned_strips(shape, longest, bounds):
+        values = numbers[tuple(slice(*interval) for interval in box)].reshape(-1)
+        assert values.tolist() == list(range(at, at + volume(box)))
+        assert 0 < volume(box) <= longest
+        at += volume(box)
+        begin, end = box[0]
+        reachable = [b for b in bounds | {shape[0]} if begin < b <= min(begin + longest // per_row, shape[0])]
+        assert end == max(reachable) if reachable and begin * per_row == at - volume(box) else True
     assert at == numbers.size
 
 
