@@ -34,6 +34,8 @@ _OTHER: Final = ("#6a51a3", "*")
 _BLOCK: Final = re.compile(r"^(.*?\.)?(\d+)(?=\.|$)")
 #: With more blocks than this, markers would run into each other.
 _MOST_MARKERS: Final = 48
+#: Errors that differ by more than this factor, as those of 8 and 4 bits do, leave nothing to see on one axis.
+_MOST_ON_ONE_AXIS: Final = 6
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,12 +87,12 @@ def plot_errors(path: Path, errors: Mapping[str, Sequence[TensorError]], *, titl
     if not any(panels.values()):
         raise QuantizeError(f"{path} would be empty: no tensor is quantized")
     figure_class, canvas_class = _matplotlib()
-    columns = min(len(panels), 3)
+    columns = {2: 2, 4: 2}.get(len(panels), min(len(panels), 3))
     lines = math.ceil(len(panels) / columns)
     figure = figure_class(figsize=(max(7.5, 4.2 * columns + 1.6), 3.4 * lines + 1.0), layout="constrained")
     # No pyplot: a library has no business with the windows and the state that it keeps.
     canvas_class(figure)
-    axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    axes = figure.subplots(lines, columns, sharex=True, sharey=_share_axis(panels), squeeze=False)
     places = _places(panels.values())
     for axis, (label, found) in zip(axes.flat, panels.items(), strict=False):
         _draw(axis, found, places)
@@ -118,8 +120,14 @@ def _matplotlib() -> tuple[Any, Any]:
     return Figure, FigureCanvasAgg
 
 
+def _share_axis(panels: Mapping[str, Sequence[Point]]) -> bool:
+    """Whether one vertical axis does for all panels."""
+    found = [point.relative_error for panel in panels.values() for point in panel]
+    return max(found) <= _MOST_ON_ONE_AXIS * min(found)
+
+
 def _caption(label: str, error: float, sqnr_db: float) -> str:
-    return f"{label}\n{100 * error:.2g} % overall, {sqnr_db:.1f} dB"
+    return f"{label}\n{100 * error:.3g} % overall, {sqnr_db:.1f} dB"
 
 
 def _places(panels: Any) -> dict[tuple[str, int], int]:
@@ -148,6 +156,7 @@ def _draw(axis: Any, found: Sequence[Point], places: Mapping[tuple[str, int], in
             linewidth=1.3,
             label=_words(role),
         )
+    axis.margins(y=0.08)
     axis.grid(axis="y", color="#d8dee4", linewidth=0.6)
     axis.set_axisbelow(True)
     for side in ("top", "right"):
@@ -165,10 +174,10 @@ def _label(
     ticks = {at: str(block) for (_, block), at in places.items() if block >= 0 and block % step == 0}
     for axis in axes:
         axis.set_xticks(list(ticks), list(ticks.values()))
-        axis.set_ylim(bottom=0)
     figure.supxlabel(f"block of {', '.join(s for s in stacks if s) or 'the model'}", fontsize=10)
-    figure.supylabel("relative error of the weights, %", fontsize=10)
-    roles = {point.role for found in panels.values() for point in found}
+    others = "" if _share_axis(panels) else "; every panel has its own axis"
+    figure.supylabel(f"relative error of the weights, %{others}", fontsize=10)
+    roles = {point.role for panel in panels.values() for point in panel}
     ordered = [r for r in _STYLES if r in roles] + sorted(roles - set(_STYLES))
     handles: dict[str, Any] = {}
     for axis in axes:
