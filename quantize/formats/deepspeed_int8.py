@@ -25,6 +25,7 @@ from reshard.architectures.schema import Role
 from reshard.encoding import Encoded, Encoder
 from reshard.errors import CannotSplitError, UnsupportedTargetError
 from reshard.formats.base import Source
+from reshard.formats.injected import check_family
 from reshard.layout import Box
 from reshard.rules import Rules
 from reshard.tensors import Logical
@@ -48,7 +49,11 @@ def output(source: Source, *, tp_size: int, allow_nonfinite: bool = False) -> Ou
         source: the plain checkpoint, whose family's table says how a weight is cut.
         tp_size: the degree; the request must have it as its only one.
         allow_nonfinite: take NaN and infinities for zero.
+
+    Raises:
+        UnsupportedTargetError: a family that DeepSpeed's kernel injection cannot load from pre-shards.
     """
+    check_family(source.model.model_type)
     rules = Rules(source.model, source.tensors)
 
     def parts(name: str, tensor: Logical) -> int:

@@ -17,7 +17,7 @@ from reshard.storage import Folder
 from reshard.tensors import Stored, copy_of, cut
 
 from .base import Format, Layout, Options, Source, TargetFile
-from .injected import FAMILIES, ignored_setting
+from .injected import check_family, ignored_setting
 from .layers import Layer, Layers, Share, columns, fused
 
 CONFIG: Final = "ds_inference_config.json"
@@ -76,11 +76,7 @@ def _write(source: Source, options: Options) -> Layout:
 
 
 def _check(source: Source, tp_size: int) -> None:
-    kind = source.model.model_type
-    if kind not in FAMILIES:
-        raise UnsupportedTargetError(
-            f"DeepSpeed's kernel injection cannot load {kind!r} from pre-shards; it can {', '.join(FAMILIES)}"
-        )
+    check_family(source.model.model_type)
     _check_recipe(source, tp_size)
     ignored = ignored_setting(source.model.config)
     if ignored is not None:

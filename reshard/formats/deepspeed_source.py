@@ -12,7 +12,7 @@ from reshard.storage import Folder, read
 from reshard.tensors import Logical, Stored
 
 from .base import Source, SourceFile, shown
-from .deepspeed import CONFIG, NORMS, PARAMS, ROWS, layer_tensors, outside_tensors
+from .deepspeed import CODES, CONFIG, NORMS, PARAMS, ROWS, layer_tensors, outside_tensors
 from .layers import Layers
 from .naming import Expected, one_dtype, placed
 from .per_rank import read_rank_files
@@ -42,6 +42,11 @@ def read_deepspeed(folder: Folder, model: Model | None) -> Source:
     config = _read_config(folder)
     ranks = _ranks(folder, config)
     names = {key for rank in ranks for held in rank.values() for key in held}
+    if any(key.endswith(CODES) for key in names):
+        raise UnsupportedSourceError(
+            f"{folder.path('')} holds int8 groups of DeepSpeed, whose scales belong to its degree; "
+            "quantize the merged checkpoint again instead"
+        )
     if any(key.endswith(".attention.attn_qkvw") for key in names):
         return _read_injected(folder, model, config, ranks)
     return read_rank_files(folder, model, "deepspeed", ranks)
@@ -82,11 +87,6 @@ def _read_injected(
 ) -> Source:
     # Of all ranks, rank 0 last: what one of them lacks must be missed, and not left out of the model.
     first = {key: t for files in reversed(ranks) for held in files.values() for key, t in held.items()}
-    if any("." in key and key.rpartition(".")[2].isdecimal() for key in first):
-        raise UnsupportedSourceError(
-            f"{folder.path('')} holds int8 groups of DeepSpeed, whose scales belong to its degree; "
-            "quantize the merged checkpoint again instead"
-        )
     source = _expected(folder, model, first, config.tp_size)
     layers = Layers(Rules(model, source.tensors))
     files = []

@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from reshard.errors import UnsupportedTargetError
+
 _GELU: Final = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 _FIXED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
     "bloom": {"apply_residual_connection_post_layernorm": (False,)},
@@ -24,6 +26,21 @@ _FIXED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
 
 #: Families whose containers can be built without weights and whose kernels give the model's own tokens.
 FAMILIES: Final = tuple(_FIXED)
+
+
+def check_family(kind: str) -> None:
+    """See to it that pre-shards of a family can be loaded.
+
+    Args:
+        kind: the configuration's `model_type`.
+
+    Raises:
+        UnsupportedTargetError: they cannot.
+    """
+    if kind not in FAMILIES:
+        raise UnsupportedTargetError(
+            f"DeepSpeed's kernel injection cannot load {kind!r} from pre-shards; it can {', '.join(FAMILIES)}"
+        )
 
 
 def ignored_setting(config: Mapping[str, Any]) -> str | None:
