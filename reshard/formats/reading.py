@@ -85,6 +85,8 @@ def _archive(folder: Folder, file: str, root: tuple[str, ...]) -> Contents:
         if not isinstance(tensor, torch.Tensor):
             continue
         check_name(name, shown)
+        if name in tensors:
+            raise DamagedFileError(f"{shown} has two tensors that are both {name}")
         at = place(tensor, size, shown)
         tensors[name] = Stored(
             name=name,
