@@ -13,17 +13,17 @@ from .options import output_options
 from .params import Size
 from .program import run_program
 from .progress import byte_bar
+from .quantize_choice import FORMATS, SCHEMES, choose_format, choose_output, choose_scheme
 from .render import Column, show_facts, show_json, show_table, show_text
 
 if TYPE_CHECKING:
     from quantize.formats.base import Output
     from quantize.scheme import Scheme
     from quantize.select import Decision
+    from reshard.formats.base import Source
     from reshard.job import Request
     from reshard.run import Report
 
-_SCHEMES = ("symmetric-search", "symmetric", "groups", "rows", "moq", "zero-inference")
-_FORMATS = ("compressed-tensors", "bitsandbytes", "safetensors")
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -46,9 +46,9 @@ class _GroupSize(click.ParamType):  # type: ignore[type-arg]  # generic only in 
 )
 @click.argument("checkpoint")
 @click.option(
-    "--scheme", type=click.Choice(_SCHEMES), help="How groups are encoded.  [default: symmetric-search]"
+    "--scheme", type=click.Choice(SCHEMES), help="How groups are encoded.  [default: symmetric-search]"
 )
-@click.option("--format", "format_name", type=click.Choice(_FORMATS), help="What to write.")
+@click.option("--format", "format_name", type=click.Choice(FORMATS), help="What to write.")
 @click.option("--bits", type=click.Choice(["8", "4"]), default="8", show_default=True)
 @click.option("--group-size", type=_GroupSize(), help="Weights per scale along the input, or `row`.")
 @click.option("--groups", type=click.IntRange(1), help="moq: groups per tensor.  [default: 64]")
@@ -61,6 +61,13 @@ class _GroupSize(click.ParamType):  # type: ignore[type-arg]  # generic only in 
 )
 @click.option("--include", multiple=True, metavar="PATTERN", help="Quantize these modules as well.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these modules as they are.")
+@click.option("--report", is_flag=True, help="Show the error of every tensor, worst first; write nothing.")
+@click.option(
+    "--text",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="With --report: also logits and perplexity on this text, beside the plain model's.",
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="With --report: draw errors by layer and kind.")
 @click.option("--allow-nonfinite", is_flag=True, help="Take NaN and infinite weights for zero.")
 @click.option(
     "--dequantize", "plain", type=click.Choice(_DTYPES), help="Make a plain checkpoint of CHECKPOINT."
@@ -84,65 +91,20 @@ def command(**options: Any) -> None:
     if options["plain"] is not None:
         _dequantize(options)
         return
-    scheme = _scheme(options)
-    name = options["format_name"] or _default_format(options["scheme"])
-    request = _request(options, "int" + options["bits"])
-    output = _output(name, scheme, options)
-    _quantize(request, output, options)
+    from reshard.job import open_source
 
+    scheme, name = choose_scheme(options), choose_format(options)
+    source = open_source(options["checkpoint"])
+    if options["report"] or options["text"] or options["plot"]:
+        from .quantize_report import show_errors
 
-def _default_format(scheme: str | None) -> str:
-    return "compressed-tensors" if scheme in (None, "symmetric", "symmetric-search") else "safetensors"
-
-
-def _scheme(options: dict[str, Any]) -> "Scheme":
-    from quantize.scheme import SCHEMES
-
-    name = options["scheme"] or "symmetric-search"
-    settings: dict[str, Any] = {"bits": int(options["bits"])}
-    size = options["group_size"]
-    if name == "moq":
-        settings |= {"groups": options["groups"] or 64, "mlp_extra_grouping": options["mlp_extra_grouping"]}
-    elif options["groups"] or options["mlp_extra_grouping"]:
-        raise click.UsageError("--groups and --mlp-extra-grouping belong to --scheme moq.")
-    if size is not None:
-        if name in ("moq", "rows"):
-            raise click.UsageError(f"--group-size does not belong to --scheme {name}.")
-        if size == 0 and name == "zero-inference":
-            raise click.UsageError("--scheme zero-inference needs a number of weights per group.")
-        settings["group_size"] = size or None
-    return SCHEMES[name](**settings)
-
-
-def _output(name: str, scheme: "Scheme", options: dict[str, Any]) -> "Output":
-    allowed = options["allow_nonfinite"]
-    if options["activations"] and name != "compressed-tensors":
-        raise click.UsageError("--activations belongs to --format compressed-tensors.")
-    if options["tp"] and name != "safetensors":
-        raise click.UsageError("--tp belongs to --format safetensors; cut other formats with reshard.")
-    if name == "safetensors":
-        from quantize.formats import plain
-
-        return plain.output(scheme, allow_nonfinite=allowed)
-    if name == "bitsandbytes":
-        from quantize.formats import bitsandbytes
-
-        if options["scheme"] or options["group_size"] is not None or options["bits"] != "8":
-            raise click.UsageError("--format bitsandbytes has one scheme: 8 bits, one scale per row.")
-        return bitsandbytes.output(allow_nonfinite=allowed)
-    from quantize.formats import compressed_tensors
-
-    if scheme.name not in ("symmetric", "symmetric-search"):
-        raise click.UsageError(
-            f"--scheme {scheme.name} has no place in compressed-tensors; --format safetensors."
-        )
-    return compressed_tensors.output(
-        bits=scheme.bits,
-        group_size=getattr(scheme, "group_size", None),
-        scales="search" if scheme.name == "symmetric-search" else "absmax",
-        activations=options["activations"],
-        allow_nonfinite=allowed,
-    )
+        is_named = options["format_name"] not in (None, "zero-inference")
+        show_errors(source, choose_output(name, scheme, options, source) if is_named else scheme, options)
+    elif name == "zero-inference":
+        _write_ds_config(source, scheme, options)
+    else:
+        request = _request(options, "int" + options["bits"])
+        _quantize(request, choose_output(name, scheme, options, source), options)
 
 
 def _request(options: dict[str, Any], suffix: str) -> "Request":
@@ -185,6 +147,27 @@ def _quantize(request: "Request", output: "Output", options: dict[str, Any]) -> 
     rows = [(str(len(of)), of[0].name, reason) for reason, of in kept.items()]
     show_table((Column("tensors", is_number=True), Column("such as"), Column("why", wraps=True)), rows)
     show_text(*(f"Note: {note}." for note in (*output.notes, *report.notes)))
+
+
+def _write_ds_config(source: "Source", scheme: "Scheme", options: dict[str, Any]) -> None:
+    from quantize.formats.zero_inference import write_ds_config
+    from quantize.scheme import ZeroInference
+    from quantize.select import decide
+
+    if not isinstance(scheme, ZeroInference):
+        raise click.UsageError(f"--scheme {scheme.name} is not ZeRO-Inference's.")
+    if options["output"] is None:
+        raise click.UsageError("Say where the DeepSpeed configuration goes: --output ds_config.json")
+    decisions = decide(source, options["include"], options["exclude"])
+    write_ds_config(options["output"], source, decisions, scheme, overwrite=options["overwrite"])
+    count = sum(d.is_quantized for d in decisions.values())
+    if options["as_json"]:
+        show_json({"output": options["output"], "decisions": list(decisions.values())})
+        return
+    show_facts([("output", str(options["output"])), ("quantized while loading", f"{count} Linears")])
+    show_text(
+        "ZeRO-Inference quantizes as it loads: give DeepSpeed this file and the plain checkpoint."
+    )
 
 
 def _dequantize(options: dict[str, Any]) -> None:
