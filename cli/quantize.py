@@ -165,9 +165,7 @@ def _write_ds_config(source: "Source", scheme: "Scheme", options: dict[str, Any]
         show_json({"output": options["output"], "decisions": list(decisions.values())})
         return
     show_facts([("output", str(options["output"])), ("quantized while loading", f"{count} Linears")])
-    show_text(
-        "ZeRO-Inference quantizes as it loads: give DeepSpeed this file and the plain checkpoint."
-    )
+    show_text("ZeRO-Inference quantizes as it loads: give DeepSpeed this file and the plain checkpoint.")
 
 
 def _dequantize(options: dict[str, Any]) -> None:
