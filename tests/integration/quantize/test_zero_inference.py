@@ -202,6 +202,10 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
 
 
 def check(answer: dict[str, Any], name: str, num_ranks: int) -> None:
+    if name == "trained-under-zero" and not answer.get("has_fp16", True):
+        # Without `fp16` models are built in float32 there, which DeepSpeed does not quantize.
+        assert answer["message"] == "Model weight is expected in half."
+        return
     assert "error" not in answer, answer
     tolerance = TOLERANCES.get(name, 0.0)
     logits, plain = (torch.tensor(answer[kind]["logits"]) for kind in ("quantized", "plain"))
