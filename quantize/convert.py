@@ -1,5 +1,6 @@
 """A checkpoint into a quantized one: streamed, bounded, resumable, on `reshard`'s machinery."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
@@ -11,6 +12,7 @@ from reshard.job import Job, Request
 from reshard.run import Report, reshard
 from reshard.tensors import Logical
 
+from .errors import NothingToQuantizeError
 from .formats.base import Output
 from .select import Decision, decide, quantized
 
@@ -65,6 +67,19 @@ def check_unquantized(source: Source) -> None:
         )
 
 
+def check_chosen(source: Source, decisions: Mapping[str, Decision]) -> None:
+    """See to it that something is quantized: a copy that calls itself quantized helps nobody.
+
+    Raises:
+        NothingToQuantizeError: no tensor is chosen.
+    """
+    if quantized(decisions):
+        return
+    reasons = Counter(d.reason for d in decisions.values() if len(source.tensors[d.name].shape) == 2)
+    why = "".join(f"; {reason} ({count} matrices)" for reason, count in reasons.most_common(3))
+    raise NothingToQuantizeError(f"{source.folder.path('')} has nothing to quantize{why}")
+
+
 def quantize(
     request: Request,
     output: Output,
@@ -94,6 +109,7 @@ def quantize(
         check_unquantized(source)
         decisions = decide(source, include, exclude)
         decided(decisions)
+        check_chosen(source, decisions)
         return Quantization(source, output, decisions)
 
     wanted = msgspec.structs.replace(request, format=output.target)

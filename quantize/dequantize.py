@@ -20,11 +20,9 @@ from reshard.tensors import Logical
 from .formats import plain
 from .groups import blocks, row_absmax, symmetric, zero_inference
 from .packing import unpack
+from .recipes import COMPANIONS, check_recipe
 from .scheme import Moq, Rows, Scheme
 
-_COMPANIONS: Final = (
-    "weight_scale", "weight_minimum", "weight_shape", "weight_zero_point", "SCB", "weight_format",
-)  # fmt: skip
 _FLOATING: Final = ("float32", "float16", "bfloat16")
 
 #: A strip's box and its codes' bits → weights.
@@ -68,30 +66,41 @@ class Dequantization:
         recipe = source.model.config.get("quantization_config")
         if not isinstance(recipe, dict):
             raise UnsupportedSourceError(f"{source.folder.path('')} is not quantized")
-        method = recipe.get("quant_method")
-        if method not in ("compressed-tensors", "bitsandbytes", plain.METHOD):
-            raise UnsupportedSourceError(
-                f"{source.folder.path('')} is quantized by {method!r}, which is not known"
-            )
+        check_recipe(source, recipe)
         self._source, self._recipe, self._kind = source, recipe, dtype(kind).name
-        self._made = dict(self._plan())
-        companions = [n for n in source.tensors if n.rpartition(".")[2] in _COMPANIONS]
+        companions = [n for n in source.tensors if n.rpartition(".")[2] in COMPANIONS]
         self._dropped = tuple(companions)
         self._held = fetch(source, companions)
+        self._made = dict(self._plan())
+        self._check_layouts()
 
     def _plan(self) -> Iterable[tuple[str, tuple[str, tuple[int, int]]]]:
         """Codes → the weight that they stand for, and its shape."""
         for name, tensor in self._source.tensors.items():
             module, _, param = name.rpartition(".")
             if param == "weight_packed":
-                columns = tensor.shape[1] * 32 // self._bits()
-                scale = self._source.tensors[f"{module}.weight_scale"]
-                size = self._group_size()
-                # A row may end inside a word, but not inside a group.
-                columns = scale.shape[1] * size if size else columns
-                yield name, (f"{module}.weight", (tensor.shape[0], columns))
+                yield name, (f"{module}.weight", (tensor.shape[0], self._columns(module, tensor)))
             elif param == "weight" and tensor.dtype in ("int8", "uint8") and len(tensor.shape) == 2:
                 yield name, (name, (tensor.shape[0], tensor.shape[1]))
+
+    def _columns(self, module: str, packed: Logical) -> int:
+        """Of the weight: a row may end inside a word."""
+        held = self._held.get(f"{module}.weight_shape")
+        per_word = 32 // self._bits()
+        columns = packed.shape[1] * per_word if held is None else int(held.reshape(-1)[-1])
+        if -(-columns // per_word) != packed.shape[1]:
+            raise DamagedFileError(
+                f"{module}.weight_shape says {columns} columns, which {packed.shape[1]} packed words are not"
+            )
+        return columns
+
+    def _check_layouts(self) -> None:
+        """See to it that rows are rows: old releases of bitsandbytes had orders that a GPU wanted."""
+        for name, held in self._held.items():
+            if name.endswith(".weight_format") and held.any():
+                raise UnsupportedSourceError(
+                    f"{name} is {int(held.max())}, an old layout of bitsandbytes; only rows are read"
+                )
 
     def apply(self, source: Source) -> Source:
         """The source with weights in the place of codes, and a configuration of a plain model."""
@@ -104,6 +113,8 @@ class Dequantization:
                 is_float = tensor.dtype in _FLOATING
                 tensors[name] = Logical(dtype=self._kind if is_float else tensor.dtype, shape=tensor.shape)
         config = {k: v for k, v in source.model.config.items() if k != "quantization_config"}
+        spelt = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+        config |= dict.fromkeys(spelt, self._kind)
         model = msgspec.structs.replace(source.model, config=config)
         return msgspec.structs.replace(source, tensors=tensors, model=model)
 
@@ -170,10 +181,6 @@ class Dequantization:
 
     def _bits(self) -> int:
         return int(self._weights("num_bits"))
-
-    def _group_size(self) -> int | None:
-        found = self._weights("group_size")
-        return int(found) if found and found > 0 else None
 
 
 def _flat(codes: NDArray[np.int8], scales: NDArray[Any], numel: int, first: int) -> blocks.Block:

@@ -49,3 +49,7 @@ class ScaleOverflowError(QuantizeError):
 
 class UnknownPatternError(QuantizeError):
     """A pattern of names that matches no tensor: most likely a typing error."""
+
+
+class NothingToQuantizeError(QuantizeError):
+    """A checkpoint, or a choice, without a single weight to encode."""

@@ -24,6 +24,8 @@ _REASONS: Final[dict[Role, str]] = {
     "head_bias": "no weight of a Linear",
     "replicated": "neither attention nor MLP: a router, or a buffer",
 }
+#: By model type: the last segment of modules whose dtype the running model asks for (transformers 5.23).
+FLOAT32: Final[dict[str, str]] = {"t5": "wo"}
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ from reshard.tensors import Logical
 from ..errors import GroupSizeError
 from ..groups import blocks, search, symmetric
 from ..packing import pack, packed_columns, weight_shape
-from ..select import Decision
+from ..select import FLOAT32, Decision
 from .base import Output
 from .encoders import RowEncoder
 
@@ -139,17 +139,35 @@ def ignored(source: Source, decisions: Mapping[str, Decision]) -> list[str]:
     """Modules that may be Linears and stay as they are, by the names of the running model.
 
     Raises:
-        UnsupportedTargetError: experts, which the running model stacks into tensors that no Linear has.
+        UnsupportedTargetError: a weight is chosen that the running model holds in no Linear, such as experts,
+            which it stacks; or in one whose weight it looks at before the library has decoded it.
     """
-    experts = [d.name for d in decisions.values() if d.is_quantized and ".experts." in d.name]
-    if experts:
-        raise UnsupportedTargetError(
-            f"{experts[0]}: transformers stacks experts, and reads no quantized ones; --exclude '*.experts.*'"
-        )
+    _check_linears(source, [d for d in decisions.values() if d.is_quantized])
     # A tied head has no tensor of its own, and one of GPT-NeoX has another name on disk.
-    found = {"lm_head"}
+    has_head = any(d.is_quantized and d.role == "head" for d in decisions.values())
+    found = set() if has_head else {"lm_head"}
     for name, decision in decisions.items():
         is_matrix = name.endswith(".weight") and len(source.tensors[name].shape) == 2
         if is_matrix and not decision.is_quantized and decision.role not in ("embedding", "position"):
             found.add(decision.module)
     return sorted(found)
+
+
+def _check_linears(source: Source, chosen: Iterable[Decision]) -> None:
+    kept = FLOAT32.get(source.model.model_type)
+    for decision in chosen:
+        if ".experts." in decision.name:
+            raise UnsupportedTargetError(
+                f"{decision.name}: transformers stacks experts, and reads no quantized ones; "
+                "--exclude '*.experts.*'"
+            )
+        if decision.module.rpartition(".")[2] == kept:
+            raise UnsupportedTargetError(
+                f"{decision.name}: transformers keeps it in float32 and fails on a quantized one; "
+                f"--exclude '*.{kept}'"
+            )
+        if decision.role in ("embedding", "position", "replicated"):
+            raise UnsupportedTargetError(
+                f"{decision.name} is no Linear of a block, nor the head: transformers reads no quantized ones; "
+                "leave it out of --include"
+            )
