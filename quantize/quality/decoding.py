@@ -105,7 +105,9 @@ def _plain(config: Mapping[str, Any], tensor: Logical) -> Decode:
             case Moq() | Rows():
                 return _decode_flat(codes, scales, numel, dtype, box[0][0] * tensor.shape[1])
             case Groups():
-                return rows.decode(codes, scales.reshape(-1), group_numel=numel, dtype=dtype)
+                # By the scales that are there: where ranks share a row, each has one of its own.
+                held = codes.size // scales.size
+                return rows.decode(codes, scales.reshape(-1), group_numel=held, dtype=dtype)
             case Symmetric() | SymmetricSearch():
                 return symmetric.decode(codes, scales)
             case ZeroInference():

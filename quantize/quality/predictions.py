@@ -25,6 +25,8 @@ from torch.nn.functional import cross_entropy, log_softmax
 TOKENS, LOGITS = "tokens.npy", "logits.npy"
 #: Status of a refusal; the last line of standard error says why.
 REFUSED = 3
+#: How the names of a tokenizer's files begin.
+_TOKENIZERS = ("tokenizer", "vocab", "spiece", "sentencepiece")
 
 
 def main() -> None:
@@ -157,6 +159,9 @@ def _tokens(checkpoint: Path, text: Path, limit: int | None) -> Any:
         words = text.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         _refuse(f"{text} is no UTF-8 text: {error.reason} at byte {error.start}")
+    # From a folder without one, transformers makes a tokenizer that knows no words and fails at none.
+    if not any(path.name.startswith(_TOKENIZERS) for path in checkpoint.iterdir()):
+        _refuse(f"{checkpoint} has no tokenizer; put its files there, such as tokenizer.json")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
