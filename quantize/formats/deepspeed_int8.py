@@ -27,7 +27,7 @@ from reshard.errors import CannotSplitError, UnsupportedTargetError
 from reshard.formats.base import Source
 from reshard.formats.injected import check_family
 from reshard.layout import Box
-from reshard.rules import Rules
+from reshard.rules import Rules, check_heads
 from reshard.tensors import Logical
 
 from ..groups import blocks, rows
@@ -52,8 +52,10 @@ def output(source: Source, *, tp_size: int, allow_nonfinite: bool = False) -> Ou
 
     Raises:
         UnsupportedTargetError: a family that DeepSpeed's kernel injection cannot load from pre-shards.
+        CannotSplitError: the degree cuts heads.
     """
     check_family(source.model.model_type)
+    check_heads(source.model, tp_size)
     rules = Rules(source.model, source.tensors)
 
     def parts(name: str, tensor: Logical) -> int:
@@ -95,10 +97,9 @@ def _parts(rules: Rules, name: str, tensor: Logical, tp_size: int) -> int:
             "--include"
         )
     if tensor.shape[1] % tp_size:
-        works = [n for n in range(1, 65) if tensor.shape[1] % n == 0]
         raise CannotSplitError(
-            f"{name}: its {tensor.shape[1]} columns cannot be shared out over tp_size={tp_size}; degrees "
-            f"that work: {', '.join(map(str, works))}"
+            f"{name}: its {tensor.shape[1]} columns cannot be shared out over tp_size={tp_size}; take a "
+            "degree that divides them and the heads"
         )
     return tp_size
 

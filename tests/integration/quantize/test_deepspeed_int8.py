@@ -273,9 +273,25 @@ def test_what_the_blocks_cannot_hold_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_columns_that_the_degree_does_not_divide_are_refused(opt: Path, tmp_path: Path) -> None:
-    with pytest.raises(CannotSplitError, match=r"columns cannot be shared out over tp_size=3.*1, 2, 4"):
+def test_a_degree_that_cuts_heads_is_refused_with_those_that_work(opt: Path, tmp_path: Path) -> None:
+    with pytest.raises(CannotSplitError, match=r"tp_size=3 would cut attention heads.*work: 1, 2, 4$"):
         make(opt, tmp_path / "out", 3)
+
+
+def test_columns_that_the_degree_does_not_divide_are_refused(opt: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    tensors = load_file(opt / "model.safetensors")
+    for layer in range(2):
+        for name, dim in (("fc1.weight", 0), ("fc1.bias", 0), ("fc2.weight", 1)):
+            key = f"model.decoder.layers.{layer}.{name}"
+            tensors[key] = tensors[key].narrow(dim, 0, 254).contiguous()
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((opt / "config.json").read_text()) | {"ffn_dim": 254}
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CannotSplitError, match=r"fc2\.weight: its 254 columns cannot be shared out over tp"):
+        make(source, tmp_path / "out", 4)
+    assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
 
 def test_a_family_that_deepspeed_does_not_inject_is_refused(tmp_path: Path) -> None:
