@@ -40,7 +40,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         dtype: cast floating tensors to it; None keeps them.
         max_shard_bytes: files are closed before they exceed it.
         config: a `config.json` for a source that has none.
-        memory_bytes: anonymous memory of the whole process.
+        memory_bytes: anonymous memory of the whole process; None: 512 MiB beside what it already has.
         jobs: threads.
         overwrite: whether a set of ours that stands at `output` may be replaced.
     """
@@ -52,7 +52,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str | None = None
     max_shard_bytes: int = 5 * 10**9
     config: Path | None = None
-    memory_bytes: int = 512 << 20
+    memory_bytes: int | None = None
     jobs: int = 4
     overwrite: bool = False
 

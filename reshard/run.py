@@ -24,6 +24,8 @@ _BATCH_S: Final = 5.0
 _BATCH_BYTES: Final = 1 << 30
 #: What threads, hashes and the interpreter take beside the buffers.
 _SLACK_BYTES: Final = 24 << 20
+#: For buffers, when nobody says how much the process may take: a library's caller may hold a model already.
+_BESIDE_BYTES: Final = 512 << 20
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,7 +128,7 @@ def notes_of(job: Job) -> tuple[str, ...]:
     return tuple(dict.fromkeys(notes))
 
 
-def make_budget(memory_bytes: int, jobs: int, *, casts: bool) -> tuple[Budget, Cast | None]:
+def make_budget(memory_bytes: int | None, jobs: int, *, casts: bool) -> tuple[Budget, Cast | None]:
     """Buffers for what the process leaves of `memory_bytes`, and the function that casts.
 
     Raises:
@@ -138,7 +140,8 @@ def make_budget(memory_bytes: int, jobs: int, *, casts: bool) -> tuple[Budget, C
         from . import casting
 
         function = casting.cast
-    return fit_budget(memory_bytes, jobs, anonymous_bytes() + _SLACK_BYTES), function
+    used = anonymous_bytes() + _SLACK_BYTES
+    return fit_budget(used + _BESIDE_BYTES if memory_bytes is None else memory_bytes, jobs, used), function
 
 
 def anonymous_bytes() -> int:

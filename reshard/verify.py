@@ -44,7 +44,7 @@ def verify(
     folder: str,
     against: str | None = None,
     *,
-    memory_bytes: int = 512 << 20,
+    memory_bytes: int | None = None,
     jobs: int = 4,
     progress: Callable[[int], None] = lambda _: None,
     started: Callable[[int], None] = lambda _: None,
@@ -54,7 +54,7 @@ def verify(
     Args:
         folder: what this tool wrote.
         against: the checkpoint that it was cut from, of any format and degree.
-        memory_bytes: anonymous memory of the whole process.
+        memory_bytes: anonymous memory of the whole process; None: 512 MiB beside what it already has.
         jobs: threads.
         progress: told of bytes read.
         started: told how many there are.
@@ -155,7 +155,7 @@ def _same_cut(source: Source, whole: Manifest, other: Source) -> None:
 def _digests(
     source: Source,
     copies: tuple[TensorCopy, ...],
-    memory_bytes: int,
+    memory_bytes: int | None,
     jobs: int,
     progress: Callable[[int], None],
 ) -> dict[str, Digests]:

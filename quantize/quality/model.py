@@ -154,7 +154,7 @@ def model_errors(
     dtype: str = "float32",
     window_tokens: int = 512,
     max_tokens: int | None = 4096,
-    memory_bytes: int = 512 << 20,
+    memory_bytes: int | None = None,
     jobs: int = 4,
     scratch: Path | None = None,
 ) -> ModelErrors:
@@ -237,8 +237,8 @@ def _check_loadable(folder: Path) -> None:
     said = json.loads(config.read_bytes()).get("quantization_config") or {}
     if said.get("quant_method") == plain.METHOD:
         raise UnsupportedSourceError(
-            f"{folder} is in this project's plain format, which transformers does not load; dequantize it, "
-            "or give its scheme instead"
+            f"{folder} is in this project's plain format, which transformers does not load; take what "
+            "`--dequantize` makes of it, or give its scheme instead"
         )
 
 

@@ -111,7 +111,7 @@ def tensor_errors(
     *,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    memory_bytes: int = 512 << 20,
+    memory_bytes: int | None = None,
     jobs: int = 4,
     progress: Callable[[int], None] = lambda _: None,
     started: Callable[[int], None] = lambda _: None,
@@ -126,7 +126,7 @@ def tensor_errors(
         output: a format; or a scheme, in the plain format or as DeepSpeed quantizes while it loads.
         include: as for `quantize.select.decide`.
         exclude: the same.
-        memory_bytes: anonymous memory of the whole process.
+        memory_bytes: anonymous memory of the whole process; None: 512 MiB beside what it already has.
         jobs: threads.
         progress: told of bytes read, from any thread.
         started: told how many bytes will be read.
