@@ -89,6 +89,7 @@ def test_damage_is_seen(tmp_path: Path) -> None:
 
 
 def test_what_no_perplexity_can_be_measured_of_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
     (tmp_path / "short.txt").write_text("a")
     (tmp_path / "odd.txt").write_bytes(b"abc\xff")
     t5 = tiny.save("t5", tmp_path / "t5")
@@ -101,7 +102,8 @@ def test_what_no_perplexity_can_be_measured_of_is_a_sentence(tmp_path: Path) -> 
         (Rows(), {"checkpoint": t5}, UnsupportedSourceError, "is a t5; perplexity is measured for causal"),
         (Rows(), {"checkpoint": bare}, UnsupportedSourceError, "no tokenizer"),
         (tmp_path / "none", {}, MissingFileError, "none is not there"),
-        (ours, {}, MissingFileError, "whole checkpoints"),
+        (ours, {}, UnsupportedSourceError, "plain format, which transformers does not load"),
+        (tmp_path / "empty", {}, MissingFileError, "whole checkpoints"),
         (Moq(), {"window_tokens": 1}, QuantizeError, "windows of 1 tokens"),
         (Groups(group_size=96), {}, GroupSizeError, "96"),
     ]
