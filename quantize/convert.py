@@ -12,7 +12,7 @@ from reshard.job import Job, Request
 from reshard.run import Report, reshard
 from reshard.tensors import Logical
 
-from .errors import NothingToQuantizeError
+from .errors import GroupSizeError, NothingToQuantizeError
 from .formats.base import Output
 from .select import Decision, decide, quantized
 
@@ -29,7 +29,16 @@ class Quantization:
         """
         check_unquantized(source)
         self._source, self._output, self._decisions = source, output, decisions
-        self._made = {name: output.derived(name, source.tensors[name]) for name in quantized(decisions)}
+        self._made = {name: self._derived(name) for name in quantized(decisions)}
+
+    def _derived(self, name: str) -> dict[str, Logical]:
+        """What stands in the place of a weight; schemes, which know shapes only, get its name."""
+        try:
+            return self._output.derived(name, self._source.tensors[name])
+        except GroupSizeError as error:
+            if name in str(error):
+                raise
+            raise GroupSizeError(f"{name}: {error}") from None
 
     def apply(self, source: Source) -> Source:
         """The source with codes and scales in the place of weights, and a configuration that says so."""

@@ -136,9 +136,9 @@ class Dequantization:
             scales = self._table(module, "SCB")
             kind = np.dtype(np.float32)
             return lambda box, raw: row_absmax.decode(raw.view(np.int8), scales[slice(*box[0])], dtype=kind)
-        scales = self._table(module, "weight_scale")
         if method == plain.METHOD:
-            return self._plain(module, shape, scales)
+            return self._plain(module, shape)
+        scales = self._table(module, "weight_scale")
         if name.endswith(".weight_packed"):
             bits = self._bits()
             return lambda box, raw: symmetric.decode(
@@ -146,11 +146,12 @@ class Dequantization:
             )
         return lambda box, raw: symmetric.decode(raw.view(np.int8), scales[slice(*box[0])])
 
-    def _plain(self, module: str, shape: tuple[int, int], scales: NDArray[Any]) -> Decode:
+    def _plain(self, module: str, shape: tuple[int, int]) -> Decode:
         try:
             scheme: Scheme = msgspec.convert(self._recipe["scheme"], Scheme)
         except (KeyError, msgspec.ValidationError) as error:
             raise DamagedFileError(f"the recipe of {module} has no scheme that is known: {error}") from error
+        scales = self._table(module, plain.scale_param(scheme, shape))
         if isinstance(scheme, Moq | Rows):
             numel = scheme.group_numel(shape)
             return lambda box, raw: _flat(raw.view(np.int8), scales, numel, box[0][0] * shape[1])

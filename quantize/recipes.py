@@ -9,12 +9,12 @@ from typing import Any, Final
 from reshard.errors import UnsupportedSourceError
 from reshard.formats.base import Source
 
-from .formats.plain import METHOD
+from .formats.plain import CHUNKS, METHOD
 
 #: What stands beside codes, and goes when they are decoded.
 COMPANIONS: Final = (
     "weight_scale", "weight_minimum", "weight_shape", "SCB", "weight_format",
-    "input_scale", "input_zero_point",
+    "input_scale", "input_zero_point", CHUNKS,
 )  # fmt: skip
 #: Parameters of a module that decoding understands, or passes on as they are.
 _KNOWN: Final = (*COMPANIONS, "weight", "bias", "weight_packed")

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from reshard.encoding import Encoded, Encoder
+from reshard.errors import UnsupportedTargetError
 from reshard.formats.base import Source
 from reshard.layout import Box
 from reshard.tensors import Logical
@@ -19,6 +20,8 @@ from .base import Output
 from .compressed_tensors import ignored
 from .encoders import RowEncoder
 
+#: Families whose Linears are of a class of their own (transformers 5.23).
+_OWN_LINEARS: Final = ("falcon",)
 #: `weight_format`: rows as they are, the only layout that is saved today.
 _ROW: Final = 0
 
@@ -60,6 +63,11 @@ def _strips(name: str, box: Box, found: blocks.Encoded) -> Iterable[Encoded]:
 
 
 def _config(source: Source, decisions: Mapping[str, Decision]) -> dict[str, Any]:
+    if source.model.model_type in _OWN_LINEARS:
+        raise UnsupportedTargetError(
+            f"transformers replaces no Linear of {source.model.model_type}, whose class is the family's own, "
+            "by one of bitsandbytes; take --format compressed-tensors"
+        )
     return {
         "quant_method": "bitsandbytes",
         "load_in_8bit": True,

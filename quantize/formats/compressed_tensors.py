@@ -110,6 +110,12 @@ def _config(
     *,
     activations: bool,
 ) -> dict[str, Any]:
+    experts = [name for name in decisions if ".experts." in name]
+    if experts:
+        raise UnsupportedTargetError(
+            f"{experts[0]}: transformers 5.23 joins experts as it loads them, and fails to in any checkpoint "
+            "of compressed-tensors; --format bitsandbytes --exclude '*.experts.*', or --format safetensors"
+        )
     return {
         "quant_method": "compressed-tensors",
         "format": form,
@@ -168,6 +174,6 @@ def _check_linears(source: Source, chosen: Iterable[Decision]) -> None:
             )
         if decision.role in ("embedding", "position", "replicated"):
             raise UnsupportedTargetError(
-                f"{decision.name} is no Linear of a block, nor the head: transformers reads no quantized ones; "
+                f"{decision.name} is no Linear of a block, nor the head: transformers reads no such codes; "
                 "leave it out of --include"
             )

@@ -1,7 +1,8 @@
 """`safetensors`: this project's own plain form, for runtimes that decode while they stream: int8 and scales.
 
 `weight` keeps its name and shape; `weight_scale`, and `weight_minimum` where codes are not symmetric, stand
-beside it. `quantization_config` has the scheme. Shards of any degree can be cut from it, if no group is.
+beside it; `weight_chunk_scale` where chunks are no whole rows. `quantization_config` has the scheme. Shards
+of any degree can be cut from it, if no group is.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +27,8 @@ from .encoders import FlatEncoder, RowEncoder
 METHOD: Final = "offload-planner"
 SCALE: Final = "weight_scale"
 MINIMUM: Final = "weight_minimum"
+#: Scales of chunks that are no whole rows: a name that `reshard` does not know how to share out, and says so.
+CHUNKS: Final = "weight_chunk_scale"
 
 
 def output(scheme: Scheme, *, allow_nonfinite: bool = False) -> Output:
@@ -70,13 +73,21 @@ def _stored_shape(scheme: Scheme, shape: tuple[int, ...]) -> tuple[int, ...]:
     return found[:2] if isinstance(scheme, ZeroInference) else found
 
 
+def scale_param(scheme: Scheme, shape: tuple[int, ...]) -> str:
+    """Under which name a weight's scales are stored: one of `SCALE` and `CHUNKS`."""
+    numel = scheme.group_numel(shape)
+    is_whole = numel % shape[1] == 0 and shape[0] * shape[1] % numel == 0
+    return CHUNKS if isinstance(scheme, Moq) and not is_whole else SCALE
+
+
 def _derived(name: str, tensor: Logical, scheme: Scheme) -> dict[str, Logical]:
     module = name.removesuffix(".weight")
     # What DeepSpeed computes in float32 stays so; the others keep scales in the weights' dtype.
     kind = "float32" if isinstance(scheme, Moq | Rows | Groups) else tensor.dtype
     scales = Logical(dtype=kind, shape=_stored_shape(scheme, tensor.shape))
     codes = "int8" if scheme.is_symmetric else "uint8"
-    made = {name: Logical(dtype=codes, shape=tensor.shape), f"{module}.{SCALE}": scales}
+    scale = f"{module}.{scale_param(scheme, tensor.shape)}"
+    made = {name: Logical(dtype=codes, shape=tensor.shape), scale: scales}
     return made if scheme.is_symmetric else made | {f"{module}.{MINIMUM}": scales}
 
 
@@ -85,7 +96,7 @@ def _encoder(name: str, tensor: Logical, scheme: Scheme, *, allow_nonfinite: boo
         formula: Any = moq if isinstance(scheme, Moq) else rows
         keep: Callable[[Any], NDArray[Any]] = moq.kept if isinstance(scheme, Moq) else np.asarray
         numel = scheme.group_numel(tensor.shape)
-        scale = f"{name.removesuffix('.weight')}.{SCALE}"
+        scale = f"{name.removesuffix('.weight')}.{scale_param(scheme, tensor.shape)}"
 
         def part(block: blocks.Block, scales: Any, first: int) -> NDArray[np.int8]:
             found: NDArray[np.int8] = formula.encode_part(block, scales, group_numel=numel, first=first)
