@@ -4,6 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Read at import by the libraries, so set before any test module is loaded; child processes inherit them.
@@ -18,6 +19,11 @@ os.environ.update(
         "PLANNER_CACHE_DIR": tempfile.mkdtemp(prefix="planner-test-cache-"),
     }
 )
+
+
+# Timings never decide a test.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ from reshard.tensors import Chunk, Logical, Stored
 from .fallback import with_plan
 
 CONFIG: Final = "config.json"
+#: Far more than tensors of any model and its optimizer.
+_MOST_ENTRIES: Final = 5_000_000
 
 
 class Contents(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,14 +105,25 @@ def _archive(folder: Folder, file: str, root: tuple[str, ...]) -> Contents:
     )
 
 
-def flat(value: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:
-    """Entries of nested dictionaries and lists, their keys and places joined with dots."""
+def flat(value: dict[str, object]) -> list[tuple[str, object]]:
+    """Entries of nested dictionaries and lists, their keys and places joined with dots.
+
+    Raises:
+        DamagedFileError: more entries than a checkpoint has, as where containers hold each other many times.
+    """
     found: list[tuple[str, object]] = []
-    for key, entry in value.items():
-        name = f"{prefix}{key}"
+    # Last in, first out: what is nested comes where it stands.
+    todo: list[tuple[str, object]] = [*reversed(list(value.items()))]
+    while todo:
+        name, entry = todo.pop()
         if isinstance(entry, list):
             entry = dict(enumerate(entry))
-        found += flat(entry, f"{name}.") if isinstance(entry, dict) else [(name, entry)]
+        if isinstance(entry, dict):
+            todo += reversed([(f"{name}.{key}", inner) for key, inner in entry.items()])
+        else:
+            found.append((str(name), entry))
+        if len(found) + len(todo) > _MOST_ENTRIES:
+            raise DamagedFileError(f"an archive with more than {_MOST_ENTRIES} entries is no checkpoint")
     return found
 
 
