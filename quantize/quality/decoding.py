@@ -98,9 +98,10 @@ def _bitsandbytes(_: Mapping[str, Any], tensor: Logical) -> Decode:
 def _plain(config: Mapping[str, Any], tensor: Logical) -> Decode:
     scheme: Scheme = msgspec.convert(config["scheme"], Scheme)
     numel, dtype = scheme.group_numel(tensor.shape), _block_dtype(tensor)
+    scale = plain.scale_param(scheme, tensor.shape)
 
     def decode(stored: Mapping[str, NDArray[Any]], box: Box) -> blocks.Block:
-        codes, scales = stored["weight"], stored[plain.SCALE]
+        codes, scales = stored["weight"], stored[scale]
         match scheme:
             case Moq() | Rows():
                 return _decode_flat(codes, scales, numel, dtype, box[0][0] * tensor.shape[1])

@@ -24,8 +24,10 @@ from quantize.quality.tensors import TensorError, round_trip, totals
 from quantize.scheme import Groups, Moq, Rows, Scheme, Symmetric, SymmetricSearch, ZeroInference
 from quantize.select import Decision
 from reshard.errors import UnsupportedTargetError
+from reshard.job import open_source
 from reshard.tensors import Logical
 
+MODEL = Path(__file__).resolve().parents[3] / "fixtures" / "trained"
 NAME = "transformer.h.0.attn.q_proj.weight"
 
 OUTPUTS: dict[str, Output | Scheme] = {
@@ -55,8 +57,8 @@ def _block(dtype: str, shape: tuple[int, int] = (24, 64)) -> blocks.Block:
 
 def _coder(output: Output | Scheme, tensor: Logical) -> RoundTrip:
     found = output if isinstance(output, Output) else output_of(output)
-    # What the configuration says of the weights does not depend on the checkpoint, which only lends names.
-    config = found.config(None, {})  # type: ignore[arg-type]
+    # What the configuration says of weights does not depend on the checkpoint, which lends a family.
+    config = found.config(open_source(str(MODEL)), {})
     return round_trip(found, config, NAME, tensor)
 
 
