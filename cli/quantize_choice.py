@@ -41,7 +41,7 @@ def choose_scheme(options: Options) -> "Scheme":
         if size == 0 and name == "zero-inference":
             raise click.UsageError("--scheme zero-inference needs a number of weights per group.")
         settings["group_size"] = size or None
-    elif options["activations"]:
+    elif options["activations"] and name in ("symmetric", "symmetric-search"):
         # Activations are multiplied with whole rows.
         settings["group_size"] = None
     return KINDS[name](**settings)
