@@ -16,6 +16,7 @@ from .fallback import with_plan
 CONFIG: Final = "config.json"
 #: Far more than tensors of any model and its optimizer.
 _MOST_ENTRIES: Final = 5_000_000
+_DEEPEST: Final = 200
 
 
 class Contents(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,19 +110,22 @@ def flat(value: dict[str, object]) -> list[tuple[str, object]]:
     """Entries of nested dictionaries and lists, their keys and places joined with dots.
 
     Raises:
+        RecursionError: containers that hold themselves.
         DamagedFileError: more entries than a checkpoint has, as where containers hold each other many times.
     """
     found: list[tuple[str, object]] = []
     # Last in, first out: what is nested comes where it stands.
-    todo: list[tuple[str, object]] = [*reversed(list(value.items()))]
+    todo = [(str(key), entry, 0) for key, entry in reversed(list(value.items()))]
     while todo:
-        name, entry = todo.pop()
+        name, entry, depth = todo.pop()
         if isinstance(entry, list):
             entry = dict(enumerate(entry))
-        if isinstance(entry, dict):
-            todo += reversed([(f"{name}.{key}", inner) for key, inner in entry.items()])
-        else:
-            found.append((str(name), entry))
+        if not isinstance(entry, dict):
+            found.append((name, entry))
+            continue
+        if depth > _DEEPEST:
+            raise RecursionError
+        todo += [(f"{name}.{key}", inner, depth + 1) for key, inner in reversed(list(entry.items()))]
         if len(found) + len(todo) > _MOST_ENTRIES:
             raise DamagedFileError(f"an archive with more than {_MOST_ENTRIES} entries is no checkpoint")
     return found
