@@ -3,6 +3,7 @@
 from enum import IntEnum
 
 from planner.errors import InfeasibleError, PlannerError, RuntimeFailure, TraceError, VerificationError
+from quantize.errors import EvaluationError
 from reshard.errors import CheckpointError
 
 
@@ -31,7 +32,7 @@ def exit_code(error: BaseException) -> ExitCode:
     match error:
         case InfeasibleError() | VerificationError():
             return ExitCode.NEGATIVE_RESULT
-        case RuntimeFailure() | TraceError():
+        case RuntimeFailure() | TraceError() | EvaluationError():
             return ExitCode.RUNTIME_FAILURE
         case PlannerError() | CheckpointError():
             return ExitCode.BAD_INPUT

@@ -1,5 +1,6 @@
 """What quantization costs, as tables."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,13 +24,19 @@ def show_errors(source: "Source", output: "Output | Scheme", options: dict[str, 
     """Measure the errors of tensors and, with a text, of the model; show them, and draw them where asked."""
     from quantize.quality.tensors import tensor_errors
 
+    if not hasattr(output, "encoder"):
+        from quantize.quality.loading import output_of
+
+        output = output_of(output, allow_nonfinite=options["allow_nonfinite"])
     patterns = {"include": options["include"], "exclude": options["exclude"]}
+    jobs = options["jobs"] or min(8, os.cpu_count() or 1)
     with byte_bar("measuring", is_shown=not options["as_json"]) as bar:
         errors = tensor_errors(
             source,
             output,
             **patterns,
             memory_bytes=options["memory"],
+            jobs=jobs,
             progress=bar.advance,
             started=bar.expect,
         )
@@ -38,7 +45,12 @@ def show_errors(source: "Source", output: "Output | Scheme", options: dict[str, 
         from quantize.quality.model import model_errors
 
         model = model_errors(
-            Path(options["checkpoint"]), output, options["text"], **patterns, memory_bytes=options["memory"]
+            Path(options["checkpoint"]),
+            output,
+            options["text"],
+            **patterns,
+            memory_bytes=options["memory"],
+            jobs=jobs,
         )
     if options["plot"] is not None:
         from quantize.plot import plot_errors

@@ -53,3 +53,7 @@ class UnknownPatternError(QuantizeError):
 
 class NothingToQuantizeError(QuantizeError):
     """A checkpoint, or a choice, without a single weight to encode."""
+
+
+class EvaluationError(QuantizeError):
+    """A model that could not be run: its process failed, or was killed for want of memory."""

@@ -24,7 +24,7 @@ from reshard.job import Request
 from reshard.run import reshard
 
 from ..convert import check_unquantized
-from ..errors import QuantizeError
+from ..errors import EvaluationError, QuantizeError
 from ..formats import plain
 from ..formats.base import Output
 from ..scheme import Scheme
@@ -41,10 +41,6 @@ _QUIET: Final = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-
-
-class EvaluationError(QuantizeError):
-    """A model that could not be run: its process failed, or was killed for want of memory."""
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):

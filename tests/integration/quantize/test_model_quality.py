@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 from fixtures import tiny
 from fixtures.perplexity import HELD_OUT, perplexity
 from fixtures.train import TRAINED
-from quantize.errors import GroupSizeError, QuantizeError
+from quantize.errors import EvaluationError, GroupSizeError, QuantizeError
 from quantize.formats import bitsandbytes, compressed_tensors, plain
 from quantize.formats.base import Output
-from quantize.quality.model import EvaluationError, ModelErrors, model_errors
+from quantize.quality.model import ModelErrors, model_errors
 from quantize.scheme import Groups, Moq, Rows, Scheme, ZeroInference
 from reshard.errors import CheckpointError, MissingFileError, UnsupportedSourceError
 

@@ -7,12 +7,17 @@ import pytest
 
 from cli.exit_codes import ExitCode, exit_code, is_foreseen
 from planner import errors as planner_errors
+from quantize import errors as quantize_errors
 from reshard import errors as reshard_errors
 
 
 def _instance(cls: type[Exception]) -> Exception:
     if cls is planner_errors.InfeasibleError:
         return planner_errors.InfeasibleError("short", device="gpu:0", deficit_bytes=1)
+    if cls is quantize_errors.NonfiniteWeightError:
+        return quantize_errors.NonfiniteWeightError(3)
+    if cls is quantize_errors.ScaleOverflowError:
+        return quantize_errors.ScaleOverflowError(3, "a limit")
     return cls("a sentence")
 
 
@@ -42,13 +47,22 @@ _EXPECTED = {
     "DiskSpaceError": 3,
     "MemoryBudgetError": 3,
     "UnsupportedSourceError": 3,
+    "QuantizeError": 3,
+    "InvalidSchemeError": 3,
+    "GroupSizeError": 3,
+    "UnsupportedBlockError": 3,
+    "NonfiniteWeightError": 3,
+    "ScaleOverflowError": 3,
+    "UnknownPatternError": 3,
+    "NothingToQuantizeError": 3,
+    "EvaluationError": 4,
 }
 
 
 def test_every_error_class_has_its_status() -> None:
     classes = {
         name: cls
-        for module in (planner_errors, reshard_errors)
+        for module in (planner_errors, quantize_errors, reshard_errors)
         for name, cls in inspect.getmembers(module, inspect.isclass)
         if issubclass(cls, Exception)
     }
