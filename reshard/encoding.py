@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from .dtypes import dtype
 from .errors import MemoryBudgetError
 from .formats.base import Source
-from .layout import Box, overlap
+from .layout import Box
 from .plan import TensorCopy
-from .regions import scatter, within
 from .stream import Digests, Stream
 
 #: As for plain copies: what fits a core's share of the cache.
@@ -108,11 +107,7 @@ class EncodingStream(Stream):
             source.update(values.reshape(-1).view(np.uint8).data)
             for name, at, array in encoder.encode(box, values):
                 made[name].update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-                for target in targets[name]:
-                    common = overlap(at, target.box)
-                    if common is not None:
-                        part = target.part(common, array.itemsize)
-                        scatter(part, array[within(common, at)], buffers.scratch, self._write)
+                self._give(array, at, targets[name], buffers)
             self._progress(values.nbytes)
         self._check_digest(copy, source.hexdigest())
         return Digests(

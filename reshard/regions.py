@@ -44,6 +44,12 @@ class _Order:
         for index in itertools.product(*(range(n) for n in self.shape[: self.outer])):
             yield sum(i * s for i, s in zip(index, self.strides[: self.outer], strict=True))
 
+    def runs(self, piece: Piece, held: NDArray[np.uint8], itemsize: int) -> Iterator[tuple[int, memoryview]]:
+        """Each run's byte in the file, and its part of the region's bytes in the file's order."""
+        step, flat = self.run * itemsize, held.data
+        for number, offset in enumerate(self.offsets()):
+            yield piece.offset_bytes + offset * itemsize, flat[number * step : (number + 1) * step]
+
     @property
     def is_row_major(self) -> bool:
         """Whether the file has the dimensions in their own order, in one run."""
@@ -85,14 +91,8 @@ def gather(
         read(piece.file, piece.offset_bytes, _bytes_of(view))
         return
     held = scratch[: view.nbytes]
-    step = order.run * view.itemsize
-    flat = held.data
-    for number, offset in enumerate(order.offsets()):
-        read(
-            piece.file,
-            piece.offset_bytes + offset * view.itemsize,
-            flat[number * step : (number + 1) * step],
-        )
+    for at, part in order.runs(piece, held, view.itemsize):
+        read(piece.file, at, part)
     _copy(_reordered(held, order, view.dtype), view)
 
 
@@ -108,14 +108,8 @@ def scatter(
         return
     held = scratch[: view.nbytes]
     _copy(view, _reordered(held, order, view.dtype))
-    step = order.run * view.itemsize
-    flat = held.data
-    for number, offset in enumerate(order.offsets()):
-        write(
-            piece.file,
-            piece.offset_bytes + offset * view.itemsize,
-            flat[number * step : (number + 1) * step],
-        )
+    for at, part in order.runs(piece, held, view.itemsize):
+        write(piece.file, at, part)
 
 
 def _reordered(held: NDArray[np.uint8], order: _Order, kind: np.dtype[Any]) -> Array:

@@ -174,15 +174,19 @@ class Stream:
                 made = _view(buffers.cast, strip, itemsizes[1])
                 overflows |= self._cast(_raw(found), _raw(made), copy.dtype, copy.target_dtype)
                 written.update(_raw(made).data)
-            for target in copy.targets:
-                box = overlap(strip, target.box)
-                if box is not None:
-                    part = target.part(box, itemsizes[1])
-                    scatter(part, made[within(box, strip)], buffers.scratch, self._write)
+            self._give(made, strip, copy.targets, buffers)
             self._progress(count)
         digest = read.hexdigest()
         self._check_digest(copy, digest)
         return Digests(name=copy.name, source=digest, target=written.hexdigest(), overflows=overflows)
+
+    def _give(self, made: NDArray[Any], box: Box, targets: Iterable[Piece], buffers: _Buffers) -> None:
+        """Write what the targets have of `made`, the elements of `box`."""
+        for target in targets:
+            common = overlap(box, target.box)
+            if common is not None:
+                part = target.part(common, made.itemsize)
+                scatter(part, made[within(common, box)], buffers.scratch, self._write)
 
     def _check_digest(self, copy: TensorCopy, digest: str) -> None:
         if copy.digest is not None and copy.digest != digest and not self._stop.is_set():

@@ -157,3 +157,11 @@ def cut(name: str, tensor: Logical, dim: int, intervals: tuple[Interval, ...]) -
     extent = sum(end - begin for begin, end in intervals)
     shape = tuple(extent if i == dim else n for i, n in enumerate(tensor.shape))
     return Stored(name=name, dtype=tensor.dtype, shape=shape, chunks=along(name, tensor, dim, intervals))
+
+
+def padded_share(stored_as: str, name: str, tensor: Logical, rows: int, tp_size: int, tp_rank: int) -> Stored:
+    """A rank's rows of a tensor that is padded to `rows`, a multiple of the degree; the rest is zero."""
+    share = rows // tp_size
+    begin, end = (min(row, tensor.shape[0]) for row in (tp_rank * share, (tp_rank + 1) * share))
+    chunks = along(name, tensor, 0, [(begin, end)]) if begin < end else ()
+    return Stored(name=stored_as, dtype=tensor.dtype, shape=(share, *tensor.shape[1:]), chunks=chunks)

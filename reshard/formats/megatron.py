@@ -11,7 +11,7 @@ from reshard.architectures.schema import Role
 from reshard.errors import CannotSplitError, UnsupportedTargetError
 from reshard.layout import Part, rank_units
 from reshard.rules import Rule, Rules
-from reshard.tensors import Logical, Stored, along, copy_of
+from reshard.tensors import Stored, copy_of, padded_share
 
 from .base import Format, Layout, Options, Source, TargetFile
 from .layers import Layer, Layers, Share, columns, fused, holder, interleaved
@@ -99,9 +99,9 @@ def rank_tensors(layers: Layers, tp_size: int, tp_rank: int, version: float, row
     for name, rule in layers.outside.items():
         tensor = layers.tensor(rule)
         if rule.role == "embedding":
-            yield _vocabulary(EMBEDDING + ".weight", name, tensor, tp_size, tp_rank, rows)
+            yield padded_share(EMBEDDING + ".weight", name, tensor, rows, tp_size, tp_rank)
         elif rule.role == "head":
-            yield _vocabulary(f"{HEAD}.{rule.param}", name, tensor, tp_size, tp_rank, rows)
+            yield padded_share(f"{HEAD}.{rule.param}", name, tensor, rows, tp_size, tp_rank)
         elif rule.role in names:
             yield copy_of(name, tensor, stored_as=f"{names[rule.role]}.{rule.param}")
         else:
@@ -111,13 +111,6 @@ def rank_tensors(layers: Layers, tp_size: int, tp_rank: int, version: float, row
         yield from _norms(layers, layer, prefix)
         yield from _attention(layers, layer, prefix, tp_size, tp_rank, version)
         yield from _mlp(layers, layer, prefix, tp_size, tp_rank)
-
-
-def _vocabulary(stored_as: str, name: str, tensor: Logical, tp_size: int, tp_rank: int, rows: int) -> Stored:
-    share = rows // tp_size
-    begin, end = (min(row, tensor.shape[0]) for row in (tp_rank * share, (tp_rank + 1) * share))
-    chunks = along(name, tensor, 0, [(begin, end)]) if begin < end else ()
-    return Stored(name=stored_as, dtype=tensor.dtype, shape=(share, *tensor.shape[1:]), chunks=chunks)
 
 
 def _norms(layers: Layers, layer: Layer, prefix: str) -> Iterator[Stored]:

@@ -5,10 +5,12 @@ outputs, those before an all-reduce along their inputs with whole biases, the he
 embeddings and norms whole.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
+from reshard.cuts import Cut
 from reshard.errors import InconsistentShardsError
 from reshard.model import Model
 from reshard.rules import Policy, Rules, check_heads, logical_shape
@@ -28,37 +30,47 @@ _NOT_FOR_AUTOTP: Final = {
 }
 
 
-def rank_tensors(source: Source, policy: Policy, tp_size: int, tp_rank: int) -> dict[str, Stored]:
-    """Everything that a rank holds, under the names of the logical tensors.
+def ways_to_cut(source: Source, policy: Policy, tp_size: int) -> dict[str, Cut | None]:
+    """How every tensor, aliases included, is shared out; None: whole on every rank. The same for all ranks.
 
     Raises:
-        CannotSplitError: a head, or a group of quantized elements, would be cut.
+        CannotSplitError: a head would be cut.
         UnknownArchitectureError: a tensor that the family's table does not mention.
     """
     rules = Rules(source.model, source.tensors)
     check_heads(source.model, tp_size)
-    found = {}
-    for name in (*source.tensors, *source.aliases):
-        first = source.aliases.get(name, name)
-        found[name] = _rank_tensor(rules, policy, name, first, source.tensors[first], tp_size, tp_rank)
-    return found
-
-
-def _rank_tensor(
-    rules: Rules, policy: Policy, name: str, first: str, tensor: Logical, tp_size: int, tp_rank: int
-) -> Stored:
+    names = {name: source.aliases.get(name, name) for name in (*source.tensors, *source.aliases)}
+    if tp_size == 1:
+        return dict.fromkeys(names)
     # An alias is cut as its own role says: a tied head as a head, though its data are the embedding's.
-    way = policy.cut(rules.rule(name, tensor)) if tp_size > 1 else None
-    if way is None:
-        return copy_of(first, tensor, stored_as=name)
-    stored = cut(first, tensor, way.dim, way.intervals(name, tp_size, tp_rank))
-    return msgspec.structs.replace(stored, name=name)
+    return {name: policy.cut(rules.rule(name, source.tensors[first])) for name, first in names.items()}
+
+
+def rank_tensors(
+    source: Source, ways: Mapping[str, Cut | None], tp_size: int, tp_rank: int
+) -> dict[str, Stored]:
+    """Everything that a rank holds, under the names of the logical tensors.
+
+    Raises:
+        CannotSplitError: a group of quantized elements would be cut.
+    """
+    found = {}
+    for name, way in ways.items():
+        first = source.aliases.get(name, name)
+        tensor = source.tensors[first]
+        if way is None:
+            found[name] = copy_of(first, tensor, stored_as=name)
+        else:
+            stored = cut(first, tensor, way.dim, way.intervals(name, tp_size, tp_rank))
+            found[name] = msgspec.structs.replace(stored, name=name)
+    return found
 
 
 def _write(source: Source, options: Options) -> Layout:
     files = []
+    ways = ways_to_cut(source, POLICY, options.tp_size)
     for rank in range(options.tp_size):
-        tensors = rank_tensors(source, POLICY, options.tp_size, rank)
+        tensors = rank_tensors(source, ways, options.tp_size, rank)
         groups = by_size(tensors, options.max_shard_bytes)
         stem = f"model-rank-{rank:02d}-of-{options.tp_size:02d}"
         for number, group in enumerate(groups, 1):
@@ -124,9 +136,10 @@ def read_rank_files(
         format=format_name, folder=folder, model=model, tensors=tensors, files=(), tp_size=tp_size
     )
     files = []
+    ways = ways_to_cut(source, POLICY, tp_size)
     for number, rank_files in enumerate(ranks):
         owner = number if number < tp_size else None
-        layout = rank_tensors(source, POLICY, tp_size, number % tp_size)
+        layout = rank_tensors(source, ways, tp_size, number % tp_size)
         for file, stored in rank_files.items():
             mine = [layout[name] for name in stored]
             files.append(SourceFile(name=file, rank=owner, tensors=placed(mine, stored, folder.path(file))))

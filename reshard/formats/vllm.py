@@ -15,7 +15,7 @@ from reshard.layout import Part, rank_units
 from reshard.model import Model
 from reshard.rules import Rule, Rules, check_heads
 from reshard.storage import Folder
-from reshard.tensors import Logical, Stored, along, copy_of
+from reshard.tensors import Logical, Stored, copy_of, padded_share
 
 from .base import Format, Layout, Options, Source, SourceFile, TargetFile, by_size
 from .layers import Layer, Layers, Share, columns, fused, holder
@@ -93,10 +93,7 @@ def _vocabulary(stored_as: str, name: str, tensor: Logical, tp_size: int, tp_ran
         raise CannotSplitError(
             f"{name}: vLLM pads {tensor.shape[0]} tokens to {padded}, which tp_size={tp_size} does not divide"
         )
-    share = padded // tp_size
-    begin, end = (min(row, tensor.shape[0]) for row in (tp_rank * share, (tp_rank + 1) * share))
-    chunks = along(name, tensor, 0, [(begin, end)]) if begin < end else ()
-    return Stored(name=stored_as, dtype=tensor.dtype, shape=(share, *tensor.shape[1:]), chunks=chunks)
+    return padded_share(stored_as, name, tensor, padded, tp_size, tp_rank)
 
 
 def _layer(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> Iterator[Stored]:
