@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,14 +95,15 @@ def command(**options: Any) -> None:
     from reshard.job import open_source
 
     scheme, name = choose_scheme(options), choose_format(options)
-    source = open_source(options["checkpoint"])
+    # Most choices need no look at the checkpoint, and what is remote is not opened twice.
+    source = cache(lambda: open_source(options["checkpoint"]))
     if options["report"] or options["text"] or options["plot"]:
         from .quantize_report import show_errors
 
         is_named = options["format_name"] not in (None, "zero-inference")
-        show_errors(source, choose_output(name, scheme, options, source) if is_named else scheme, options)
+        show_errors(source(), choose_output(name, scheme, options, source) if is_named else scheme, options)
     elif name == "zero-inference":
-        _write_ds_config(source, scheme, options)
+        _write_ds_config(source(), scheme, options)
     else:
         request = _request(options, "int" + options["bits"])
         _quantize(request, choose_output(name, scheme, options, source), options)

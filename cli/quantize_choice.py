@@ -1,5 +1,6 @@
 """From the options of `quantize` to a scheme and a format."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -47,7 +48,7 @@ def choose_scheme(options: Options) -> "Scheme":
     return KINDS[name](**settings)
 
 
-def choose_output(name: str, scheme: "Scheme", options: Options, source: "Source") -> "Output":
+def choose_output(name: str, scheme: "Scheme", options: Options, source: "Callable[[], Source]") -> "Output":
     """The format called `name` for the scheme; a usage error where they do not go together."""
     allowed = options["allow_nonfinite"]
     if options["activations"] and name != "compressed-tensors":
@@ -73,7 +74,7 @@ def choose_output(name: str, scheme: "Scheme", options: Options, source: "Source
     )
 
 
-def _one_scheme(name: str, options: Options, source: "Source") -> "Output":
+def _one_scheme(name: str, options: Options, source: "Callable[[], Source]") -> "Output":
     has_scheme = options["scheme"] not in (None, "rows") or options["group_size"] is not None
     if has_scheme or options["bits"] != "8":
         raise click.UsageError(f"--format {name} has one scheme: 8 bits, one scale per row.")
@@ -84,4 +85,4 @@ def _one_scheme(name: str, options: Options, source: "Source") -> "Output":
         return bitsandbytes.output(allow_nonfinite=allowed)
     from quantize.formats import deepspeed_int8
 
-    return deepspeed_int8.output(source, tp_size=options["tp"] or 1, allow_nonfinite=allowed)
+    return deepspeed_int8.output(source(), tp_size=options["tp"] or 1, allow_nonfinite=allowed)

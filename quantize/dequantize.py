@@ -14,11 +14,12 @@ from reshard.fetch import fetch
 from reshard.formats.base import Source
 from reshard.job import Job, Request
 from reshard.layout import Box
+from reshard.model import with_dtype
 from reshard.run import Report, reshard
 from reshard.tensors import Logical
 
 from .formats import plain
-from .groups import blocks, row_absmax, symmetric, zero_inference
+from .groups import absmax, blocks, row_absmax, symmetric, zero_inference
 from .packing import unpack
 from .recipes import COMPANIONS, check_recipe
 from .scheme import Moq, Rows, Scheme
@@ -113,9 +114,7 @@ class Dequantization:
                 is_float = tensor.dtype in _FLOATING
                 tensors[name] = Logical(dtype=self._kind if is_float else tensor.dtype, shape=tensor.shape)
         config = {k: v for k, v in source.model.config.items() if k != "quantization_config"}
-        spelt = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
-        config |= dict.fromkeys(spelt, self._kind)
-        model = msgspec.structs.replace(source.model, config=config)
+        model = msgspec.structs.replace(source.model, config=with_dtype(config, self._kind))
         return msgspec.structs.replace(source, tensors=tensors, model=model)
 
     def derived(self) -> Mapping[str, tuple[str, ...]]:
@@ -154,7 +153,10 @@ class Dequantization:
         scales = self._table(module, plain.scale_param(scheme, shape))
         if isinstance(scheme, Moq | Rows):
             numel = scheme.group_numel(shape)
-            return lambda box, raw: _flat(raw.view(np.int8), scales, numel, box[0][0] * shape[1])
+            kind = np.dtype(np.float32)
+            return lambda box, raw: absmax.decode_part(
+                raw.view(np.int8), scales, numel, kind, box[0][0] * shape[1]
+            )
         if scheme.is_symmetric:
             return lambda box, raw: symmetric.decode(raw.view(np.int8), scales[slice(*box[0])])
         minimum = self._table(module, "weight_minimum")
@@ -182,19 +184,6 @@ class Dequantization:
 
     def _bits(self) -> int:
         return int(self._weights("num_bits"))
-
-
-def _flat(codes: NDArray[np.int8], scales: NDArray[Any], numel: int, first: int) -> blocks.Block:
-    """Part of a flattened tensor whose groups are no rows."""
-    made = np.empty(codes.shape, np.float32)
-    pairs = zip(
-        blocks.chunked(codes.reshape(-1), numel, first),
-        blocks.chunked(made.reshape(-1), numel, first),
-        strict=True,
-    )
-    for (group, part), (_, target) in pairs:
-        np.multiply(part, scales[group : group + len(part), None], out=target)
-    return made
 
 
 def dequantize(

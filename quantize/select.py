@@ -26,6 +26,8 @@ _REASONS: Final[dict[Role, str]] = {
 }
 #: By model type: the last segment of modules whose dtype the running model asks for (transformers 5.23).
 FLOAT32: Final[dict[str, str]] = {"t5": "wo"}
+#: Model types whose Linears are of a class of their own, which runtimes do not replace (transformers 5.23).
+OWN_LINEARS: Final = ("falcon",)
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):

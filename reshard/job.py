@@ -16,7 +16,7 @@ from .errors import UnsupportedTargetError
 from .formats.base import Layout, Options, Source, TargetFile
 from .formats.registry import read_source, target
 from .manifest import FILE, Entry, Manifest, Origin, encode, slices
-from .model import Model, parse_model
+from .model import Model, parse_model, with_dtype
 from .plan import TensorCopy, make_plan
 from .storage import Folder, open_folder, read
 from .stream import Digests
@@ -242,9 +242,7 @@ def companions(source: Source, dtype_name: str | None) -> dict[str, bytes]:
     folder: Folder = source.folder
     config = dict(source.model.config)
     if dtype_name is not None:
-        # transformers 5 writes the first, older releases the second; loaders believe what they find.
-        spelt = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
-        config |= dict.fromkeys(spelt, dtype(dtype_name).name)
+        config = with_dtype(config, dtype(dtype_name).name)
     found = {_CONFIG: json.dumps(config, indent=2).encode() + b"\n"}
     for name in folder.files():
         is_small = name.endswith(_SMALL) and "/" not in name and folder.size(name) <= _SMALL_BYTES

@@ -92,6 +92,13 @@ def parse_model(raw: bytes, name: str) -> Model:
     return Model(config=config, table=table, geometry=_geometry(config, table, name))
 
 
+def with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The configuration of the same model with its weights in the dtype called `name`."""
+    # transformers 5 writes the first, older releases the second; loaders believe what they find.
+    spelt = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+    return {**config, **dict.fromkeys(spelt, name)}
+
+
 def holds(config: dict[str, Any], table: Architecture, when: dict[str, Any]) -> bool:
     """Whether the configuration, with its family's defaults, has every value of `when`."""
     return all(config.get(key, table.defaults.get(key)) == value for key, value in when.items())

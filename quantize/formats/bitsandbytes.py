@@ -15,13 +15,11 @@ from reshard.layout import Box
 from reshard.tensors import Logical
 
 from ..groups import blocks, row_absmax
-from ..select import Decision
+from ..select import OWN_LINEARS, Decision
 from .base import Output
 from .compressed_tensors import ignored
 from .encoders import RowEncoder
 
-#: Families whose Linears are of a class of their own (transformers 5.23).
-_OWN_LINEARS: Final = ("falcon",)
 #: `weight_format`: rows as they are, the only layout that is saved today.
 _ROW: Final = 0
 
@@ -63,7 +61,7 @@ def _strips(name: str, box: Box, found: blocks.Encoded) -> Iterable[Encoded]:
 
 
 def _config(source: Source, decisions: Mapping[str, Decision]) -> dict[str, Any]:
-    if source.model.model_type in _OWN_LINEARS:
+    if source.model.model_type in OWN_LINEARS:
         raise UnsupportedTargetError(
             f"transformers replaces no Linear of {source.model.model_type}, whose class is the family's own, "
             "by one of bitsandbytes; take --format compressed-tensors"

@@ -24,14 +24,10 @@ from reshard.formats.base import Source
 
 from ..errors import GroupSizeError
 from ..scheme import ZeroInference
-from ..select import Decision
+from ..select import FLOAT32, OWN_LINEARS, Decision
 
 #: What a model's head is called as it runs, whatever the checkpoint calls it.
 _HEAD: Final = "lm_head"
-#: Families whose Linears are of a class of their own, which DeepSpeed does not replace (transformers 5.23).
-_OWN_LINEARS: Final = ("falcon",)
-#: What transformers keeps in float32 when it loads a model in float16; DeepSpeed stops at it.
-_FLOAT32: Final = {"t5": "wo"}
 
 
 def weight_quantization(
@@ -56,7 +52,7 @@ def weight_quantization(
         raise UnsupportedTargetError(
             f"{source.folder.path('')} has no Linear that is chosen; ZeRO-Inference quantizes nothing else"
         )
-    if source.model.model_type in _OWN_LINEARS:
+    if source.model.model_type in OWN_LINEARS:
         raise UnsupportedTargetError(
             f"DeepSpeed passes over every Linear of {source.model.model_type}, whose class is the family's "
             "own; take another format"
@@ -142,10 +138,10 @@ def _check(source: Source, decision: Decision, scheme: ZeroInference) -> None:
             f"{decision.name}: DeepSpeed quantizes plain Embeddings and passes over the many that families "
             "derive from them; leave embeddings out of --include"
         )
-    if decision.module.rpartition(".")[2] == _FLOAT32.get(source.model.model_type):
+    if decision.module.rpartition(".")[2] == FLOAT32.get(source.model.model_type):
         raise UnsupportedTargetError(
             f"{decision.name}: transformers keeps it in float32, and DeepSpeed quantizes float16 only; "
-            f"--exclude '*.{_FLOAT32[source.model.model_type]}'"
+            f"--exclude '*.{FLOAT32[source.model.model_type]}'"
         )
     shape = source.tensors[decision.name].shape
     try:

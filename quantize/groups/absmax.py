@@ -89,6 +89,16 @@ def decode(
     return made
 
 
+def decode_part(
+    codes: NDArray[np.int8], scales: NDArray[Any], group_numel: int, dtype: np.dtype[Any], first: int
+) -> Block:
+    """Code * scale of a part of a tensor that begins at weight `first`, for scales of all of its groups."""
+    made = np.empty(codes.shape, dtype)
+    for (group, part), target in _both(codes.reshape(-1), raw(made), group_numel, first):
+        kernels.restore(part, scales[group : group + len(part)], np.float32(1), target)
+    return made
+
+
 def require_finite(usable: NDArray[np.bool_], limit: str) -> None:
     """Check that every group can be decoded.
 

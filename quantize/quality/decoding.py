@@ -16,9 +16,8 @@ from reshard.errors import UnsupportedTargetError
 from reshard.layout import Box
 from reshard.tensors import Logical
 
-from .. import kernels
 from ..formats import plain
-from ..groups import blocks, row_absmax, rows, symmetric, zero_inference
+from ..groups import absmax, blocks, row_absmax, rows, symmetric, zero_inference
 from ..packing import unpack
 from ..scheme import Groups, Moq, Rows, Scheme, Symmetric, SymmetricSearch, ZeroInference
 
@@ -104,7 +103,7 @@ def _plain(config: Mapping[str, Any], tensor: Logical) -> Decode:
         codes, scales = stored["weight"], stored[scale]
         match scheme:
             case Moq() | Rows():
-                return _decode_flat(codes, scales, numel, dtype, box[0][0] * tensor.shape[1])
+                return absmax.decode_part(codes, scales, numel, dtype, box[0][0] * tensor.shape[1])
             case Groups():
                 # By the scales that are there: where ranks share a row, each has one of its own.
                 held = codes.size // scales.size
@@ -123,19 +122,6 @@ _DECODERS: dict[str, Callable[[Mapping[str, Any], Logical], Decode]] = {
     "bitsandbytes": _bitsandbytes,
     plain.METHOD: _plain,
 }
-
-
-def _decode_flat(
-    codes: NDArray[Any], scales: NDArray[Any], numel: int, dtype: np.dtype[Any], first: int
-) -> blocks.Block:
-    """A strip that begins at weight `first` of the flat tensor, where groups need not begin or end."""
-    made = np.empty(codes.shape, dtype)
-    targets = blocks.chunked(blocks.raw(made).reshape(-1), numel, first)
-    for (group, part), (_, target) in zip(
-        blocks.chunked(codes.reshape(-1), numel, first), targets, strict=True
-    ):
-        kernels.restore(part, scales[group : group + len(part)], np.float32(1), target)
-    return made
 
 
 def _decode_shifted(
