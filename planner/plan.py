@@ -117,11 +117,16 @@ class Plan(_Strict, frozen=True, kw_only=True):
         host_copies: `pinned` or `pageable`, for weights that live on the CPU and run on a GPU.
         kv_cache: `device` (with the block that fills it) or `offloaded` (kept in host memory).
         main_device: where the root module's tensors and every streamed module run.
-        placements: in execution order, disjoint, every tensor covered once.
+        placements: in execution order, disjoint, every tensor covered once. With several ranks they are
+            rank 0's, whose GPU is `gpu:0`; every rank has its own of the same sizes.
         split_blocks: no-split blocks whose parts live in different places → where they execute.
         prediction: memory and time.
         alternatives: what lost, and why.
         notes: sentences about this plan that a user should read.
+        num_ranks: processes that run it, one for each GPU in use (or, on the CPU, so many all the same).
+        num_streams: ranks that generate sequences of their own; 1 when all work on the same ones. The
+            workload's batch is of all streams together.
+        weight_bits: width of weights that the runtime quantizes as it loads them, or None.
     """
 
     schema_version: int
@@ -139,6 +144,9 @@ class Plan(_Strict, frozen=True, kw_only=True):
     prediction: Prediction
     alternatives: tuple[Alternative, ...] = ()
     notes: tuple[str, ...] = ()
+    num_ranks: int = 1
+    num_streams: int = 1
+    weight_bits: int | None = None
 
     def device_map(self) -> dict[str, str | int]:
         """The map that `from_pretrained(device_map=…)` takes: module → GPU index, `cpu` or `disk`."""

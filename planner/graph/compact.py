@@ -11,7 +11,16 @@ from typing import Any
 import msgspec
 
 from planner.errors import BadFileError
-from planner.graph.schema import SCHEMA_VERSION, Edge, ItemsizeCost, KvCost, ModuleGraph, Node, Tensor
+from planner.graph.schema import (
+    SCHEMA_VERSION,
+    Edge,
+    ItemsizeCost,
+    KvCost,
+    ModuleGraph,
+    Node,
+    Tensor,
+    TensorParallel,
+)
 
 
 class _Kind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -22,6 +31,7 @@ class _Kind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     costs: dict[str, ItemsizeCost] = {}
     kv: KvCost | None = None
     num_calls: int = 1
+    tensor_parallel: TensorParallel | None = None
 
 
 class _Run(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -88,6 +98,7 @@ def encode(graph: ModuleGraph) -> bytes:
             costs=node.costs,
             kv=node.kv,
             num_calls=node.num_calls,
+            tensor_parallel=node.tensor_parallel,
         )
         index = kinds.setdefault(msgspec.json.encode(kind), len(kinds))
         if index == len(table):
@@ -210,6 +221,7 @@ def _expand(run: _Run, kind: _Kind) -> Iterator[Node]:
             costs=kind.costs,
             kv=kind.kv,
             num_calls=kind.num_calls,
+            tensor_parallel=kind.tensor_parallel,
         )
 
 

@@ -111,6 +111,22 @@ class Tensor(_Strict, frozen=True, kw_only=True):
         return count
 
 
+class TensorParallel(_Strict, frozen=True, kw_only=True):
+    """How a module's weight may be cut over ranks, as the traced operations allow.
+
+    Attributes:
+        role: `column` (cut along its outputs) or `row` (cut along its inputs: an all-reduce follows).
+        num_groups: index sets that can live on different ranks: heads, KV groups, features. A degree
+            works when it divides them.
+        sharded: share of the weight that is cut; the rest (keys and values of too few heads) is on
+            every rank.
+    """
+
+    role: str
+    num_groups: int
+    sharded: float = 1.0
+
+
 class Node(_Strict, frozen=True, kw_only=True):
     """One module that owns tensors or runs operations of its own.
 
@@ -124,6 +140,7 @@ class Node(_Strict, frozen=True, kw_only=True):
         kv: what it leaves in the cache, or None.
         num_calls: forwards of this module in one model forward (a shared module may run twice;
             0 when its tensors are used without calling it).
+        tensor_parallel: how it may be cut over ranks; None: every rank holds it whole.
     """
 
     name: str
@@ -134,6 +151,7 @@ class Node(_Strict, frozen=True, kw_only=True):
     costs: dict[str, ItemsizeCost] = {}
     kv: KvCost | None = None
     num_calls: int = 1
+    tensor_parallel: TensorParallel | None = None
 
 
 class Edge(_Strict, frozen=True, kw_only=True):

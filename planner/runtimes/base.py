@@ -1,9 +1,11 @@
 """The shape of a runtime: what it can be told to do, and how long it takes to bring weights to work.
 
-A runtime is one package under `planner/runtimes/` with a `law` (pure: `RUNTIME`, below) and an `emit`
-(writes the folder that runs it). `planner/runtimes/registry.py` names them.
+A runtime is one package under `planner/runtimes/` with a `law` (pure; `LAW` is its `Law`), an `emit` (pure:
+the files that run a plan) and a `generate` (the script among them, which imports nothing of the planner).
+`planner/runtimes/registry.py` names them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +26,9 @@ class Settings:
         cpu_execution: whether chosen units may execute on the CPU beside a GPU.
         disk: whether weights may stay on disk.
         hooks: whether every module is hooked as soon as more than one place is used.
+        num_ranks: processes, one for each GPU in use.
+        num_streams: ranks that generate sequences of their own; 1 when all work on the same ones.
+        weight_bits: width to which the runtime quantizes weights as it loads them, or None.
     """
 
     runtime: str
@@ -34,6 +39,9 @@ class Settings:
     cpu_execution: bool = False
     disk: bool = False
     hooks: bool = True
+    num_ranks: int = 1
+    num_streams: int = 1
+    weight_bits: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +57,21 @@ class Movement:
     copy_s: float
     host_s: float
     quantities: tuple[Quantity, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emitted:
+    """What a runtime adds to a plan's folder.
+
+    Attributes:
+        files: name → contents; `generate.py` among them.
+        needs: the packages that it imports, in words.
+        readme: paragraphs of the README about this runtime, Markdown.
+    """
+
+    files: Mapping[str, bytes]
+    needs: str
+    readme: str = ""
 
 
 class Law(Protocol):

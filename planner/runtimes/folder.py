@@ -1,6 +1,5 @@
 """The emitted folder: written whole beside its final name, then renamed."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -8,23 +7,23 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from planner.device_map import compress
 from planner.errors import InvalidInputError
-from planner.graph.schema import ModuleGraph
-from planner.plan import PLAN_FILE, Plan, device_map_value, encode
+from planner.plan import PLAN_FILE, Plan, encode
+from planner.runtimes.base import Emitted
 from planner.sizes import format_bytes, format_seconds
 
-DEVICE_MAP_FILE: Final = "device_map.json"
 SCRIPT: Final = "generate.py"
+#: What every script shares.
+SHARED: Final = "generation.py"
 
 
-def device_map_of(plan: Plan, graph: ModuleGraph) -> dict[str, str | int]:
-    """The plan's map as short as it can be: blocks that live whole are one entry."""
-    return compress({p.module: device_map_value(p.lives) for p in plan.placements}, graph)
+def script(package: str) -> bytes:
+    """The `generate.py` of a runtime's package."""
+    return resources.files("planner.runtimes").joinpath(package, SCRIPT).read_bytes()
 
 
-def write_folder(plan: Plan, graph: ModuleGraph, folder: Path) -> tuple[Path, ...]:
-    """Write plan.json, device_map.json, generate.py and README.md as one folder.
+def write_folder(plan: Plan, emitted: Emitted, folder: Path) -> tuple[Path, ...]:
+    """Write plan.json, the runtime's files, what they share and README.md as one folder.
 
     A plan that is there already is replaced; anything else that is there is left alone.
 
@@ -38,9 +37,9 @@ def write_folder(plan: Plan, graph: ModuleGraph, folder: Path) -> tuple[Path, ..
         raise InvalidInputError(f"{folder} exists and is no plan; give a new folder, or remove it first")
     contents = {
         PLAN_FILE: encode(plan),
-        DEVICE_MAP_FILE: (json.dumps(device_map_of(plan, graph), indent=1) + "\n").encode(),
-        SCRIPT: resources.files("planner.runtimes").joinpath("templates", SCRIPT).read_bytes(),
-        "README.md": _readme(plan).encode(),
+        **emitted.files,
+        SHARED: resources.files("planner.runtimes").joinpath(SHARED).read_bytes(),
+        "README.md": _readme(plan, emitted).encode(),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -76,7 +75,7 @@ def _replace(folder: Path, fresh: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _readme(plan: Plan) -> str:
+def _readme(plan: Plan, emitted: Emitted) -> str:
     prediction, workload = plan.prediction, plan.workload
     memory = "\n".join(
         f"- {device}: {format_bytes(worst.total)} of {format_bytes(worst.capacity)}"
@@ -84,18 +83,18 @@ def _readme(plan: Plan) -> str:
         for worst in [max(phases.values(), key=lambda part: part.total)]
     )
     notes = "".join(f"\nNote: {note}.\n" for note in plan.notes)
+    ranks = f", {plan.num_ranks} ranks (the script starts them)" if plan.num_ranks > 1 else ""
+    readme = f"\n{emitted.readme.strip()}\n" if emitted.readme else ""
     return f"""# {plan.model.name} on {plan.hardware.name}
 
 Run it, with a checkpoint of {plan.model.name} (folder or hub id):
 
     python generate.py CHECKPOINT --prompt "Once upon a time"
 
-It needs torch, transformers, accelerate and safetensors. `device_map.json` alone works as well, with
-`from_pretrained(CHECKPOINT, dtype="{workload.dtype}", device_map=json.load(open("device_map.json")),
-offload_folder="offload")`; then host copies are not pinned.
-
+It needs {emitted.needs}.
+{readme}
 Planned for batch {workload.batch_size}, {workload.prompt_tokens} prompt and {workload.new_tokens} new tokens,
-{workload.dtype}, runtime {plan.runtime}, {plan.host_copies} host copies, KV cache: {plan.kv_cache}.
+{workload.dtype}, runtime {plan.runtime}{ranks}, {plan.host_copies} host copies, KV cache: {plan.kv_cache}.
 
 Predicted: prefill {format_seconds(prediction.time["prefill"].total)}, then \
 {format_seconds(prediction.time["decode"].total)} a token; {prediction.tokens_per_s:.3g} tokens/s.

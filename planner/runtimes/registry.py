@@ -9,8 +9,9 @@ from planner.errors import UnknownNameError
 from planner.graph.schema import ModuleGraph
 from planner.plan import Plan
 from planner.runtimes.accelerate.law import LAW as ACCELERATE
-from planner.runtimes.base import Law
+from planner.runtimes.base import Emitted, Law
 from planner.runtimes.cpu.law import LAW as CPU
+from planner.runtimes.folder import write_folder
 
 LAWS: Final[dict[str, Law]] = {law.name: law for law in (ACCELERATE, CPU)}
 
@@ -34,8 +35,10 @@ def emit(plan: Plan, graph: ModuleGraph, folder: Path) -> tuple[Path, ...]:
 
     Raises:
         UnknownNameError: the plan names a runtime that is not known.
+        InvalidInputError: `folder` holds something other than a plan.
     """
     laws([plan.runtime])
-    module = importlib.import_module(f"planner.runtimes.{plan.runtime}.emit")
-    files: tuple[Path, ...] = module.emit(plan, graph, folder)
-    return files
+    package = plan.runtime.replace("-", "_")
+    module = importlib.import_module(f"planner.runtimes.{package}.emit")
+    emitted: Emitted = module.emit(plan, graph)
+    return write_folder(plan, emitted, folder)

@@ -16,7 +16,9 @@ from planner.errors import InvalidInputError, ModelError, RuntimeFailure
 from planner.graph.store import graph_for
 from planner.models.resolve import resolve
 from planner.plan import Plan, read
-from planner.runtimes.folder import DEVICE_MAP_FILE, SCRIPT, write_folder
+from planner.runtimes.accelerate.emit import DEVICE_MAP_FILE
+from planner.runtimes.folder import SCRIPT
+from planner.runtimes.registry import emit
 from planner.verify.compare import Comparison, compare
 from planner.verify.tiers import one_tier_down
 from reshard.checkpoint import read_specs
@@ -109,7 +111,7 @@ def verify(
         if on == "cpu":
             plan = one_tier_down(plan)
             folder = work / "plan"
-            write_folder(plan, graph_for(spec), folder)
+            emit(plan, graph_for(spec), folder)
         return _run(plan, folder, checkpoint, work, on=on, new_tokens=tokens, batch_size=batch)
 
 

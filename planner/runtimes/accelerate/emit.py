@@ -1,12 +1,29 @@
-"""Emits the folder: the same files as every runtime that transformers loads."""
+"""Emits what transformers and Accelerate load: a device map, and the script that pins its host copies."""
 
-from pathlib import Path
+import json
+from typing import Final
 
+from planner.device_map import compress
 from planner.graph.schema import ModuleGraph
-from planner.plan import Plan
-from planner.runtimes.folder import write_folder
+from planner.plan import Plan, device_map_value
+from planner.runtimes.base import Emitted
+from planner.runtimes.folder import SCRIPT, script
+
+DEVICE_MAP_FILE: Final = "device_map.json"
 
 
-def emit(plan: Plan, graph: ModuleGraph, folder: Path) -> tuple[Path, ...]:
-    """Write the folder; see `planner.runtimes.folder.write_folder`."""
-    return write_folder(plan, graph, folder)
+def device_map_of(plan: Plan, graph: ModuleGraph) -> dict[str, str | int]:
+    """The plan's map as short as it can be: blocks that live whole are one entry."""
+    return compress({p.module: device_map_value(p.lives) for p in plan.placements}, graph)
+
+
+def emit(plan: Plan, graph: ModuleGraph) -> Emitted:
+    """The device map and the script."""
+    device_map = json.dumps(device_map_of(plan, graph), indent=1) + "\n"
+    return Emitted(
+        files={DEVICE_MAP_FILE: device_map.encode(), SCRIPT: script("accelerate")},
+        needs="torch, transformers, accelerate and safetensors",
+        readme=f"""`{DEVICE_MAP_FILE}` alone works as well, with
+`from_pretrained(CHECKPOINT, dtype="{plan.workload.dtype}", device_map=json.load(open("{DEVICE_MAP_FILE}")),
+offload_folder="offload")`; then host copies are not pinned.""",
+    )

@@ -1,12 +1,11 @@
-"""Emits the folder: the same files as every runtime that transformers loads."""
-
-from pathlib import Path
+"""Emits the same files as Accelerate's: a device map with one place in it is plain transformers."""
 
 from planner.graph.schema import ModuleGraph
 from planner.plan import Plan
-from planner.runtimes.folder import write_folder
+from planner.runtimes.accelerate.emit import emit as emit_device_map
+from planner.runtimes.base import Emitted
 
 
-def emit(plan: Plan, graph: ModuleGraph, folder: Path) -> tuple[Path, ...]:
-    """Write the folder; see `planner.runtimes.folder.write_folder`."""
-    return write_folder(plan, graph, folder)
+def emit(plan: Plan, graph: ModuleGraph) -> Emitted:
+    """The device map and the script."""
+    return emit_device_map(plan, graph)

@@ -25,9 +25,10 @@ from planner.models.resolve import resolve
 from planner.plan import Plan, decode, encode, read
 from planner.planning import Model, plan_of
 from planner.problem import price
+from planner.runtimes.accelerate.emit import device_map_of
 from planner.runtimes.accelerate.law import LAW
 from planner.runtimes.base import Settings
-from planner.runtimes.folder import device_map_of, write_folder
+from planner.runtimes.registry import emit
 from planner.search.best import Candidate
 from planner.units import chain_of
 from planner.verify.run import verify
@@ -78,7 +79,7 @@ def test_tokens_equal_the_plain_models(family: str, tmp_path: Path) -> None:
     graph = graph_for(resolve(str(checkpoint)))
     places = check(device_map_of(plan, graph), graph, num_gpus=1)
     assert set(places.values()) == {0, "cpu", "disk"}
-    write_folder(plan, graph, tmp_path / "plan")
+    emit(plan, graph, tmp_path / "plan")
     report = verify(tmp_path / "plan", checkpoint, on="cpu", new_tokens=8, batch_size=2)
     assert report.num_streamed > 0
     assert report.script.passed, report.script
@@ -90,7 +91,7 @@ def test_tokens_equal_the_plain_models(family: str, tmp_path: Path) -> None:
 def trained_plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An emitted plan of the trained model."""
     folder = tmp_path_factory.mktemp("trained") / "plan"
-    write_folder(mixed_plan(TRAINED, "float16"), graph_for(resolve(str(TRAINED))), folder)
+    emit(mixed_plan(TRAINED, "float16"), graph_for(resolve(str(TRAINED))), folder)
     return folder
 
 
@@ -104,7 +105,7 @@ def test_a_script_that_generates_otherwise_fails_verification(trained_plan: Path
     """A check that cannot fail proves nothing: spoil one logit and verification must say so."""
     folder = tmp_path / "plan"
     plan = read(trained_plan)
-    write_folder(plan, graph_for(resolve(str(TRAINED))), folder)
+    emit(plan, graph_for(resolve(str(TRAINED))), folder)
     script = folder / "generate.py"
     text = script.read_text()
     script.write_text(text.replace("return scores", "scores[:, 0] += 100.0\n        return scores"))
@@ -132,7 +133,7 @@ def test_a_child_that_fails_is_reported_and_leaves_nothing(
     folder, temporary = tmp_path / "plan", tmp_path / "temporary"
     temporary.mkdir()
     plan = one_tier_down(read(trained_plan))
-    write_folder(plan, graph_for(resolve(str(TRAINED))), folder)
+    emit(plan, graph_for(resolve(str(TRAINED))), folder)
     script = "import os, sys, tempfile\ntempfile.mkdtemp(prefix='offload-')\n" + end
     (folder / "generate.py").write_text(script)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
@@ -213,7 +214,7 @@ def test_a_folder_that_is_no_plan_is_left_alone(trained_plan: Path, tmp_path: Pa
     (tmp_path / "precious.txt").write_text("mine")
     graph = graph_for(resolve(str(TRAINED)))
     with pytest.raises(InvalidInputError, match="exists and is no plan"):
-        write_folder(read(trained_plan), graph, tmp_path)
+        emit(read(trained_plan), graph, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
 
 

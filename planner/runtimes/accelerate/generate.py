@@ -1,0 +1,142 @@
+"""Generates with the plan in this folder: `python generate.py CHECKPOINT --prompt "Once upon a time"`.
+
+Accelerate brings each module's weights to where the plan runs it. Needs torch, transformers, accelerate and
+safetensors. Exit status: 0 done, 3 the checkpoint does not fit the plan, 4 out of memory.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+# First, because it sets torch's allocator up.
+from generation import DTYPE, FOLDER, ON_CPU, PLAN, auto_class, check_loaded, main
+
+# isort: split
+import torch
+from accelerate import dispatch_model
+from accelerate.hooks import (
+    AlignDevicesHook,
+    add_hook_to_module,
+    attach_align_device_hook_on_blocks,
+    remove_hook_from_module,
+)
+from accelerate.utils import OffloadedWeightsLoader
+
+DEVICE_MAP = json.loads((FOLDER / "device_map.json").read_text())
+MAIN: Any = "cpu" if ON_CPU else int(PLAN["main_device"].removeprefix("gpu:"))
+PAGE = 4096
+
+
+def load(checkpoint: str, offload_folder: str) -> Any:
+    """The model, every module where the plan has it."""
+    model, info = auto_class().from_pretrained(
+        checkpoint,
+        dtype=DTYPE,
+        device_map=DEVICE_MAP,
+        offload_folder=offload_folder,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    check_loaded(info, checkpoint)
+    runs_on_cpu = {p["module"] for p in PLAN["placements"] if p["executes"] == "cpu" and MAIN != "cpu"}
+    on_cpu = {
+        entry for entry in DEVICE_MAP if any(m == entry or m.startswith(f"{entry}.") for m in runs_on_cpu)
+    }
+    streamed = [name for name, place in DEVICE_MAP.items() if place == "cpu" and MAIN != "cpu"]
+    if on_cpu or (streamed and PLAN["host_copies"] == "pinned"):
+        dispatch_again(model, on_cpu)
+    for name, device in PLAN["split_blocks"].items():
+        move_scratch(model.get_submodule(name), main_or(device))
+    return model.eval()
+
+
+def move_scratch(block: Any, device: Any) -> None:
+    """Bring buffers that no entry of the map covers to where their block runs; they were left on the CPU."""
+    for module in block.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.device.type != "meta" and not hasattr(module, "_hf_hook"):
+                module.register_buffer(name, buffer.to(device), persistent=False)
+
+
+def dispatch_again(model: Any, on_cpu: set[str]) -> None:
+    """Replace from_pretrained's hooks: host copies pinned, and chosen modules executing on the CPU."""
+    index = offload_index(model)
+    remove_hook_from_module(model, recurse=True)
+    state = {}
+    for entry, place in DEVICE_MAP.items():
+        if place == "cpu" and entry not in on_cpu:
+            module = model.get_submodule(entry)
+            for name in {**dict(module.named_parameters()), **dict(module.named_buffers())}:
+                owner, _, leaf = f"{entry}.{name}".rpartition(".")
+                tensor = getattr(model.get_submodule(owner), leaf)
+                if isinstance(tensor, torch.nn.Parameter) and PLAN["host_copies"] == "pinned":
+                    tensor.data = page_locked(tensor.data)
+                state[f"{entry}.{name}"] = tensor.data
+    if not on_cpu:
+        dispatch_model(
+            model,
+            DEVICE_MAP,
+            main_device=MAIN,
+            state_dict=state,
+            offload_index=index or None,
+            skip_keys=model._skip_keys_device_placement,
+        )
+        return
+    places = {name: "cpu" if name in on_cpu else main_or(place) for name, place in DEVICE_MAP.items()}
+    attach_align_device_hook_on_blocks(
+        model,
+        execution_device={**places, "": MAIN},
+        offload={name: place in ("cpu", "disk") and name not in on_cpu for name, place in DEVICE_MAP.items()},
+        weights_map=OffloadedWeightsLoader(state_dict=state, index=index, device="cpu"),
+        skip_keys=model._skip_keys_device_placement,
+    )
+    # A block whose parts are listed one by one has no hook of its own to bring its input from the CPU.
+    for name, device in PLAN["split_blocks"].items():
+        hook = AlignDevicesHook(execution_device=main_or(device), skip_keys=model._skip_keys_device_placement)
+        add_hook_to_module(model.get_submodule(name), hook, append=True)
+
+
+def main_or(place: str | int) -> Any:
+    """Where a module runs: on its own GPU, or on the main device when its weights come from elsewhere."""
+    if isinstance(place, str) and place.startswith("gpu:"):
+        return int(place.removeprefix("gpu:"))
+    return MAIN if place in ("cpu", "disk") else place
+
+
+def offload_index(model: Any) -> dict[str, Any]:
+    """Where from_pretrained found the weights that stay on disk."""
+    for module in model.modules():
+        for hook in hooks_of(module):
+            if getattr(hook, "weights_map", None) is not None:
+                index: dict[str, Any] = hook.weights_map.dataset.index
+                return {name: entry for name, entry in index.items() if "safetensors_file" in entry}
+    return {}
+
+
+def hooks_of(module: Any) -> Iterator[Any]:
+    """The Accelerate hooks on one module."""
+    hook = getattr(module, "_hf_hook", None)
+    yield from getattr(hook, "hooks", [hook] if hook is not None else [])
+
+
+def page_locked(tensor: torch.Tensor) -> torch.Tensor:
+    """A page-locked copy of exactly this size.
+
+    torch's own pin_memory() rounds each allocation up to a power of two, which costs up to as much
+    again. Small tensors may have that; a large one gets whole pages of its own, registered with CUDA.
+    """
+    if not torch.cuda.is_available() or tensor.is_pinned():
+        return tensor
+    if tensor.nbytes < 2**20:
+        return tensor.pin_memory()
+    pages = -(-tensor.nbytes // PAGE) * PAGE
+    buffer = torch.empty(pages + PAGE, dtype=torch.uint8)
+    start = -buffer.data_ptr() % PAGE
+    locked = buffer[start : start + pages]
+    if int(torch.cuda.cudart().cudaHostRegister(locked.data_ptr(), pages, 0)) != 0:
+        return tensor.pin_memory()
+    return locked[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+if __name__ == "__main__":
+    main(load, __doc__)

@@ -1,0 +1,268 @@
+"""What the generate.py of every plan shares: command line, ranks, inputs, clocks and the report.
+
+Needs torch and transformers, and nothing of the planner that wrote it.
+Exit status: 0 done, 3 the checkpoint does not fit the plan, 4 out of memory or of GPUs.
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+# Without it the caching allocator fragments as the KV cache grows. Must be set before torch is imported.
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+# DeepSpeed's shared-memory all-reduce reads this; only DeepSpeed's own launcher sets it.
+if "LOCAL_WORLD_SIZE" in os.environ:
+    os.environ.setdefault("LOCAL_SIZE", os.environ["LOCAL_WORLD_SIZE"])
+
+import torch
+import transformers
+
+FOLDER = Path(__file__).resolve().parent
+PLAN = json.loads((FOLDER / "plan.json").read_text())
+AUTO_CLASSES = {
+    "causal-lm": "AutoModelForCausalLM",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+    "masked-lm": "AutoModelForMaskedLM",
+}
+NUM_RANKS, NUM_STREAMS = PLAN["num_ranks"], PLAN["num_streams"]
+RANK = int(os.environ.get("RANK", "0"))
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
+ON_CPU = PLAN["main_device"] == "cpu"
+#: Where this rank takes its inputs.
+DEVICE = torch.device("cpu") if ON_CPU else torch.device("cuda", LOCAL_RANK)
+DTYPE: torch.dtype = getattr(torch, PLAN["workload"]["dtype"])
+
+
+class Clock(transformers.LogitsProcessor):
+    """Notes when each token's logits are there, and keeps them if asked; changes nothing."""
+
+    def __init__(self, *, keep: bool) -> None:
+        self.times: list[float] = []
+        self.logits: list[torch.Tensor] = []
+        self.keep = keep
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        synchronize()
+        self.times.append(time.perf_counter())
+        if self.keep:
+            self.logits.append(scores.float().cpu())
+        return scores
+
+
+def stop(sentence: str, status: int) -> None:
+    """End with a sentence."""
+    print(f"generate.py: {sentence}", file=sys.stderr, flush=True)
+    raise SystemExit(status)
+
+
+def auto_class() -> Any:
+    """The transformers class that loads the model."""
+    return getattr(transformers, AUTO_CLASSES[PLAN["model"]["auto_class"]])
+
+
+def check_loaded(info: dict[str, Any], checkpoint: str) -> None:
+    """Stop if from_pretrained put random numbers where the checkpoint lacks a tensor or has another shape."""
+    for problem in ("missing_keys", "mismatched_keys"):
+        if info.get(problem):
+            names = ", ".join(sorted(str(name) for name in info[problem])[:5])
+            stop(f"{checkpoint} is not a checkpoint of {PLAN['model']['name']}: {problem} {names}", 3)
+
+
+def synchronize() -> None:
+    """Wait for the GPUs that this process uses."""
+    for index in _gpus():
+        torch.cuda.synchronize(index)
+
+
+def _gpus() -> list[int]:
+    if ON_CPU or not torch.cuda.is_available():
+        return []
+    return [LOCAL_RANK] if NUM_RANKS > 1 else list(range(torch.cuda.device_count()))
+
+
+def launch_ranks() -> None:
+    """Start this script once per rank, unless a launcher has done so already."""
+    if NUM_RANKS == 1 or "RANK" in os.environ:
+        return
+    if not ON_CPU and torch.cuda.device_count() < NUM_RANKS:
+        found = torch.cuda.device_count()
+        stop(f"the plan runs on {NUM_RANKS} GPUs and {found} are visible; see README.md for several hosts", 4)
+    ranks = ["--standalone", "--nproc_per_node", str(NUM_RANKS)]
+    command = [sys.executable, "-m", "torch.distributed.run", *ranks, *sys.argv]
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // NUM_RANKS)))
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
+
+
+def inputs_for(args: argparse.Namespace, model: Any) -> tuple[dict[str, torch.Tensor], Any]:
+    """Token ids of the whole batch, and the tokenizer when there are words to decode."""
+    if args.input_ids:
+        rows = torch.tensor(json.loads(args.input_ids.read_text()))
+        return {"input_ids": rows, "attention_mask": torch.ones_like(rows)}, None
+    if args.prompt_tokens:
+        vocabulary = model.config.get_text_config().vocab_size
+        generator = torch.Generator().manual_seed(args.seed)
+        rows = torch.randint(3, vocabulary, (args.batch_size, args.prompt_tokens), generator=generator)
+        return {"input_ids": rows, "attention_mask": torch.ones_like(rows)}, None
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.checkpoint)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    # A decoder continues from the right end, so the padding goes to the left.
+    tokenizer.padding_side = "right" if model.config.is_encoder_decoder else "left"
+    batch = tokenizer(args.prompt or ["The license"], return_tensors="pt", padding=True)
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}, tokenizer
+
+
+def share(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """This rank's sequences; ranks with fewer repeat one, because all must take every step together."""
+    if NUM_STREAMS == 1:
+        return {name: rows.to(DEVICE) for name, rows in inputs.items()}
+    total = inputs["input_ids"].shape[0]
+    each = -(-total // NUM_STREAMS)
+    mine = torch.arange(RANK * each, (RANK + 1) * each).clamp(max=total - 1)
+    return {name: rows[mine].to(DEVICE) for name, rows in inputs.items()}
+
+
+@torch.no_grad()
+def run(model: Any, inputs: dict[str, torch.Tensor], args: argparse.Namespace, clock: Clock) -> torch.Tensor:
+    """New token ids; for an encoder, the likeliest token at each place."""
+    if PLAN["model"]["auto_class"] == "masked-lm":
+        logits = model(**inputs).logits
+        return clock(inputs["input_ids"], logits).argmax(-1).cpu()
+    options: dict[str, Any] = {}
+    if PLAN["kv_cache"] == "offloaded" and not ON_CPU:
+        options["cache_implementation"] = "offloaded"
+    if NUM_STREAMS > 1:
+        # Ranks whose sequences end early go on stepping until all have ended.
+        options["synced_gpus"] = True
+    if args.ignore_eos:
+        model.generation_config.eos_token_id = None
+    pad = model.generation_config.pad_token_id
+    model.generation_config.pad_token_id = pad if pad is not None else 0
+    output = model.generate(
+        **inputs,
+        max_new_tokens=args.new_tokens,
+        do_sample=False,
+        num_beams=1,
+        logits_processor=transformers.LogitsProcessorList([clock]),
+        **options,
+    )
+    given = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    new: torch.Tensor = output[:, given:].cpu()
+    return new
+
+
+def gathered(mine: Any) -> list[Any]:
+    """What every rank has, in rank 0; elsewhere only one's own."""
+    if NUM_RANKS == 1:
+        return [mine]
+    found: list[Any] = [None] * NUM_RANKS
+    torch.distributed.all_gather_object(found, mine)
+    return found
+
+
+def measured(clock: Clock, start: float, load_s: float) -> dict[str, Any]:
+    """What this rank measured."""
+    steps = [later - earlier for earlier, later in pairwise([start, *clock.times])]
+    return {
+        "load_s": load_s,
+        "prefill_s": steps[0],
+        "decode_s": steps[1:],
+        "devices": [torch.cuda.get_device_name(i) for i in _gpus()],
+        "gpu_peak_allocated_bytes": [torch.cuda.max_memory_allocated(i) for i in _gpus()],
+        "gpu_peak_reserved_bytes": [torch.cuda.max_memory_reserved(i) for i in _gpus()],
+        "host_peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def merged(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """One report of all ranks: the slowest one's times, everybody's memory."""
+    slowest = max(ranks, key=lambda rank: rank["prefill_s"] + sum(rank["decode_s"]))
+    lists = ("devices", "gpu_peak_allocated_bytes", "gpu_peak_reserved_bytes")
+    return {
+        **slowest,
+        **{name: [entry for rank in ranks for entry in rank[name]] for name in lists},
+        "host_peak_rss_bytes": sum(rank["host_peak_rss_bytes"] for rank in ranks),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("checkpoint", help="folder or hub id")
+    parser.add_argument("--prompt", action="append", help="text; repeat for a batch")
+    parser.add_argument("--prompt-tokens", type=int, help="random token ids instead of text")
+    parser.add_argument("--input-ids", type=Path, help="JSON rows of token ids instead of text")
+    parser.add_argument("--batch-size", type=int, default=PLAN["workload"]["batch_size"])
+    parser.add_argument("--new-tokens", type=int, default=PLAN["workload"]["new_tokens"])
+    parser.add_argument("--ignore-eos", action="store_true", help="always generate all new tokens")
+    parser.add_argument("--repeat", type=int, default=1, help="run so many times and report the last")
+    parser.add_argument("--seed", type=int, default=0, help="of the random token ids")
+    parser.add_argument("--report", type=Path, help="write measurements as JSON")
+    parser.add_argument("--logits", type=Path, help="write float32 logits of every step as safetensors")
+    return parser.parse_args()
+
+
+def main(load: Callable[[str, str], Any], description: str | None) -> None:
+    """Load, generate, print.
+
+    Args:
+        load: from a checkpoint and an empty folder for offloaded weights to the model, ready to generate.
+        description: for `--help`.
+    """
+    args = arguments(description)
+    launch_ranks()
+    with tempfile.TemporaryDirectory(prefix="offload-") as offload_folder:
+        start = time.perf_counter()
+        model = load(args.checkpoint, offload_folder)
+        load_s = time.perf_counter() - start
+        everything, tokenizer = inputs_for(args, model)
+        inputs = share(everything)
+        try:
+            for _ in range(args.repeat):
+                clock = Clock(keep=args.logits is not None)
+                synchronize()
+                start = time.perf_counter()
+                tokens = run(model, inputs, args, clock)
+        except torch.OutOfMemoryError as error:
+            stop(f"out of GPU memory at batch {inputs['input_ids'].shape[0]}: {error}", 4)
+        finish(
+            args, tokenizer, everything["input_ids"].shape[0], tokens, clock, measured(clock, start, load_s)
+        )
+    if NUM_RANKS > 1:
+        torch.distributed.destroy_process_group()
+
+
+def finish(
+    args: argparse.Namespace,
+    tokenizer: Any,
+    num_sequences: int,
+    tokens: torch.Tensor,
+    clock: Clock,
+    mine: dict[str, Any],
+) -> None:
+    """Bring the ranks' sequences and measurements together; rank 0 writes and prints them."""
+    ranks = gathered(mine)
+    rows = [row for rank in gathered(tokens.tolist())[:NUM_STREAMS] for row in rank][:num_sequences]
+    logits = gathered(torch.stack(clock.logits))[:NUM_STREAMS] if args.logits else []
+    if RANK:
+        return
+    if args.report:
+        args.report.write_text(json.dumps({**merged(ranks), "tokens": rows}, indent=1))
+    if args.logits:
+        from safetensors.torch import save_file
+
+        steps = min(len(one) for one in logits)
+        whole = torch.cat([one[:steps] for one in logits], dim=1)[:, :num_sequences]
+        save_file({"logits": whole.contiguous()}, args.logits)
+    for row in rows:
+        print(tokenizer.decode(row, skip_special_tokens=True) if tokenizer else row)
