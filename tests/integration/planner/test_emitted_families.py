@@ -106,7 +106,7 @@ def test_a_script_that_generates_otherwise_fails_verification(trained_plan: Path
     folder = tmp_path / "plan"
     plan = read(trained_plan)
     emit(plan, graph_for(resolve(str(TRAINED))), folder)
-    script = folder / "generate.py"
+    script = folder / "generation.py"
     text = script.read_text()
     script.write_text(text.replace("return scores", "scores[:, 0] += 100.0\n        return scores"))
     # As planned needs a GPU, so the broken script runs where the tiers are already the CPU's.
