@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from planner.breakdown import PHASES, MemoryBreakdown, TimeBreakdown, total_time
 from planner.memory import (
     host_process_bytes,
@@ -19,11 +21,9 @@ from planner.memory import (
 )
 from planner.plan import Prediction
 from planner.problem import CPU, DISK, GPU, LeafPrice, Problem, UnitPrice
-from planner.sources import Quantity, Source, weakest
+from planner.runtimes.base import Settings
+from planner.sources import Quantity, weakest
 from planner.time import copy_s
-
-#: Reading a checkpoint from a machine without local NVMe: a network volume.
-NETWORK_VOLUME: Final = Quantity(value=0.25e9, source=Source.ASSUMED, note="a general purpose cloud volume")
 
 #: Slots of an offloaded cache on the GPU: the layer in use, and the one being fetched.
 OFFLOADED_KV_SLOTS: Final = 2
@@ -62,11 +62,11 @@ def kind_of(device: str) -> str:
 
 
 def memory(problem: Problem, assignment: Assignment) -> dict[str, dict[str, MemoryBreakdown]]:
-    """Bytes per device and phase."""
+    """Bytes per device and phase, of all ranks: their GPUs are alike, and they share the host."""
     profile = problem.profile
     result: dict[str, dict[str, MemoryBreakdown]] = {}
     if problem.settings.main != "cpu" and profile.gpu is not None:
-        for index in range(profile.num_gpus):
+        for index in range(problem.num_stages):
             device = f"gpu:{index}"
             used = device == problem.settings.main or device in assignment.executes
             if used:
@@ -75,13 +75,18 @@ def memory(problem: Problem, assignment: Assignment) -> dict[str, dict[str, Memo
                     round(profile.gpu.context_bytes.value),
                 )
                 result[device] = _device(problem, assignment, device, capacity, context)
+        for rank in range(1, problem.settings.num_ranks):
+            result[f"gpu:{rank}"] = result[problem.settings.main]
     capacity = round(profile.host.memory_bytes.value)
-    result[CPU] = _device(problem, assignment, CPU, capacity, host_process_bytes(profile))
+    processes = problem.settings.num_ranks * host_process_bytes(profile)
+    result[CPU] = _device(problem, assignment, CPU, capacity, processes)
     if any(DISK in lives for lives in assignment.lives) and profile.disk is not None:
         stored = sum(leaf.stored_bytes for _, leaf, lives in _leaves(problem, assignment) if lives == DISK)
         rest = sum(unit.stored_bytes for unit in problem.units) - stored
         on_disk = MemoryBreakdown(
-            weights=stored, staging=rest, capacity=round(profile.disk.capacity_bytes.value)
+            weights=stored,
+            staging=rest + problem.buffers.disk,
+            capacity=round(profile.disk.capacity_bytes.value),
         )
         result[DISK] = dict.fromkeys(PHASES, on_disk)
     return result
@@ -98,6 +103,7 @@ def _device(
         for executes, leaf, lives in _leaves(problem, assignment)
         if executes == device and lives != device
     ]
+    buffered = _buffered(problem, assignment, device)
     result = {}
     for phase in PHASES:
         kv = _kv_on(problem, here, device, phase)
@@ -106,7 +112,7 @@ def _device(
             sampling = sampling_bytes(problem.graph, problem.workload)
             activations = max(activations, problem.glue_peak[phase], sampling)
         staged = largest(leaf.streamed_peak[phase] for leaf in streamed)
-        staging = max(0, staged - activations)
+        staging = max(0, staged - activations) + buffered
         moving = kv + activations + staging
         result[phase] = MemoryBreakdown(
             weights=weights,
@@ -118,6 +124,13 @@ def _device(
             capacity=capacity,
         )
     return result
+
+
+def _buffered(problem: Problem, assignment: Assignment, device: str) -> int:
+    """The runtime's buffers on a device, if anything is streamed through them."""
+    if all(lives == executes for executes, _, lives in _leaves(problem, assignment)):
+        return 0
+    return problem.buffers.host if device == CPU else problem.buffers.device
 
 
 def _holes(problem: Problem, here: list[UnitPrice], device: str, phase: str) -> int:
@@ -132,7 +145,7 @@ def _kv_on(problem: Problem, here: list[UnitPrice], device: str, phase: str) -> 
     if problem.settings.kv_cache == "device":
         return sum(unit.kv[phase] for unit in here)
     if device == CPU:
-        return sum(offloaded_kv_bytes(unit) for unit in problem.units)
+        return problem.settings.num_streams * sum(offloaded_kv_bytes(unit) for unit in problem.units)
     return OFFLOADED_KV_SLOTS * largest(unit.kv[phase] for unit in here)
 
 
@@ -169,7 +182,7 @@ def shortage(memory_by_device: dict[str, dict[str, MemoryBreakdown]]) -> Shortag
 
 def time(problem: Problem, assignment: Assignment) -> dict[str, TimeBreakdown]:
     """Seconds of one prefill and of the mean decode step."""
-    hooked = problem.settings.hooks and len(assignment.places) > 1
+    hooked = is_hooked(problem.settings, assignment)
     source = weakest(q.source for q in _quantities(problem, assignment))
     result = {}
     for phase in PHASES:
@@ -183,9 +196,25 @@ def time(problem: Problem, assignment: Assignment) -> dict[str, TimeBreakdown]:
                 problem.units, assignment.executes, assignment.lives, strict=True
             )
         ]
-        parts.append(TimeBreakdown(communication=hops_s(problem, assignment.executes, phase), source=source))
-        result[phase] = total_time(parts)
+        exchanged = hops_s(problem, assignment.executes, phase) + problem.communication_s[phase]
+        parts.append(TimeBreakdown(communication=exchanged, source=source))
+        result[phase] = _overlapped(problem, total_time(parts))
     return result
+
+
+def is_hooked(settings: Settings, assignment: Assignment) -> bool:
+    """Whether the runtime's hooks are on the modules."""
+    if settings.hooks == "split":
+        return len(assignment.places) > 1
+    return settings.hooks == "always"
+
+
+def _overlapped(problem: Problem, time: TimeBreakdown) -> TimeBreakdown:
+    """Weights that are copied while the device computes show only where they take longer."""
+    if not problem.settings.overlaps:
+        return time
+    left = max(0.0, time.weight_movement - time.compute)
+    return msgspec.structs.replace(time, weight_movement=left)
 
 
 def unit_time(
@@ -238,7 +267,7 @@ def predict(problem: Problem, assignment: Assignment) -> Prediction:
     times = time(problem, assignment)
     total_s = objective_s(problem, times)
     workload = problem.workload
-    tokens = workload.batch_size * (
+    tokens = problem.num_sequences * (
         workload.new_tokens if problem.graph.generates else workload.prompt_tokens
     )
     tokens_per_s = tokens / total_s if total_s > 0 else 0.0
@@ -259,11 +288,10 @@ def predict(problem: Problem, assignment: Assignment) -> Prediction:
 
 def _load_s(problem: Problem, assignment: Assignment) -> float:
     """Reading what must be read once, and copying to the GPUs what lives there."""
-    disk, link = problem.profile.disk, problem.profile.host_to_device
     read = sum(leaf.stored_bytes for _, leaf, lives in _leaves(problem, assignment) if lives != DISK)
     on_gpu = sum(
         leaf.stored_bytes for _, leaf, lives in _leaves(problem, assignment) if lives.startswith("gpu:")
     )
-    rate = (disk.read_bytes_per_s if disk is not None else NETWORK_VOLUME).value
-    seconds = read / rate
-    return seconds + (copy_s(on_gpu, link, pinned=False) if link is not None and on_gpu else 0.0)
+    return problem.law.load_s(
+        read_bytes=read, device_bytes=on_gpu, settings=problem.settings, profile=problem.profile
+    )

@@ -11,7 +11,8 @@ from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph
 from planner.hardware.schema import HardwareProfile
 from planner.plan import SCHEMA_VERSION, Alternative, ModelRef, Placement, Plan
-from planner.problem import Problem, price
+from planner.pricing import price
+from planner.problem import Problem
 from planner.request import Request
 from planner.runtimes.base import Law, Settings
 from planner.runtimes.registry import laws

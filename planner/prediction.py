@@ -7,7 +7,8 @@ from planner.evaluate import Assignment, memory, objective_s, shortage, time
 from planner.graph.network import placement_units
 from planner.hardware.schema import HardwareProfile
 from planner.planning import Model
-from planner.problem import Problem, UnitPrice, price
+from planner.pricing import price
+from planner.problem import Problem, UnitPrice
 from planner.runtimes.base import Settings
 from planner.runtimes.registry import laws
 from planner.search.best import Candidate

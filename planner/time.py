@@ -1,13 +1,17 @@
 """Seconds: roofline per module, host work per operation, copies per link."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from planner.errors import InvalidInputError
 from planner.graph.schema import Node
 from planner.hardware.schema import Gpu, HardwareProfile, Host, Link
 from planner.memory import kv_bytes, phase_cost
-from planner.sources import Quantity
+from planner.sources import Quantity, Source
 from planner.workload import Workload
+
+#: Reading a checkpoint from a machine without local NVMe: a network volume.
+NETWORK_VOLUME: Final = Quantity(value=0.25e9, source=Source.ASSUMED, note="a general purpose cloud volume")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,3 +104,11 @@ def copy_s(num_bytes: float, link: Link, *, pinned: bool, num_copies: int = 1) -
     """Time of `num_copies` blocking copies of `num_bytes` in all."""
     rate = link.pinned_bytes_per_s if pinned else link.pageable_bytes_per_s
     return num_copies * link.latency_s.value + num_bytes / rate.value
+
+
+def read_and_copy_s(profile: HardwareProfile, *, read_bytes: int, device_bytes: int) -> float:
+    """Time to read bytes from the disk, and to copy some of them to a GPU from pageable memory."""
+    disk, link = profile.disk, profile.host_to_device
+    rate = (disk.read_bytes_per_s if disk is not None else NETWORK_VOLUME).value
+    seconds = read_bytes / rate
+    return seconds + (copy_s(device_bytes, link, pinned=False) if link is not None and device_bytes else 0.0)

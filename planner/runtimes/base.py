@@ -5,12 +5,17 @@ the files that run a plan) and a `generate` (the script among them, which import
 `planner/runtimes/registry.py` names them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal
 
+from planner.breakdown import PHASES
+from planner.graph.schema import ModuleGraph
 from planner.hardware.schema import HardwareProfile
 from planner.sources import Quantity
+from planner.time import read_and_copy_s
+from planner.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +29,13 @@ class Settings:
         host_copies: `pinned` or `pageable`.
         kv_cache: `device` (where the block runs) or `offloaded` (host memory, moved every step).
         cpu_execution: whether chosen units may execute on the CPU beside a GPU.
+        host: whether weights may live in host memory and be streamed from it.
         disk: whether weights may stay on disk.
-        hooks: whether every module is hooked as soon as more than one place is used.
+        pipeline: whether several GPUs of one process hold the model in stages.
+        needs_resident: whether something must live on the main GPU.
+        hooks: when every module is hooked: `split` (as soon as more than one place is used), `always`
+            or `never`.
+        overlaps: whether weights are copied while the device computes, so that only the longer counts.
         num_ranks: processes, one for each GPU in use.
         num_streams: ranks that generate sequences of their own; 1 when all work on the same ones.
         weight_bits: width to which the runtime quantizes weights as it loads them, or None.
@@ -37,8 +47,12 @@ class Settings:
     host_copies: str = "pageable"
     kv_cache: str = "device"
     cpu_execution: bool = False
+    host: bool = True
     disk: bool = False
-    hooks: bool = True
+    pipeline: bool = True
+    needs_resident: bool = True
+    hooks: Literal["split", "always", "never"] = "split"
+    overlaps: bool = False
     num_ranks: int = 1
     num_streams: int = 1
     weight_bits: int | None = None
@@ -60,6 +74,21 @@ class Movement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Buffers:
+    """Bytes that streaming takes besides the weights themselves, whatever is streamed.
+
+    Attributes:
+        device: on each GPU in use.
+        host: in host memory, all ranks together.
+        disk: on disk.
+    """
+
+    device: int = 0
+    host: int = 0
+    disk: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Emitted:
     """What a runtime adds to a plan's folder.
 
@@ -74,14 +103,16 @@ class Emitted:
     readme: str = ""
 
 
-class Law(Protocol):
-    """What the cost model asks of a runtime."""
+class Law(ABC):
+    """What the cost model asks of a runtime. With several ranks every answer is about one of them."""
 
     name: str
 
+    @abstractmethod
     def settings(self, profile: HardwareProfile) -> tuple[Settings, ...]:
         """Every way worth pricing on this machine, the simplest first; empty when it cannot run there."""
 
+    @abstractmethod
     def movement(
         self,
         *,
@@ -93,3 +124,46 @@ class Law(Protocol):
         profile: HardwareProfile,
     ) -> Movement:
         """Time to bring `num_tensors` tensors of `num_bytes` from `lives` (`cpu` or `disk`) to `executes`."""
+
+    def absent(self, profile: HardwareProfile) -> str:
+        """When `settings` is empty: the reason, as a clause."""
+        return f"{profile.name} has {profile.num_gpus} GPUs"
+
+    def why_not(
+        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
+    ) -> str | None:
+        """Why this model cannot run this way, as a clause; None when it can."""
+        return None
+
+    def rank_graph(self, graph: ModuleGraph, settings: Settings) -> ModuleGraph:
+        """What one rank holds and computes of the model: all of it, unless the runtime cuts it."""
+        return graph
+
+    def hook(self, profile: HardwareProfile) -> Quantity:
+        """Host time of the runtime's hook around one module's forward."""
+        return profile.host.hook_overhead_s
+
+    def buffers(
+        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
+    ) -> Buffers:
+        """What streaming takes besides the weights."""
+        return Buffers()
+
+    def communication_s(
+        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
+    ) -> Mapping[str, float]:
+        """Phase → seconds that the ranks spend on each other's results in one forward of `rank_graph`."""
+        return dict.fromkeys(PHASES, 0.0)
+
+    def load_s(
+        self, *, read_bytes: int, device_bytes: int, settings: Settings, profile: HardwareProfile
+    ) -> float:
+        """Reading what must be read and copying to each GPU what lives there.
+
+        Args:
+            read_bytes: weights that do not stay on disk, of one rank.
+            device_bytes: weights that live on the rank's GPU.
+            settings: the way to run.
+            profile: the machine.
+        """
+        return read_and_copy_s(profile, read_bytes=read_bytes, device_bytes=device_bytes)

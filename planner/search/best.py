@@ -35,15 +35,15 @@ class Candidate:
 
     @property
     def batch_size(self) -> int:
-        """Sequences in the batch."""
-        return self.problem.workload.batch_size
+        """Sequences in the batch, of all streams together."""
+        return self.problem.num_sequences
 
 
 def best_placement(problem: Problem) -> Candidate | None:
     """The fastest placement that fits, or None."""
     candidates = [_all_on_main(problem)]
     if problem.main_kind == GPU:
-        candidates += [_resident(problem, used) for used in range(2, problem.profile.num_gpus + 1)]
+        candidates += [_resident(problem, used) for used in range(2, problem.num_stages + 1)]
     fitting = [c for c in candidates if c.fits]
     if _may_stream(problem) and (not fitting or problem.settings.cpu_execution):
         placed = solve(problem, _staged_elsewhere(problem))
@@ -59,11 +59,11 @@ def nearest_placement(problem: Problem) -> Candidate:
 
 
 def _may_stream(problem: Problem) -> bool:
-    return problem.main_kind == GPU or problem.settings.disk
+    return problem.settings.disk or (problem.main_kind == GPU and problem.settings.host)
 
 
 def _staged_elsewhere(problem: Problem) -> dict[int, str]:
-    return fill_from_end(problem, problem.profile.num_gpus) if problem.main_kind == GPU else {}
+    return fill_from_end(problem, problem.num_stages) if problem.main_kind == GPU else {}
 
 
 def _all_on_main(problem: Problem) -> Candidate:

@@ -134,6 +134,7 @@ class _Program:
         self.ip = IntegerProgram()
         self.classes = classes_of(problem, staged)
         self.main = problem.settings.main
+        self.host = problem.settings.host and self.main != CPU
         self.disk = problem.settings.disk and _checkpoint_fits_disk(problem)
         self.used: dict[str, dict[str, dict[int, float]]] = {
             device: {phase: {} for phase in PHASES} for device in {self.main, CPU}
@@ -144,7 +145,7 @@ class _Program:
         }
         self.columns = [self._class_columns(one) for one in self.classes]
         self._capacities()
-        if self.main != CPU:
+        if self.main != CPU and problem.settings.needs_resident:
             self._keep_one()
 
     def solve(self) -> Placed | None:
@@ -180,7 +181,7 @@ class _Program:
         from_cpu, from_disk = [], []
         for kind in one.kinds:
             limit = count * len(kind.positions)
-            from_cpu.append(self._stream(kind, limit, lives=CPU) if self.main != CPU else None)
+            from_cpu.append(self._stream(kind, limit, lives=CPU) if self.host else None)
             from_disk.append(self._stream(kind, limit, lives=DISK) if self.disk else None)
             self._bind(kind, count, on_cpu, [c for c in (from_cpu[-1], from_disk[-1]) if c is not None])
         return _Columns(on_cpu, tuple(from_cpu), tuple(from_disk))
@@ -262,11 +263,12 @@ class _Program:
         profile = self.problem.profile
         self.shortage: dict[str, int] = {}
         gpu = profile.gpu
+        processes = self.problem.settings.num_ranks * host_process_bytes(profile)
         for device in self.used:
             if device != CPU and gpu is not None:
                 capacity, context = gpu.memory_bytes.value, gpu.context_bytes.value
             else:
-                capacity, context = profile.host.memory_bytes.value, float(host_process_bytes(profile))
+                capacity, context = profile.host.memory_bytes.value, float(processes)
             available = (capacity - context - SLACK_FLOOR_BYTES) / _MIB - _MARGIN_MIB
             if self.elastic:
                 self.shortage[device] = self.ip.column(cost=1.0, integral=False)
@@ -280,7 +282,7 @@ class _Program:
         coefficients[self.peaks[device, phase]] = _MOVING
         if self.elastic:
             coefficients[self.shortage[device]] = -1.0
-        fixed = self.fixed[device][phase] + self._offloaded_mib(device)
+        fixed = self.fixed[device][phase] + self._offloaded_mib(device) + self._buffers_mib(device)
         if device == self.main:
             unavoidable = max(self.problem.glue_peak[phase], self._sampling())
             settled = largest(
@@ -299,11 +301,17 @@ class _Program:
         if self.problem.settings.kv_cache == "device":
             return 0.0
         if device == CPU:
-            return _MOVING * sum(offloaded_kv_bytes(unit) for unit in self.problem.units) / _MIB
+            stores = sum(offloaded_kv_bytes(unit) for unit in self.problem.units)
+            return _MOVING * self.problem.settings.num_streams * stores / _MIB
         slots = OFFLOADED_KV_SLOTS * largest(
             unit.kv[phase] for unit in self.problem.units for phase in PHASES
         )
         return _MOVING * slots / _MIB
+
+    def _buffers_mib(self, device: str) -> float:
+        """The runtime's own buffers; the program is asked only when something must be streamed."""
+        buffers = self.problem.buffers
+        return _MOVING * (buffers.host if device == CPU else buffers.device) / _MIB
 
     def _holes(self, price: UnitPrice, device: str, phase: str) -> int:
         return 0 if device == CPU else kv_holes_bytes(self._device_kv(price, phase))
@@ -317,7 +325,7 @@ class _Program:
         """What executing one unit on the CPU adds to the whole call."""
         if self.elastic:
             return 0.0
-        hooked = self.problem.settings.hooks
+        hooked = self.problem.settings.hooks != "never"
 
         def seconds(device: str, phase: str) -> float:
             lives = (device,) * len(price.leaves)

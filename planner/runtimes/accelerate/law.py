@@ -7,12 +7,12 @@ Source: accelerate.hooks.AlignDevicesHook, accelerate.utils.offload.OffloadedWei
 """
 
 from planner.hardware.schema import HardwareProfile
-from planner.runtimes.base import Movement, Settings
+from planner.runtimes.base import Law, Movement, Settings
 from planner.sources import Quantity
 from planner.time import copy_s
 
 
-class AccelerateLaw:
+class AccelerateLaw(Law):
     """See `planner.runtimes.base.Law`."""
 
     name = "accelerate"

@@ -1,17 +1,17 @@
 """The CPU alone: everything lives and runs there, and nothing is moved."""
 
 from planner.hardware.schema import HardwareProfile
-from planner.runtimes.base import Movement, Settings
+from planner.runtimes.base import Law, Movement, Settings
 
 
-class CpuLaw:
+class CpuLaw(Law):
     """See `planner.runtimes.base.Law`."""
 
     name = "cpu"
 
     def settings(self, profile: HardwareProfile) -> tuple[Settings, ...]:
         """One way, on any machine."""
-        return (Settings(runtime=self.name, label="cpu only", main="cpu", hooks=False),)
+        return (Settings(runtime=self.name, label="cpu only", main="cpu", host=False, hooks="never"),)
 
     def movement(
         self,

@@ -24,7 +24,7 @@ from planner.hardware.load import load
 from planner.models.resolve import resolve
 from planner.plan import Plan, decode, encode, read
 from planner.planning import Model, plan_of
-from planner.problem import price
+from planner.pricing import price
 from planner.runtimes.accelerate.emit import device_map_of
 from planner.runtimes.accelerate.law import LAW
 from planner.runtimes.base import Settings

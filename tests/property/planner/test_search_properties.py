@@ -16,7 +16,8 @@ from planner.hardware.load import load
 from planner.hardware.overrides import apply
 from planner.hardware.schema import HardwareProfile
 from planner.planning import Model, make_plan
-from planner.problem import Problem, price
+from planner.pricing import price
+from planner.problem import Problem
 from planner.request import Request
 from planner.runtimes.accelerate.law import LAW
 from planner.runtimes.base import Settings

@@ -11,7 +11,8 @@ from planner.evaluate import Assignment, memory, objective_s, offloaded_kv_bytes
 from planner.graph.network import placement_units
 from planner.hardware.load import load
 from planner.hardware.schema import HardwareProfile
-from planner.problem import Problem, price
+from planner.pricing import price
+from planner.problem import Problem
 from planner.request import Request
 from planner.runtimes.accelerate.law import LAW
 from planner.runtimes.base import Settings
