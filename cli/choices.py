@@ -8,7 +8,7 @@ import click
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
 from planner.hardware.schema import HardwareProfile
-from planner.planning import Model
+from planner.models.traced import Model
 from planner.sizes import parse_bytes, parse_nvme, parse_rate
 
 _Command = TypeVar("_Command", bound=Callable[..., object])

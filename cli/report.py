@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from planner.breakdown import PHASES, MemoryBreakdown, TimeBreakdown
+from planner.comparison import best_by_runtime
 from planner.explain import Place
 from planner.plan import Alternative, Plan, Prediction
 from planner.sizes import format_bytes, format_seconds
@@ -49,8 +50,40 @@ def show_places(places: Iterable[Place]) -> None:
     show_table(columns, [(p.lives, p.executes, format_bytes(p.num_bytes), p.modules) for p in places])
 
 
+def show_comparison(plan: Plan) -> None:
+    """One line for every runtime at its best, the chosen one first."""
+    columns = (
+        Column("runtime"),
+        Column("batch", is_number=True),
+        Column("prefill", is_number=True),
+        Column("step", is_number=True),
+        Column("tokens/s", is_number=True),
+        Column("$/Mtok", is_number=True),
+        Column("load", is_number=True),
+        Column("why not", wraps=True),
+    )
+    show_table(columns, [_runtime(one) for one in best_by_runtime(plan)])
+
+
+def _runtime(one: Alternative) -> tuple[str, ...]:
+    name = f"{one.runtime} ×{one.num_ranks}" if one.num_ranks > 1 else one.runtime
+    if not one.fits:
+        return (name, str(one.batch_size or ""), "", "", "", "", "", one.reason)
+    price = one.usd_per_million_tokens
+    return (
+        name,
+        str(one.batch_size),
+        format_seconds(one.prefill_s),
+        format_seconds(one.decode_s) if one.decode_s else "",
+        f"{one.tokens_per_s:.3g}",
+        "" if price is None else f"{price:,.2f}",
+        format_seconds(one.load_s),
+        one.reason,
+    )
+
+
 def show_alternatives(alternatives: Iterable[Alternative]) -> None:
-    """What else was priced, and why it lost."""
+    """Every other way that was priced, and why it lost."""
     columns = (
         Column("also priced", wraps=True),
         Column("batch", is_number=True),

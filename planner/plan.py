@@ -16,7 +16,7 @@ from planner.hardware.schema import HardwareProfile
 from planner.sources import Source
 from planner.workload import Workload
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 PLAN_FILE: Final = "plan.json"
 
 
@@ -86,23 +86,29 @@ class Alternative(_Strict, frozen=True, kw_only=True):
     """Something else that was priced and not chosen.
 
     Attributes:
+        runtime: its name.
         label: what it is, in words.
+        num_ranks: its processes.
         batch_size: its best batch, or the one asked for.
         fits: whether it can run.
         deficit_bytes: when it does not fit, the smallest number of bytes short, on `deficit_device`.
-        prefill_s, decode_s, tokens_per_s: predictions when it fits.
+        prefill_s, decode_s, tokens_per_s, usd_per_million_tokens, load_s: predictions when it fits.
         reason: why it lost.
     """
 
+    runtime: str
     label: str
     batch_size: int
     fits: bool
     reason: str
+    num_ranks: int = 1
     deficit_bytes: int = 0
     deficit_device: str = ""
     prefill_s: float = 0.0
     decode_s: float = 0.0
     tokens_per_s: float = 0.0
+    usd_per_million_tokens: float | None = None
+    load_s: float = 0.0
 
 
 class Plan(_Strict, frozen=True, kw_only=True):
@@ -114,6 +120,7 @@ class Plan(_Strict, frozen=True, kw_only=True):
         model, hardware, workload: the input, complete.
         objective: `latency`, `throughput` or `cost`.
         runtime: name of the runtime that runs it.
+        label: the way it is run, in words.
         host_copies: `pinned` or `pageable`, for weights that live on the CPU and run on a GPU.
         kv_cache: `device` (with the block that fills it) or `offloaded` (kept in host memory).
         main_device: where the root module's tensors and every streamed module run.
@@ -136,6 +143,7 @@ class Plan(_Strict, frozen=True, kw_only=True):
     workload: Workload
     objective: str
     runtime: str
+    label: str
     host_copies: str
     kv_cache: str
     main_device: str

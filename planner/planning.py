@@ -1,67 +1,16 @@
 """From a model, a machine and a request to a plan: price every way, choose, say why."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from importlib import metadata
-from typing import Final
 
-from planner.errors import InfeasibleError, InvalidInputError
+from planner.comparison import alternatives_to, badness, infeasible
+from planner.contenders import Contender, Field, field_of
+from planner.errors import InvalidInputError
 from planner.evaluate import predict
-from planner.graph.network import placement_units
-from planner.graph.schema import ModuleGraph
 from planner.hardware.schema import HardwareProfile
-from planner.plan import SCHEMA_VERSION, Alternative, ModelRef, Placement, Plan
-from planner.pricing import price
-from planner.problem import Problem
+from planner.models.traced import Model
+from planner.plan import SCHEMA_VERSION, Alternative, Placement, Plan
 from planner.request import Request
-from planner.runtimes.base import Law, Settings
-from planner.runtimes.registry import laws
-from planner.search.best import Candidate, best_batch, best_placement, nearest_placement
-from planner.sizes import format_bytes, format_seconds
-from planner.units import Chain, chain_of
-from planner.workload import BATCH_LADDER
-
-#: Families with `_keep_in_fp32_modules`: loaded in float16, some of their weights are float32 all the same.
-KEEP_FLOAT32: Final = frozenset({"t5", "mt5", "umt5"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """A model as a plan needs it: its name, how to load it, and its graph.
-
-    Attributes:
-        name: what the user typed.
-        auto_class: `causal-lm`, `seq2seq-lm` or `masked-lm`.
-        dtype: what its checkpoint is saved in, or None.
-        graph: traced.
-    """
-
-    name: str
-    auto_class: str
-    dtype: str | None
-    graph: ModuleGraph
-
-    def ref(self) -> ModelRef:
-        """As a plan records it."""
-        by_name = {node.name: node.class_name for node in self.graph.nodes}
-        return ModelRef(
-            name=self.name,
-            auto_class=self.auto_class,
-            model_class=self.graph.model_class,
-            config_sha256=self.graph.config_sha256,
-            num_parameters=self.graph.num_parameters,
-            no_split=tuple(sorted({by_name[b] for b in self.graph.blocks if b in by_name})),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contender:
-    """The best of one way to run the model."""
-
-    settings: Settings
-    dtype: str
-    candidate: Candidate
-    too_slow: bool = False
+from planner.search.best import Candidate
 
 
 def make_plan(model: Model, profile: HardwareProfile, request: Request) -> Plan:
@@ -72,16 +21,20 @@ def make_plan(model: Model, profile: HardwareProfile, request: Request) -> Plan:
         InvalidInputError: the request cannot apply to this model or machine.
     """
     _check(model, profile, request)
-    chain = chain_of(model.graph, placement_units(model.graph))
-    contenders = list(_contenders(model, chain, profile, request))
-    if not contenders:
-        raise InvalidInputError(_nothing_to_price(profile, request))
-    fitting = [c for c in contenders if c.candidate.fits and not c.too_slow]
+    field = field_of(model, profile, request)
+    if not field.contenders:
+        raise InvalidInputError(_nothing_to_price(profile, request, field))
+    fitting = [c for c in field.contenders if c.candidate.fits and not c.too_slow]
     if not fitting:
-        raise _infeasible(contenders, request)
-    winner = min(fitting, key=lambda c: _badness(c, request))
-    losers = _distinct([winner, *(c for c in contenders if c is not winner)])[1:]
-    return _plan(model, profile, request, winner, losers)
+        raise infeasible(field, request)
+    winner = min(fitting, key=lambda c: badness(c, request))
+    return plan_of(
+        model,
+        winner.candidate,
+        objective=request.objective,
+        alternatives=alternatives_to(winner, field, request),
+        notes=_notes(model, winner),
+    )
 
 
 def plan_of(
@@ -99,9 +52,10 @@ def plan_of(
         tool_version=metadata.version("offload-planner"),
         model=model.ref(),
         hardware=problem.profile,
-        workload=problem.workload,
+        workload=problem.workload.with_batch(problem.num_sequences),
         objective=objective,
         runtime=problem.settings.runtime,
+        label=problem.settings.label,
         host_copies=problem.settings.host_copies,
         kv_cache=problem.settings.kv_cache,
         main_device=problem.settings.main,
@@ -110,6 +64,9 @@ def plan_of(
         prediction=predict(problem, candidate.assignment),
         alternatives=alternatives,
         notes=notes,
+        num_ranks=problem.settings.num_ranks,
+        num_streams=problem.settings.num_streams,
+        weight_bits=problem.settings.weight_bits,
     )
 
 
@@ -139,84 +96,6 @@ def split_blocks_of(candidate: Candidate) -> dict[str, str]:
     }
 
 
-def _contenders(
-    model: Model, chain: Chain, profile: HardwareProfile, request: Request
-) -> Iterable[Contender]:
-    for dtype in dtypes_for(model, profile, request):
-        for law in laws(request.runtimes):
-            for settings in law.settings(profile):
-                if law.name == "cpu" and dtype not in profile.host.flops_per_s:
-                    continue
-                yield _contender(model, chain, profile, request, law, settings, dtype)
-
-
-def dtypes_for(model: Model, profile: HardwareProfile, request: Request) -> tuple[str, ...]:
-    """The dtypes to price; never one whose memory the graph does not know."""
-    wanted = request.dtypes(profile, model.dtype)
-    if model.graph.model_type not in KEEP_FLOAT32 or "float16" not in wanted:
-        return wanted
-    if request.dtype == "float16":
-        raise InvalidInputError(
-            f"in float16 transformers keeps parts of {model.name} in float32, which no plan counts; "
-            f"use --dtype bfloat16 or float32"
-        )
-    rates = profile.gpu.flops_per_s if profile.gpu is not None else profile.host.flops_per_s
-    others = tuple(dtype for dtype in wanted if dtype != "float16")
-    return others or (("bfloat16",) if "bfloat16" in rates else ("float32",))
-
-
-def _contender(
-    model: Model,
-    chain: Chain,
-    profile: HardwareProfile,
-    request: Request,
-    law: Law,
-    settings: Settings,
-    dtype: str,
-) -> Contender:
-    workload = request.workload(dtype)
-
-    def problem_at(batch_size: int) -> Problem:
-        return price(model.graph, chain, profile, workload.with_batch(batch_size), settings, law)
-
-    def solve_at(batch_size: int) -> Candidate | None:
-        return best_placement(problem_at(batch_size))
-
-    if request.batch_size is None and request.objective != "latency":
-        ladder = [batch for batch in BATCH_LADDER if batch >= request.min_batch]
-        best = best_batch(solve_at, ladder, max_latency_s=request.max_latency_s)
-        if best is not None:
-            return Contender(settings=settings, dtype=dtype, candidate=best)
-    only = solve_at(workload.batch_size) or nearest_placement(problem_at(workload.batch_size))
-    limit = request.max_latency_s
-    return Contender(
-        settings=settings,
-        dtype=dtype,
-        candidate=only,
-        too_slow=limit is not None and only.fits and only.total_s > limit,
-    )
-
-
-def _distinct(contenders: list[Contender]) -> list[Contender]:
-    """Without the ways that come out as one before them: pinned and pageable, when nothing is streamed."""
-    seen = set()
-    result = []
-    for one in contenders:
-        candidate = one.candidate
-        key = (
-            candidate.assignment,
-            candidate.batch_size,
-            candidate.total_s,
-            candidate.fits,
-            one.dtype,
-            one.settings.kv_cache,
-        )
-        if key not in seen:
-            seen.add(key)
-            result.append(one)
-    return result
-
-
 def _check(model: Model, profile: HardwareProfile, request: Request) -> None:
     graph = model.graph
     total = request.prompt_tokens + (request.new_tokens if not graph.is_encoder_decoder else 0)
@@ -232,70 +111,6 @@ def _check(model: Model, profile: HardwareProfile, request: Request) -> None:
         )
 
 
-def _badness(contender: Contender, request: Request) -> float:
-    """What the objective minimises; a price per hour is the same for all on one machine."""
-    total_s = contender.candidate.total_s
-    return total_s if request.objective == "latency" else total_s / contender.candidate.batch_size
-
-
-def _plan(
-    model: Model,
-    profile: HardwareProfile,
-    request: Request,
-    winner: Contender,
-    losers: list[Contender],
-) -> Plan:
-    alternatives = tuple(
-        _alternative(loser, winner, request)
-        for loser in sorted(losers, key=lambda c: (not c.candidate.fits, _badness(c, request)))
-    )
-    return plan_of(
-        model,
-        winner.candidate,
-        objective=request.objective,
-        alternatives=alternatives,
-        notes=_notes(model, winner),
-    )
-
-
-def _alternative(loser: Contender, winner: Contender, request: Request) -> Alternative:
-    candidate = loser.candidate
-    label = loser.settings.label if loser.dtype == winner.dtype else f"{loser.settings.label}, {loser.dtype}"
-    if not candidate.fits:
-        device, lacking = max(candidate.shortage_bytes.items(), key=lambda item: item[1])
-        return Alternative(
-            label=label,
-            batch_size=candidate.batch_size,
-            fits=False,
-            deficit_bytes=lacking,
-            deficit_device=device,
-            reason=f"{format_bytes(lacking)} short on {device}",
-        )
-    prediction = predict(candidate.problem, candidate.assignment)
-    return Alternative(
-        label=label,
-        batch_size=candidate.batch_size,
-        fits=True,
-        prefill_s=prediction.time["prefill"].total,
-        decode_s=prediction.time["decode"].total,
-        tokens_per_s=prediction.tokens_per_s,
-        reason=_why_lost(loser, winner, request),
-    )
-
-
-def _why_lost(loser: Contender, winner: Contender, request: Request) -> str:
-    if loser.too_slow:
-        return f"takes {format_seconds(loser.candidate.total_s)}, over the limit"
-    best = _badness(winner, request)
-    ratio = _badness(loser, request) / best if best > 0 else 1.0
-    if ratio < 1.001:
-        return "as fast; the chosen one is simpler"
-    what = {"latency": "slower", "throughput": "fewer tokens/s", "cost": "dearer"}[request.objective]
-    if request.objective == "throughput":
-        return f"{100 * (1 - 1 / ratio):.0f} % {what}"
-    return f"{ratio:.2f}× {what}" if ratio >= 1.1 else f"{100 * (ratio - 1):.1f} % {what}"
-
-
 def _notes(model: Model, winner: Contender) -> tuple[str, ...]:
     notes = list(model.graph.leaks)
     assignment = winner.candidate.assignment
@@ -307,31 +122,8 @@ def _notes(model: Model, winner: Contender) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _infeasible(contenders: list[Contender], request: Request) -> InfeasibleError:
-    slow = [c for c in contenders if c.candidate.fits]
-    if slow:
-        fastest = min(slow, key=lambda c: c.candidate.total_s)
-        return InfeasibleError(
-            f"nothing finishes within {format_seconds(request.max_latency_s or 0.0)}: the fastest, "
-            f"{fastest.settings.label} at batch {fastest.candidate.batch_size}, takes "
-            f"{format_seconds(fastest.candidate.total_s)}",
-            device="",
-            deficit_bytes=0,
-        )
-    nearest = min(contenders, key=lambda c: sum(c.candidate.shortage_bytes.values()))
-    shortages = nearest.candidate.shortage_bytes
-    device, lacking = max(shortages.items(), key=lambda item: item[1])
-    words = " and ".join(f"{format_bytes(n)} on {d}" for d, n in sorted(shortages.items()))
-    workload = nearest.candidate.problem.workload
-    return InfeasibleError(
-        f"does not fit at batch {workload.batch_size} with {workload.prompt_tokens} + "
-        f"{workload.new_tokens} tokens in {nearest.dtype}: the nearest way, {nearest.settings.label}, "
-        f"lacks {words}",
-        device=device,
-        deficit_bytes=lacking,
-    )
-
-
-def _nothing_to_price(profile: HardwareProfile, request: Request) -> str:
+def _nothing_to_price(profile: HardwareProfile, request: Request, field: Field) -> str:
     asked = ", ".join(request.runtimes or ())
-    return f"no way to run {asked or 'anything'} on {profile.name!r}: it has {profile.num_gpus} GPUs"
+    reasons = dict.fromkeys(f"{one.label}: {one.reason}" for one in field.refusals)
+    why = f" ({'; '.join(reasons)})" if reasons else ""
+    return f"no way to run {asked or 'anything'} on {profile.name!r}{why}"

@@ -6,7 +6,7 @@ from planner.errors import DeviceMapError, InfeasibleError
 from planner.evaluate import Assignment, memory, objective_s, shortage, time
 from planner.graph.network import placement_units
 from planner.hardware.schema import HardwareProfile
-from planner.planning import Model
+from planner.models.traced import Model
 from planner.pricing import price
 from planner.problem import Problem, UnitPrice
 from planner.runtimes.base import Settings

@@ -26,6 +26,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             (least money per token, so the profile needs a price).
         dtype: a dtype, `any` to choose, or None for the model's own where the machine runs it.
         runtimes: which to consider; None for all.
+        weight_bits: let the runtime quantize weights to this width as it loads them; None: do not.
     """
 
     prompt_tokens: int = 128
@@ -36,12 +37,15 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     objective: str = "latency"
     dtype: str | None = None
     runtimes: tuple[str, ...] | None = None
+    weight_bits: int | None = None
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise InvalidInputError(
                 f"unknown objective {self.objective!r}; choose from {', '.join(OBJECTIVES)}"
             )
+        if self.weight_bits not in (None, 4, 8):
+            raise InvalidInputError(f"weights can be quantized to 4 or 8 bits, not {self.weight_bits}")
         if self.min_batch < 1:
             raise InvalidInputError(f"the smallest batch must be at least 1, not {self.min_batch}")
         if self.batch_size is not None and self.batch_size < self.min_batch:

@@ -13,7 +13,7 @@ from planner.runtimes.registry import LAWS, emit
 from ..choices import machine, model_and_machine, traced_model
 from ..options import output_options
 from ..render import show_json, show_text
-from ..report import headline, show_alternatives, show_places, show_prediction
+from ..report import headline, show_alternatives, show_comparison, show_places, show_prediction
 
 
 @click.command(name="plan")
@@ -23,6 +23,10 @@ from ..report import headline, show_alternatives, show_places, show_prediction
 @click.option("--min-batch", type=int, default=1, show_default=True, help="Smallest batch worth having.")
 @click.option("--max-latency", "max_latency_s", type=float, help="Limit on the whole call, in seconds.")
 @click.option("--runtime", "runtimes", multiple=True, help=f"Consider only these: {', '.join(LAWS)}.")
+@click.option(
+    "--weight-bits", type=click.Choice(["4", "8"]), help="Let the runtime quantize weights as it loads them."
+)
+@click.option("--all", "show_all", is_flag=True, help="Show every way that was priced, not the best of each.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write a folder that runs the plan.")
 @output_options
 def command(
@@ -37,6 +41,8 @@ def command(
     min_batch: int,
     max_latency_s: float | None,
     runtimes: tuple[str, ...],
+    weight_bits: str | None,
+    show_all: bool,
     out: Path | None,
     as_json: bool,
     **overrides: Any,
@@ -54,6 +60,7 @@ def command(
         objective=objective,
         dtype=dtype,
         runtimes=runtimes or None,
+        weight_bits=None if weight_bits is None else int(weight_bits),
     )
     profile = machine(hardware, **overrides)
     _, traced = traced_model(model, trust_remote_code=trust_remote_code)
@@ -66,7 +73,9 @@ def command(
     show_text(headline(plan))
     show_places(explanation.places)
     show_prediction(plan.prediction)
-    show_alternatives(plan.alternatives)
+    show_comparison(plan)
+    if show_all:
+        show_alternatives(plan.alternatives)
     show_text(*(bound.sentence for bound in explanation.bounds), *plan.notes)
     if files:
         show_text(f"written: {', '.join(str(file) for file in files)}")

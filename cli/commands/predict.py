@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
+from planner.contenders import dtypes_for
 from planner.device_map import check
 from planner.errors import DeviceMapError
 from planner.explain import explain
-from planner.planning import dtypes_for, plan_of
+from planner.planning import plan_of
 from planner.prediction import candidate_of, refusal
 from planner.request import Request
 from planner.workload import Workload

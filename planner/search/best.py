@@ -152,7 +152,7 @@ def best_batch(
     pending = [(0, last)]
     while pending:
         low, high = pending.pop()
-        if high - low < 2 or ladder[high - 1] / at(low).total_s <= _rate(best):
+        if high - low < 2 or _scaled(at(low), ladder[high - 1] / ladder[low]) <= _rate(best):
             continue
         middle = (low + high) // 2
         if middle not in solved and not admissible(middle):
@@ -160,6 +160,11 @@ def best_batch(
         best = max((best, at(middle)), key=_rate)
         pending += [(low, middle), (middle, high)]
     return best
+
+
+def _scaled(candidate: Candidate, factor: float) -> float:
+    """The rate of so many times the sequences in the same time."""
+    return factor * _rate(candidate)
 
 
 def _rate(candidate: Candidate) -> float:

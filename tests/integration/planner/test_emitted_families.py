@@ -22,8 +22,9 @@ from planner.graph.network import placement_units
 from planner.graph.store import graph_for
 from planner.hardware.load import load
 from planner.models.resolve import resolve
+from planner.models.traced import Model
 from planner.plan import Plan, decode, encode, read
-from planner.planning import Model, plan_of
+from planner.planning import plan_of
 from planner.pricing import price
 from planner.runtimes.accelerate.emit import device_map_of
 from planner.runtimes.accelerate.law import LAW

@@ -15,7 +15,8 @@ from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
 from planner.hardware.schema import HardwareProfile
-from planner.planning import Model, make_plan
+from planner.models.traced import Model
+from planner.planning import make_plan
 from planner.pricing import price
 from planner.problem import Problem
 from planner.request import Request

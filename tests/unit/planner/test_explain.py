@@ -3,7 +3,8 @@
 from fixtures.graphs import layered_graph
 from planner.explain import describe_modules, explain
 from planner.hardware.load import load
-from planner.planning import Model, make_plan
+from planner.models.traced import Model
+from planner.planning import make_plan
 from planner.request import Request
 
 

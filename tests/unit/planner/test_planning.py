@@ -4,9 +4,11 @@ import msgspec
 import pytest
 
 from fixtures.graphs import layered_graph
+from planner.contenders import dtypes_for
 from planner.errors import InfeasibleError, InvalidInputError
 from planner.hardware.load import load
-from planner.planning import Model, dtypes_for, make_plan
+from planner.models.traced import Model
+from planner.planning import make_plan
 from planner.request import Request
 
 

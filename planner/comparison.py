@@ -1,0 +1,127 @@
+"""What lost, and why: every way that was priced beside the one that was chosen. Pure."""
+
+from planner.contenders import Contender, Field, Refusal, distinct
+from planner.errors import InfeasibleError
+from planner.evaluate import predict
+from planner.plan import Alternative, Plan
+from planner.request import Request
+from planner.sizes import format_bytes, format_seconds
+
+
+def badness(contender: Contender, request: Request) -> float:
+    """What the objective minimises; a price per hour is the same for all on one machine."""
+    total_s = contender.candidate.total_s
+    return total_s if request.objective == "latency" else total_s / contender.candidate.batch_size
+
+
+def alternatives_to(winner: Contender, field: Field, request: Request) -> tuple[Alternative, ...]:
+    """Everything else: what fits by the objective, then what does not fit, then what cannot run here."""
+    contenders = [winner, *(c for c in field.contenders if c is not winner)]
+    losers = sorted(
+        distinct(contenders)[1:], key=lambda c: (not c.candidate.fits, c.too_slow, badness(c, request))
+    )
+    priced = [_alternative(loser, winner, request) for loser in losers]
+    refused = {(one.label, one.reason): _refused(one) for one in field.refusals}
+    return (*priced, *refused.values())
+
+
+def best_by_runtime(plan: Plan) -> tuple[Alternative, ...]:
+    """One line for every runtime, the chosen one first: its best way, or why it has none."""
+    chosen = _chosen(plan)
+    lines = {chosen.runtime: chosen}
+    for one in plan.alternatives:
+        lines.setdefault(one.runtime, one)
+    return tuple(lines.values())
+
+
+def _chosen(plan: Plan) -> Alternative:
+    prediction = plan.prediction
+    return Alternative(
+        runtime=plan.runtime,
+        label=plan.label,
+        num_ranks=plan.num_ranks,
+        batch_size=plan.workload.batch_size,
+        fits=True,
+        prefill_s=prediction.time["prefill"].total,
+        decode_s=prediction.time["decode"].total,
+        tokens_per_s=prediction.tokens_per_s,
+        usd_per_million_tokens=prediction.usd_per_million_tokens,
+        load_s=prediction.load_s,
+        reason="chosen",
+    )
+
+
+def _refused(one: Refusal) -> Alternative:
+    return Alternative(runtime=one.runtime, label=one.label, batch_size=0, fits=False, reason=one.reason)
+
+
+def _alternative(loser: Contender, winner: Contender, request: Request) -> Alternative:
+    candidate = loser.candidate
+    label = loser.settings.label if loser.dtype == winner.dtype else f"{loser.settings.label}, {loser.dtype}"
+    settings = loser.settings
+    if not candidate.fits:
+        device, lacking = max(candidate.shortage_bytes.items(), key=lambda item: item[1])
+        return Alternative(
+            runtime=settings.runtime,
+            label=label,
+            num_ranks=settings.num_ranks,
+            batch_size=candidate.batch_size,
+            fits=False,
+            deficit_bytes=lacking,
+            deficit_device=device,
+            reason=f"{format_bytes(lacking)} short on {device}",
+        )
+    prediction = predict(candidate.problem, candidate.assignment)
+    return Alternative(
+        runtime=settings.runtime,
+        label=label,
+        num_ranks=settings.num_ranks,
+        batch_size=candidate.batch_size,
+        fits=True,
+        prefill_s=prediction.time["prefill"].total,
+        decode_s=prediction.time["decode"].total,
+        tokens_per_s=prediction.tokens_per_s,
+        usd_per_million_tokens=prediction.usd_per_million_tokens,
+        load_s=prediction.load_s,
+        reason=_why_lost(loser, winner, request),
+    )
+
+
+def _why_lost(loser: Contender, winner: Contender, request: Request) -> str:
+    if loser.too_slow:
+        return f"takes {format_seconds(loser.candidate.total_s)}, over the limit"
+    best = badness(winner, request)
+    ratio = badness(loser, request) / best if best > 0 else 1.0
+    if ratio < 1.001:
+        return "as fast; the chosen one is simpler"
+    what = {"latency": "slower", "throughput": "fewer tokens/s", "cost": "dearer"}[request.objective]
+    if request.objective == "throughput":
+        return f"{100 * (1 - 1 / ratio):.0f} % {what}"
+    return f"{ratio:.2f}× {what}" if ratio >= 1.1 else f"{100 * (ratio - 1):.1f} % {what}"
+
+
+def infeasible(field: Field, request: Request) -> InfeasibleError:
+    """The error that says what the nearest way lacks, or by how much the fastest is too slow."""
+    contenders = field.contenders
+    slow = [c for c in contenders if c.candidate.fits]
+    if slow:
+        fastest = min(slow, key=lambda c: c.candidate.total_s)
+        return InfeasibleError(
+            f"nothing finishes within {format_seconds(request.max_latency_s or 0.0)}: the fastest, "
+            f"{fastest.settings.label} at batch {fastest.candidate.batch_size}, takes "
+            f"{format_seconds(fastest.candidate.total_s)}",
+            device="",
+            deficit_bytes=0,
+        )
+    nearest = min(contenders, key=lambda c: sum(c.candidate.shortage_bytes.values()))
+    shortages = nearest.candidate.shortage_bytes
+    device, lacking = max(shortages.items(), key=lambda item: item[1])
+    words = " and ".join(f"{format_bytes(n)} on {d}" for d, n in sorted(shortages.items()))
+    workload = nearest.candidate.problem.workload
+    return InfeasibleError(
+        f"does not fit at batch {workload.batch_size} with {workload.prompt_tokens} + "
+        f"{workload.new_tokens} tokens in {nearest.dtype}: the nearest way, {nearest.settings.label}, "
+        f"lacks {words}",
+        device=device,
+        deficit_bytes=lacking,
+    )

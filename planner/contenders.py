@@ -1,0 +1,174 @@
+"""Every way to run a model on a machine, each at its best: what a plan is chosen from. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from planner.errors import InvalidInputError
+from planner.graph.network import placement_units
+from planner.graph.schema import ModuleGraph
+from planner.hardware.schema import HardwareProfile
+from planner.models.traced import Model
+from planner.pricing import price
+from planner.problem import Problem
+from planner.request import Request
+from planner.runtimes.base import Law, Settings
+from planner.runtimes.registry import laws
+from planner.search.best import Candidate, best_batch, best_placement, nearest_placement
+from planner.units import Chain, chain_of
+from planner.workload import BATCH_LADDER
+
+#: Families with `_keep_in_fp32_modules`: loaded in float16, some of their weights are float32 all the same.
+KEEP_FLOAT32: Final = frozenset({"t5", "mt5", "umt5"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """The best of one way to run the model.
+
+    Attributes:
+        settings: the way.
+        dtype: what everything is in.
+        candidate: the placement, and whether it fits.
+        too_slow: it fits, and takes longer than the request allows.
+    """
+
+    settings: Settings
+    dtype: str
+    candidate: Candidate
+    too_slow: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A runtime that cannot run the model on the machine, and why.
+
+    Attributes:
+        runtime: its name.
+        label: the way, or the runtime's name when it has none here.
+        reason: a clause.
+    """
+
+    runtime: str
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """All that was considered."""
+
+    contenders: tuple[Contender, ...]
+    refusals: tuple[Refusal, ...]
+
+
+def field_of(model: Model, profile: HardwareProfile, request: Request) -> Field:
+    """Price every way to run the model.
+
+    Raises:
+        InvalidInputError: the request cannot apply to this model or machine.
+        UnknownNameError: an unknown runtime.
+    """
+    found = [
+        _considered(model, profile, request, law, settings, dtype)
+        for dtype in dtypes_for(model, profile, request)
+        for law in laws(request.runtimes)
+        for settings in law.settings(profile)
+        if settings.weight_bits == request.weight_bits
+    ]
+    absent = [
+        Refusal(runtime=law.name, label=law.name, reason=law.absent(profile))
+        for law in laws(request.runtimes)
+        if not law.settings(profile)
+    ]
+    contenders = tuple(one for one in found if isinstance(one, Contender))
+    refused = [one for one in found if isinstance(one, Refusal)]
+    return Field(contenders=contenders, refusals=(*refused, *absent))
+
+
+def dtypes_for(model: Model, profile: HardwareProfile, request: Request) -> tuple[str, ...]:
+    """The dtypes to price; never one whose memory the graph does not know."""
+    wanted = request.dtypes(profile, model.dtype)
+    if model.graph.model_type not in KEEP_FLOAT32 or "float16" not in wanted:
+        return wanted
+    if request.dtype == "float16":
+        raise InvalidInputError(
+            f"in float16 transformers keeps parts of {model.name} in float32, which no plan counts; "
+            f"use --dtype bfloat16 or float32"
+        )
+    rates = profile.gpu.flops_per_s if profile.gpu is not None else profile.host.flops_per_s
+    others = tuple(dtype for dtype in wanted if dtype != "float16")
+    return others or (("bfloat16",) if "bfloat16" in rates else ("float32",))
+
+
+def distinct(contenders: Iterable[Contender]) -> list[Contender]:
+    """Without the ways that come out as one before them: pinned and pageable, when nothing is streamed."""
+    seen = set()
+    result = []
+    for one in contenders:
+        candidate = one.candidate
+        key = (
+            one.settings.runtime,
+            one.settings.num_ranks,
+            candidate.assignment,
+            candidate.batch_size,
+            candidate.total_s,
+            candidate.fits,
+            one.dtype,
+            one.settings.kv_cache,
+        )
+        if key not in seen:
+            seen.add(key)
+            result.append(one)
+    return result
+
+
+def _considered(
+    model: Model, profile: HardwareProfile, request: Request, law: Law, settings: Settings, dtype: str
+) -> Contender | Refusal:
+    reason = None
+    if settings.main == "cpu" and dtype not in profile.host.flops_per_s:
+        reason = f"the CPU of {profile.name} has no rate for {dtype}"
+    reason = reason or law.why_not(model.graph, profile, request.workload(dtype), settings)
+    if reason is not None:
+        return Refusal(runtime=law.name, label=settings.label, reason=reason)
+    graph = law.rank_graph(model.graph, settings)
+    chain = chain_of(graph, placement_units(graph))
+    return _contender(graph, chain, profile, request, law, settings, dtype)
+
+
+def _contender(
+    graph: ModuleGraph,
+    chain: Chain,
+    profile: HardwareProfile,
+    request: Request,
+    law: Law,
+    settings: Settings,
+    dtype: str,
+) -> Contender:
+    streams = settings.num_streams
+    workload = request.workload(dtype)
+    smallest = -(-workload.batch_size // streams)
+
+    def problem_at(batch_size: int) -> Problem:
+        """With so many sequences in each stream."""
+        whole = workload.batch_size if request.batch_size is not None else batch_size * streams
+        share = workload.with_batch(batch_size)
+        return price(graph, chain, profile, share, settings, law, num_sequences=whole)
+
+    def solve_at(batch_size: int) -> Candidate | None:
+        return best_placement(problem_at(batch_size))
+
+    if request.batch_size is None and request.objective != "latency":
+        ladder = [batch for batch in BATCH_LADDER if batch >= smallest]
+        best = best_batch(solve_at, ladder, max_latency_s=request.max_latency_s)
+        if best is not None:
+            return Contender(settings=settings, dtype=dtype, candidate=best)
+    only = solve_at(smallest) or nearest_placement(problem_at(smallest))
+    limit = request.max_latency_s
+    return Contender(
+        settings=settings,
+        dtype=dtype,
+        candidate=only,
+        too_slow=limit is not None and only.fits and only.total_s > limit,
+    )
