@@ -56,6 +56,11 @@ class _Degrees(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--config", type=click.Path(exists=True, path_type=Path), help="config.json, where there is none."
 )
+@click.option(
+    "--roles",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Cut by this roles file and not by the family's table; for families that have none.",
+)
 @click.option("--memory", type=Size(), default="512MiB", show_default=True, help="Anonymous memory to use.")
 @click.option("--jobs", type=click.IntRange(1, 256), help="Threads.  [default: one per core, at most 8]")
 @click.option(
@@ -73,6 +78,7 @@ def command(
     verify: bool,
     against: str | None,
     config: Path | None,
+    roles: Path | None,
     memory: int,
     jobs: int | None,
     max_shard_size: int,
@@ -89,7 +95,7 @@ def command(
     """
     threads = jobs or min(8, os.cpu_count() or 1)
     if verify:
-        _no_targets(tp, format_name, dtype, output, dry_run)
+        _no_targets(tp, format_name, dtype, output, roles, dry_run)
         _verify(checkpoint, against, memory, threads, as_json=as_json)
         return
     if against is not None:
@@ -108,6 +114,7 @@ def command(
         memory_bytes=memory,
         jobs=threads,
         overwrite=overwrite,
+        roles=roles,
     )
     if dry_run:
         _dry_run(request, as_json=as_json)
@@ -116,9 +123,21 @@ def command(
 
 
 def _no_targets(
-    tp: tuple[int, ...] | None, format_name: str | None, dtype: str | None, output: Path | None, dry_run: bool
+    tp: tuple[int, ...] | None,
+    format_name: str | None,
+    dtype: str | None,
+    output: Path | None,
+    roles: Path | None,
+    dry_run: bool,
 ) -> None:
-    given = {"--tp": tp, "--format": format_name, "--dtype": dtype, "--output": output, "--dry-run": dry_run}
+    given = {
+        "--tp": tp,
+        "--format": format_name,
+        "--dtype": dtype,
+        "--output": output,
+        "--roles": roles,
+        "--dry-run": dry_run,
+    }
     for name, value in given.items():
         if value:
             raise click.UsageError(f"--verify writes nothing; {name} makes no sense with it.")

@@ -5,6 +5,7 @@ import msgspec
 from .errors import CheckpointError
 from .formats.base import Options, Source
 from .formats.registry import targets
+from .roles import Roles
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,16 +24,16 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     says: str
 
 
-def ask_formats(source: Source, tp_size: int) -> tuple[Answer, ...]:
-    """The answer of every format that can be written."""
-    return tuple(_ask(name, source, tp_size) for name in targets() if name != "huggingface")
+def ask_formats(source: Source, tp_size: int, roles: Roles | None = None) -> tuple[Answer, ...]:
+    """The answer of every format that can be written; `roles` are for those that take some."""
+    return tuple(_ask(name, source, tp_size, roles) for name in targets() if name != "huggingface")
 
 
-def _ask(name: str, source: Source, tp_size: int) -> Answer:
-    write = targets()[name].write
-    assert write is not None
+def _ask(name: str, source: Source, tp_size: int, roles: Roles | None) -> Answer:
+    asked = targets()[name]
+    assert asked.write is not None
     try:
-        layout = write(source, Options(tp_size=tp_size))
+        layout = asked.write(source, Options(tp_size=tp_size, roles=roles if asked.takes_roles else None))
     except CheckpointError as error:
         return Answer(format=name, tp_size=tp_size, is_possible=False, says=str(error))
     return Answer(format=name, tp_size=tp_size, is_possible=True, says="; ".join(layout.notes))

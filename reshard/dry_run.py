@@ -7,6 +7,7 @@ import msgspec
 
 from .compatibility import Answer, ask_formats
 from .dtypes import dtype
+from .formats.registry import roles_for
 from .job import Job, Request, open_source, plan_job
 from .layout import Box, volume
 from .run import anonymous_bytes, make_budget, notes_of
@@ -93,6 +94,7 @@ def dry_run(request: Request) -> DryRun:
     source = open_source(request.source, request.config)
     with tempfile.TemporaryDirectory(prefix="reshard-") as folder:
         job = plan_job(request, source, Path(folder))
+        roles = roles_for(request.format, request.roles, source)
     source.folder.close()
     casts = any(c.dtype != c.target_dtype for c in job.copies)
     budget, _ = make_budget(request.memory_bytes, request.jobs, casts=casts)
@@ -110,7 +112,7 @@ def dry_run(request: Request) -> DryRun:
         peak_memory_bytes=anonymous_bytes() + budget.buffer_bytes,
         jobs=budget.jobs,
         byte_map=_map(job),
-        loaders=tuple(answer for degree in request.degrees for answer in ask_formats(source, degree)),
+        loaders=tuple(answer for degree in request.degrees for answer in ask_formats(source, degree, roles)),
         notes=notes_of(job),
     )
 

@@ -14,10 +14,12 @@ from .dtypes import dtype
 from .encoding import Transform
 from .errors import UnsupportedTargetError
 from .formats.base import Layout, Options, Source, TargetFile
-from .formats.registry import read_source, target
+from .formats.registry import read_source, roles_for, target
 from .manifest import FILE, Entry, Manifest, Origin, encode, slices
 from .model import Model, parse_model, with_dtype
 from .plan import TensorCopy, make_plan
+from .roles import FILE as ROLES_FILE
+from .roles import Roles
 from .storage import Folder, open_folder, read
 from .stream import Digests
 from .tensors import Logical
@@ -26,7 +28,7 @@ _CONFIG: Final = "config.json"
 #: What is copied beside the shards: configuration, tokenizer, a model's own code.
 _SMALL: Final = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".md")
 _SMALL_BYTES: Final = 64 << 20
-_NOT_COPIED: Final = (FILE, "ds_inference_config.json", "latest_checkpointed_iteration.txt")
+_NOT_COPIED: Final = (FILE, ROLES_FILE, "ds_inference_config.json", "latest_checkpointed_iteration.txt")
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +45,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         memory_bytes: anonymous memory of the whole process; None: 512 MiB beside what it already has.
         jobs: threads.
         overwrite: whether a set of ours that stands at `output` may be replaced.
+        roles: a roles file to cut by; None: those that the source was cut by, or the family's table.
     """
 
     source: str
@@ -55,6 +58,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int | None = None
     jobs: int = 4
     overwrite: bool = False
+    roles: Path | None = None
 
     def __post_init__(self) -> None:
         """Check.
@@ -147,7 +151,8 @@ def plan_job(request: Request, source: Source, folder: Path, transform: Transfor
     else:
         derived, given = transform.derived(), transform.apply(source)
     tensors = given.tensors
-    layouts = [_layout(request, given, degree) for degree in request.degrees]
+    roles = roles_for(request.format, request.roles, source)
+    layouts = [_layout(request, given, degree, roles) for degree in request.degrees]
     names = {name: i for i, name in enumerate(tensors)}
     sets = []
     for layout in layouts:
@@ -190,10 +195,10 @@ def cast_tensors(source: Source, wanted: str | None) -> dict[str, Logical]:
     }
 
 
-def _layout(request: Request, source: Source, degree: int) -> Layout:
+def _layout(request: Request, source: Source, degree: int, roles: Roles | None) -> Layout:
     write = target(request.format).write
     assert write is not None
-    return write(source, Options(tp_size=degree, max_shard_bytes=request.max_shard_bytes))
+    return write(source, Options(tp_size=degree, max_shard_bytes=request.max_shard_bytes, roles=roles))
 
 
 def _lay_out(
@@ -213,6 +218,7 @@ def _lay_out(
         },
         ties={alias: name for alias, name in given.aliases.items() if name in held},
         recipe=given.model.config.get("quantization_config"),
+        roles=layout.roles,
     )
     files = tuple(prepare(f, folder / inside, encode(_account(f, whole))) for f in layout.files)
     return Set(folder=inside, layout=layout, files=files, manifest=whole)

@@ -78,6 +78,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         slices: the stored tensors of this file; empty in `reshard.json`.
         ties: name → name of the logical tensor that it is the same as.
         recipe: the configuration's `quantization_config`, when there is one.
+        roles: digest of the roles that the set was cut by; None when it was cut by the family's table.
     """
 
     format_version: int = _VERSION
@@ -91,6 +92,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     slices: dict[str, Slice] = {}
     ties: dict[str, str] = {}
     recipe: dict[str, Any] | None = None
+    roles: str | None = None
 
 
 def encode(manifest: Manifest) -> str:

@@ -1,4 +1,4 @@
-"""How a model's tensors are cut, as data: for families that no table describes. Pure.
+"""How a model's tensors are cut, as data: for families that no table describes.
 
 A roles file is JSON. It lists the parameters that ranks share out; every rank holds the others whole.
 
@@ -8,6 +8,7 @@ A roles file is JSON. It lists the parameters that ranks share out; every rank h
 """
 
 import hashlib
+from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -76,6 +77,16 @@ def decode(raw: str | bytes, shown: str) -> Roles:
         return msgspec.json.decode(raw, type=Roles)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise DamagedFileError(f"{shown} is no roles file: {error}") from error
+
+
+def read(path: Path) -> Roles:
+    """The roles in a file.
+
+    Raises:
+        DamagedFileError: it is no roles file.
+        OSError: it cannot be read.
+    """
+    return decode(path.read_bytes(), str(path))
 
 
 def digest(roles: Roles) -> str:

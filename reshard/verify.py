@@ -136,7 +136,7 @@ def _same_cut(source: Source, whole: Manifest, other: Source) -> None:
     write = target(whole.format).write
     assert write is not None
     given = msgspec.structs.replace(other, tensors={**other.tensors, **source.tensors})
-    layout = write(given, Options(tp_size=whole.tp_size))
+    layout = write(given, Options(tp_size=whole.tp_size, roles=source.roles))
     expected: dict[int | None, dict[str, Slice]] = {}
     for file in layout.files:
         expected.setdefault(file.rank, {}).update(slices(file.tensors))

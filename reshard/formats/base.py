@@ -6,6 +6,7 @@ from typing import Any, Literal
 import msgspec
 
 from reshard.model import Model
+from reshard.roles import Roles
 from reshard.storage import Folder
 from reshard.tensors import Logical, Stored
 
@@ -37,6 +38,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
         aliases: other names under which the checkpoint stores a logical tensor → that tensor.
         digests: SHA-256 of logical tensors, where the source says them; checked while reading.
         notes: sentences for the user, such as what was left out.
+        roles: those that it was cut by; they serve for its next degree as well.
     """
 
     format: str
@@ -48,6 +50,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     aliases: dict[str, str] = {}
     digests: dict[str, str] = {}
     notes: tuple[str, ...] = ()
+    roles: Roles | None = None
 
 
 class TargetFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +86,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
         files: who holds what.
         texts: small files beside them → their bytes.
         notes: sentences for the user: what the runtimes will and won't take.
+        roles: digest of the roles that it is cut by; None when a table says how.
     """
 
     format: str
@@ -90,6 +94,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[TargetFile, ...]
     texts: dict[str, bytes] = {}
     notes: tuple[str, ...] = ()
+    roles: str | None = None
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,10 +103,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         tp_size: the degree.
         max_shard_bytes: files of merged checkpoints are closed before they exceed it.
+        roles: cut by these and not by the family's table; only for formats that take roles.
     """
 
     tp_size: int
     max_shard_bytes: int = 5 * 10**9
+    roles: Roles | None = None
 
 
 class Format(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +121,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
         read: the source in a folder; the model comes from the folder's configuration, or from the caller.
             None: read by its manifest alone.
         write: the layout for a source's logical tensors; None: this format is only read.
+        takes_roles: whether `write` heeds roles.
     """
 
     name: str
@@ -121,6 +129,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     evidence: Callable[[tuple[str, ...]], tuple[str, ...]]
     read: Callable[[Folder, Model | None], Source] | None = None
     write: Callable[[Source, Options], Layout] | None = None
+    takes_roles: bool = False
 
 
 def shown(names: tuple[str, ...], limit: int = 4) -> str:

@@ -6,9 +6,11 @@ from typing import Final
 
 import msgspec
 
+from reshard import roles as roles_files
 from reshard.errors import DamagedFileError, InconsistentShardsError, MissingFileError
 from reshard.manifest import FILE, KEY, Manifest, chunks, decode
 from reshard.model import Model
+from reshard.roles import Roles
 from reshard.storage import Folder, read
 from reshard.tensors import Chunk, Logical, Stored
 
@@ -62,7 +64,29 @@ def _read(folder: Folder, model: Model | None) -> Source:
         tp_size=whole.tp_size,
         aliases=dict(whole.ties),
         digests={name: entry.sha256 for name, entry in whole.tensors.items()},
+        roles=_roles(folder, whole),
     )
+
+
+def _roles(folder: Folder, whole: Manifest) -> Roles | None:
+    """The roles that the set was cut by.
+
+    Raises:
+        MissingFileError: their file is not there.
+        InconsistentShardsError: it was changed, or is of another set.
+    """
+    if whole.roles is None:
+        return None
+    name = folder.path(roles_files.FILE)
+    if roles_files.FILE not in folder.files():
+        raise MissingFileError(f"{name} is not there, by which the shards beside it were cut; fetch it")
+    roles = roles_files.decode(read(folder, roles_files.FILE), name)
+    if roles_files.digest(roles) != whole.roles:
+        raise InconsistentShardsError(
+            f"{name} is not the file by which the shards beside it were cut: its sha256 is "
+            f"{roles_files.digest(roles)}, and {FILE} has {whole.roles}"
+        )
+    return roles
 
 
 def _file(folder: Folder, name: str, whole: Manifest) -> SourceFile:
@@ -89,7 +113,7 @@ def own_account(folder: Folder, name: str, held: Contents) -> Manifest:
 
 def _compare(name: str, shard: Manifest, whole: Manifest) -> None:
     """Shards of another model, or of the same one at another degree, have other accounts."""
-    for field in ("origin", "format", "model_type", "tp_size", "files"):
+    for field in ("origin", "format", "model_type", "tp_size", "files", "roles"):
         mine, theirs = getattr(shard, field), getattr(whole, field)
         if mine != theirs:
             raise InconsistentShardsError(

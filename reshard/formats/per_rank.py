@@ -13,6 +13,8 @@ import msgspec
 from reshard.cuts import Cut
 from reshard.errors import InconsistentShardsError
 from reshard.model import Model
+from reshard.role_cuts import RoleCut, cuts_by_roles
+from reshard.roles import FILE, Roles, digest, encode
 from reshard.rules import Policy, Rules, check_heads, logical_shape
 from reshard.storage import Folder
 from reshard.tensors import Logical, Stored, copy_of, cut
@@ -46,8 +48,19 @@ def ways_to_cut(source: Source, policy: Policy, tp_size: int) -> dict[str, Cut |
     return {name: policy.cut(rules.rule(name, source.tensors[first])) for name, first in names.items()}
 
 
+def ways_by_roles(source: Source, roles: Roles, tp_size: int) -> dict[str, RoleCut | None]:
+    """As `ways_to_cut`, by roles.
+
+    Raises:
+        CheckpointError: they do not fit the checkpoint, or the degree.
+    """
+    names = {name: source.aliases.get(name, name) for name in (*source.tensors, *source.aliases)}
+    tensors = {name: source.tensors[first] for name, first in names.items()}
+    return cuts_by_roles(roles, source.model, tensors, tp_size)
+
+
 def rank_tensors(
-    source: Source, ways: Mapping[str, Cut | None], tp_size: int, tp_rank: int
+    source: Source, ways: Mapping[str, Cut | RoleCut | None], tp_size: int, tp_rank: int
 ) -> dict[str, Stored]:
     """Everything that a rank holds, under the names of the logical tensors.
 
@@ -68,7 +81,12 @@ def rank_tensors(
 
 def _write(source: Source, options: Options) -> Layout:
     files = []
-    ways = ways_to_cut(source, POLICY, options.tp_size)
+    roles = options.roles
+    ways: Mapping[str, Cut | RoleCut | None] = (
+        ways_to_cut(source, POLICY, options.tp_size)
+        if roles is None
+        else ways_by_roles(source, roles, options.tp_size)
+    )
     for rank in range(options.tp_size):
         tensors = rank_tensors(source, ways, options.tp_size, rank)
         groups = by_size(tensors, options.max_shard_bytes)
@@ -88,7 +106,17 @@ def _write(source: Source, options: Options) -> Layout:
         format="safetensors",
         tp_size=options.tp_size,
         files=tuple(files),
-        notes=(_autotp_note(source, options.tp_size),),
+        texts={FILE: encode(roles)} if roles else {},
+        notes=(_roles_note(roles, ways) if roles else _autotp_note(source, options.tp_size),),
+        roles=digest(roles) if roles else None,
+    )
+
+
+def _roles_note(roles: Roles, ways: Mapping[str, object]) -> str:
+    count = sum(way is not None for way in ways.values())
+    return (
+        f"cut by roles: {count} of {len(ways)} tensors are shared out, as {FILE} beside them says; whoever "
+        "loads them sums over the ranks after every row-parallel weight"
     )
 
 
@@ -151,4 +179,5 @@ FORMAT: Final = Format(
     summary="per rank, Hugging Face names, self-describing; for DeepSpeed AutoTP",
     evidence=lambda _: (),  # recognised by its manifest
     write=_write,
+    takes_roles=True,
 )

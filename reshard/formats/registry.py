@@ -1,5 +1,6 @@
 """Which formats there are, and which one a folder holds. A new format is one module and one line here."""
 
+from pathlib import Path
 from typing import Final
 
 from reshard.errors import (
@@ -10,6 +11,8 @@ from reshard.errors import (
 )
 from reshard.manifest import FILE
 from reshard.model import Model
+from reshard.roles import Roles
+from reshard.roles import read as read_roles
 from reshard.storage import Folder
 
 from . import deepspeed, huggingface, megatron, own, per_rank, transformers, vllm
@@ -47,6 +50,28 @@ def target(name: str) -> Format:
     if found is None:
         raise UnsupportedTargetError(f"there is no target format {name!r}; there are {', '.join(targets())}")
     return found
+
+
+def roles_for(name: str, file: Path | None, source: Source) -> Roles | None:
+    """The roles by which the format called `name` is cut; None where it goes by rules.
+
+    Args:
+        name: the target's format.
+        file: the roles file that was given.
+        source: what is cut; without a file, the roles that it was cut by itself serve again.
+
+    Raises:
+        UnsupportedTargetError: a roles file for a format that has rules of its own.
+        DamagedFileError: the file is none of roles.
+    """
+    if target(name).takes_roles:
+        return source.roles if file is None else read_roles(file)
+    if file is not None:
+        takers = ", ".join(n for n, f in targets().items() if f.takes_roles)
+        raise UnsupportedTargetError(
+            f"--roles: {name} is cut by rules of its own, or is not cut; formats that take roles: {takers}"
+        )
+    return None
 
 
 def read_source(folder: Folder, model: Model | None = None) -> Source:

@@ -67,7 +67,7 @@ def find_rank_files(folder: Path, tp_rank: int, tp_size: int) -> RankFiles:
         MissingFileError: no shards at all, or not all of this rank's.
         InconsistentShardsError: shards of another degree, or files of this rank's name that are not its own.
         DamagedFileError: a file that contradicts its format, or says nothing of itself.
-        UnsupportedSourceError: quantized shards.
+        UnsupportedSourceError: quantized shards, or shards cut by a roles file.
     """
     names = _own_names(folder, tp_rank, tp_size)
     opened = LocalFolder(folder)
@@ -140,6 +140,11 @@ def _check_account(file: Path, account: Manifest, first: Manifest, tp_rank: int,
     if account.recipe is not None:
         raise UnsupportedSourceError(
             f"{file} holds quantized weights, which are loaded as they were saved; merge and dequantize them"
+        )
+    if account.roles is not None:
+        raise UnsupportedSourceError(
+            f"{file} is cut by a roles file, and DeepSpeed cuts by rules of its own; cut the checkpoint "
+            "again without --roles"
         )
 
 

@@ -1,0 +1,239 @@
+"""From roles to intervals: which indices of which tensor are a rank's. Pure."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Final, TypeVar
+
+import msgspec
+
+from .cuts import COMPANIONS, SCALARS, SHAPE
+from .errors import CannotSplitError, InconsistentShardsError, UnsupportedSourceError
+from .layout import Interval, joined
+from .model import Model
+from .roles import Roles, WeightRoles
+from .tensors import Logical
+
+#: Names that an error spells out before it counts the rest.
+_SHOWN: Final = 3
+#: Of an index that is in no group.
+_EVERYBODY: Final = -1
+
+_Value = TypeVar("_Value")
+
+
+class RoleCut(msgspec.Struct, frozen=True, kw_only=True):
+    """A tensor that is shared out at one degree.
+
+    Attributes:
+        dim: the dimension that is cut.
+        ranks: every rank's intervals of it, ascending.
+    """
+
+    dim: int
+    ranks: tuple[tuple[Interval, ...], ...]
+
+    def intervals(self, _name: str, tp_size: int, tp_rank: int) -> tuple[Interval, ...]:
+        """The rank's intervals of dimension `dim`, in the rank's order."""
+        assert tp_size == len(self.ranks), "a cut by roles is of one degree"
+        return self.ranks[tp_rank]
+
+
+def cuts_by_roles(
+    roles: Roles, model: Model, tensors: Mapping[str, Logical], tp_size: int
+) -> dict[str, RoleCut | None]:
+    """How every tensor is shared out; None: whole on every rank.
+
+    Args:
+        roles: what to go by.
+        model: the checkpoint's.
+        tensors: its tensors, aliases included.
+        tp_size: the degree. At 1 nothing is cut, but everything is checked.
+
+    Raises:
+        InconsistentShardsError: the roles are of another model.
+        CannotSplitError: they contradict themselves, leave something open, or do not allow this degree.
+        UnsupportedSourceError: a quantized checkpoint.
+    """
+    _check_model(roles, model, tensors)
+    names = _Names(tensors)
+    found = names.matches(roles.weights)
+    once = names.matches(dict.fromkeys(roles.bias_once, True))
+    _check_biases(found, once, tensors)
+    _check_degree(roles, found, tp_size)
+    cuts: dict[str, RoleCut | None] = dict.fromkeys(tensors)
+    made: dict[tuple[int, int], RoleCut] = {}
+    for name, weight in found.items():
+        extent = _extent(weight, tensors[name], name)
+        # Layers that a pattern stands for have one cut.
+        key = id(weight), extent
+        if key not in made:
+            made[key] = _cut(weight, extent, name, tp_size)
+        cuts[name] = made[key] if tp_size > 1 else None
+    return cuts
+
+
+def degrees(roles: Roles) -> tuple[int, ...]:
+    """The degrees that the roles allow: the common divisors of their numbers of groups."""
+    common = math.gcd(*(len(weight.groups) for weight in roles.weights.values()))
+    return tuple(n for n in range(1, common + 1) if common % n == 0)
+
+
+class _Names:
+    """A checkpoint's names, to be found by patterns."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = set(names)
+        self._firsts = {name.partition(".")[0] for name in self._names}
+
+    def matches(self, entries: Mapping[str, _Value]) -> dict[str, _Value]:
+        """Name → the entry that counts for it.
+
+        Raises:
+            InconsistentShardsError: an entry for nothing, or two patterns for one name.
+        """
+        owners: dict[str, tuple[str, _Value]] = {}
+        unknown: list[str] = []
+        # Names before patterns: the exception before the rule.
+        for entry in sorted(entries, key=lambda e: "*" in e):
+            seen = tuple(self._of(entry))
+            if not seen:
+                unknown.append(entry)
+            for name in seen:
+                owner = owners.setdefault(name, (entry, entries[entry]))[0]
+                if owner != entry and "*" in owner:
+                    raise InconsistentShardsError(
+                        f"the roles say twice what {name} is, as {owner!r} and as {entry!r}; keep one of them"
+                    )
+        if unknown:
+            raise InconsistentShardsError(
+                f"the roles name {_shown(unknown)}, which the checkpoint does not hold; derive them from "
+                "this model"
+            )
+        return {name: value for name, (_, value) in owners.items()}
+
+    def _of(self, entry: str) -> Iterator[str]:
+        first, _, rest = entry.partition(".")
+        if first not in self._firsts and rest:
+            # A checkpoint of the bare model: its names lack the name that the model has in the whole one.
+            entry = rest
+        if "*" not in entry:
+            yield from {entry} & self._names
+            return
+        wanted = entry.split(".")
+        for name in self._alike.get(_numberless(wanted), ()):
+            if all(w in ("*", h) for w, h in zip(wanted, name.split("."), strict=True)):
+                yield name
+
+    @cached_property
+    def _alike(self) -> dict[tuple[str, ...], list[str]]:
+        """Names without their numbers → the names."""
+        found: dict[tuple[str, ...], list[str]] = {}
+        for name in self._names:
+            found.setdefault(_numberless(name.split(".")), []).append(name)
+        return found
+
+
+def _numberless(segments: list[str]) -> tuple[str, ...]:
+    return tuple("*" if s.isdecimal() else s for s in segments)
+
+
+def _check_model(roles: Roles, model: Model, tensors: Mapping[str, Logical]) -> None:
+    if roles.model_type != model.model_type:
+        raise InconsistentShardsError(
+            f"the roles are of a {roles.model_type!r} model, and the checkpoint is of a {model.model_type!r} "
+            "one; derive them from this model"
+        )
+    scales = [n for n in tensors if n.rpartition(".")[2] in (*COMPANIONS, *SCALARS, SHAPE)]
+    if scales or model.config.get("quantization_config"):
+        raise UnsupportedSourceError(
+            "the checkpoint is quantized, and roles do not say how scales are shared out; cut the "
+            "checkpoint that it was made from, or dequantize it first"
+        )
+
+
+def _check_biases(
+    found: Mapping[str, WeightRoles], once: Mapping[str, bool], tensors: Mapping[str, Logical]
+) -> None:
+    if both := sorted(set(found) & set(once)):
+        raise CannotSplitError(
+            f"the roles cut {_shown(both)} and also say that it is added once, after the sum over ranks; "
+            "only what every rank holds whole can be"
+        )
+    biases = [f"{name.removesuffix('.weight')}.bias" for name in found if name.endswith(".weight")]
+    if open_ := [b for b in biases if b in tensors and b not in found and b not in once]:
+        raise CannotSplitError(
+            f"the roles cut the weights to which {_shown(open_)} belong, and say nothing of these; a bias of "
+            "rows is cut with them, under weights, and one that follows a sum over ranks is under bias_once"
+        )
+
+
+def _extent(weight: WeightRoles, tensor: Logical, name: str) -> int:
+    """The extent of the dimension that is cut."""
+    if weight.dim >= len(tensor.shape):
+        raise CannotSplitError(
+            f"the roles cut dimension {weight.dim} of {name}, which has shape {list(tensor.shape)}; derive "
+            "them from this model"
+        )
+    return tensor.shape[weight.dim]
+
+
+def _cut(weight: WeightRoles, extent: int, name: str, tp_size: int) -> RoleCut:
+    size = len(weight.groups) // tp_size
+    mine: list[list[Interval]] = [[] for _ in range(tp_size)]
+    for begin, end, group in _tiled(weight, extent, name):
+        for rank in range(tp_size) if group == _EVERYBODY else (group // size,):
+            mine[rank].append((begin, end))
+    return RoleCut(dim=weight.dim, ranks=tuple(tuple(joined(intervals)) for intervals in mine))
+
+
+def _tiled(weight: WeightRoles, extent: int, name: str) -> Iterator[tuple[int, int, int]]:
+    """The whole dimension, ascending: begin, end, and whose it is.
+
+    Raises:
+        CannotSplitError: an interval that is empty or outside, two that overlap, a group with none.
+    """
+    if not all(weight.groups):
+        raise CannotSplitError(
+            f"the roles give group {weight.groups.index(())} of {name} no indices, and a rank that held only "
+            "this group could not run; leave the group out of every weight"
+        )
+    at = 0
+    spans = sorted((b, e, group) for group, intervals in enumerate(weight.groups) for b, e in intervals)
+    for begin, end, group in spans:
+        if not 0 <= begin < end <= extent:
+            raise CannotSplitError(
+                f"the roles give group {group} of {name} the interval [{begin}, {end}), and dimension "
+                f"{weight.dim} has indices 0 to {extent - 1}; derive them from this model"
+            )
+        if begin < at:
+            raise CannotSplitError(
+                f"the roles give index {begin} of {name}, dimension {weight.dim}, twice, the second time to "
+                f"group {group}; an index has one owner, or none and is held by every rank"
+            )
+        if at < begin:
+            yield at, begin, _EVERYBODY
+        yield begin, end, group
+        at = end
+    if at < extent:
+        yield at, extent, _EVERYBODY
+
+
+def _check_degree(roles: Roles, found: Mapping[str, WeightRoles], tp_size: int) -> None:
+    for name, weight in found.items():
+        number = len(weight.groups)
+        if not number:
+            raise CannotSplitError(f"the roles give {name} no groups; leave out what every rank holds whole")
+        if number % tp_size:
+            raise CannotSplitError(
+                f"the roles cut {name} in {number} groups, which cannot be shared out over "
+                f"tp_size={tp_size}; degrees that work: {', '.join(map(str, degrees(roles)))}"
+            )
+    if not found and tp_size > 1:
+        raise CannotSplitError(f"the roles cut no tensor, so tp_size={tp_size} would give {tp_size} copies")
+
+
+def _shown(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    rest = len(listed) - _SHOWN
+    return ", ".join(listed[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
