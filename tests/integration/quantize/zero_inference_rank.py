@@ -17,12 +17,18 @@ import transformers
 
 def compute(model: Any, job: dict[str, Any]) -> dict[str, Any]:
     """Logits of the prompt, and greedy tokens."""
-    inputs = {name: torch.tensor(rows) for name, rows in job["prompt"].items()}
+    inputs = {name: torch.tensor(rows, device=device()) for name, rows in job["prompt"].items()}
     with torch.no_grad():
         logits = model(**inputs).logits
         inputs.pop("decoder_input_ids", None)
         tokens = model.generate(**inputs, max_new_tokens=job["new_tokens"], do_sample=False)
     return {"logits": logits.tolist(), "tokens": tokens.tolist()}
+
+
+def device() -> str:
+    """Where DeepSpeed runs, which needs no import of it: a GPU if there is one and nothing else is asked for."""
+    wanted = os.environ.get("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    return f"cuda:{os.environ['LOCAL_RANK']}" if wanted == "cuda" else "cpu"
 
 
 def build(folder: str, job: dict[str, Any]) -> Any:
@@ -83,11 +89,11 @@ def main() -> None:
     """Compute every job; the plain models first: DeepSpeed replaces functions of torch's."""
     jobs, results = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     torch.set_num_threads(1)
-    plain = [compute(build(job["decoded"], job), job) for job in jobs]
+    plain = [compute(build(job["decoded"], job).to(device()), job) for job in jobs]
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # needs a compiler, and no GPU has it
-    deepspeed.init_distributed("gloo")
+    deepspeed.init_distributed("gloo" if device() == "cpu" else "nccl")
     for job, found in zip(jobs, plain, strict=True):
         (results / f"{job['name']}-{os.environ['RANK']}.json").write_text(json.dumps(run(job, found)))
     torch.distributed.destroy_process_group()
