@@ -20,8 +20,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from quantize.scheme import ZeroInference  # noqa: E402
-from tests.integration.quantize.test_zero_inference import (  # noqa: E402
+from quantize.scheme import ZeroInference
+from tests.integration.quantize.test_zero_inference import (
     Case,
     auto_class,
     decoded,
