@@ -26,7 +26,7 @@ def compute(model: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def device() -> str:
-    """Where DeepSpeed will run, found without importing it: a GPU where there is one, unless told otherwise."""
+    """Where DeepSpeed will run, found without importing it: a GPU if there is one, unless told not to."""
     wanted = os.environ.get("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     return f"cuda:{os.environ['LOCAL_RANK']}" if wanted == "cuda" else "cpu"
 
