@@ -35,7 +35,7 @@ class Assignment:
 
     Attributes:
         executes: per unit, `gpu:N` or `cpu`.
-        lives: per unit and leaf, the unit's device, `cpu` or `disk`.
+        lives: per unit and leaf, the unit's device, or a place to stream from: `cpu`, `disk` or `peers`.
     """
 
     executes: tuple[str, ...]
@@ -96,7 +96,12 @@ def _device(
     problem: Problem, assignment: Assignment, device: str, capacity: int, context: int
 ) -> dict[str, MemoryBreakdown]:
     here = [u for u, executes in zip(problem.units, assignment.executes, strict=True) if executes == device]
-    weights = sum(leaf.stored_bytes for _, leaf, lives in _leaves(problem, assignment) if lives == device)
+    weights = sum(
+        leaf.stored_bytes
+        for executes, leaf, lives in _leaves(problem, assignment)
+        # What is streamed from a store of everything is counted with the store.
+        if lives == device and (lives == executes or not problem.settings.store)
+    )
     weights += sum(unit.buffer_bytes for unit in here)
     streamed = [
         leaf
@@ -127,8 +132,9 @@ def _device(
 
 
 def _buffered(problem: Problem, assignment: Assignment, device: str) -> int:
-    """The runtime's buffers on a device, if anything is streamed through them."""
-    if all(lives == executes for executes, _, lives in _leaves(problem, assignment)):
+    """The runtime's buffers on a device, if anything is streamed through them or stored in them."""
+    streams = any(lives != executes for executes, _, lives in _leaves(problem, assignment))
+    if not streams and not problem.settings.store:
         return 0
     return problem.buffers.host if device == CPU else problem.buffers.device
 
@@ -288,7 +294,11 @@ def predict(problem: Problem, assignment: Assignment) -> Prediction:
 
 def _load_s(problem: Problem, assignment: Assignment) -> float:
     """Reading what must be read once, and copying to the GPUs what lives there."""
-    read = sum(leaf.stored_bytes for _, leaf, lives in _leaves(problem, assignment) if lives != DISK)
+    read = sum(
+        leaf.stored_bytes
+        for _, leaf, lives in _leaves(problem, assignment)
+        if lives != DISK or problem.settings.store
+    )
     on_gpu = sum(
         leaf.stored_bytes for _, leaf, lives in _leaves(problem, assignment) if lives.startswith("gpu:")
     )

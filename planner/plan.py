@@ -49,7 +49,7 @@ class Placement(_Strict, frozen=True, kw_only=True):
 
     Attributes:
         module: fqn, a key of the device map.
-        lives: `gpu:N`, `cpu` or `disk`.
+        lives: `gpu:N`, `cpu`, `disk` or `peers` (cut over the GPUs of all ranks).
         executes: `gpu:N` or `cpu`.
         num_bytes: its parameters and buffers, a tied tensor counted at its first owner.
     """

@@ -17,7 +17,7 @@ from planner.units import Leaf, Unit
 from planner.workload import Workload
 
 #: Where a leaf can live, given where its unit executes: the device itself, or a place to stream from.
-GPU, CPU, DISK = "gpu", "cpu", "disk"
+GPU, CPU, DISK, PEERS = "gpu", "cpu", "disk", "peers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,9 @@ class Settings:
         cpu_execution: whether chosen units may execute on the CPU beside a GPU.
         host: whether weights may live in host memory and be streamed from it.
         disk: whether weights may stay on disk.
+        store: the place that keeps every weight, resident ones too, and that the others are streamed from:
+            `cpu`, `disk` or `peers` (cut over the ranks' GPUs); its bytes are among the law's buffers. Empty
+            when each weight is in one place.
         pipeline: whether several GPUs of one process hold the model in stages.
         needs_resident: whether something must live on the main GPU.
         hooks: when every module is hooked: `split` (as soon as more than one place is used), `always`
@@ -49,6 +52,7 @@ class Settings:
     cpu_execution: bool = False
     host: bool = True
     disk: bool = False
+    store: str = ""
     pipeline: bool = True
     needs_resident: bool = True
     hooks: Literal["split", "always", "never"] = "split"
@@ -123,7 +127,7 @@ class Law(ABC):
         settings: Settings,
         profile: HardwareProfile,
     ) -> Movement:
-        """Time to bring `num_tensors` tensors of `num_bytes` from `lives` (`cpu` or `disk`) to `executes`."""
+        """Time to bring `num_tensors` tensors of `num_bytes` from `lives` to `executes`."""
 
     def absent(self, profile: HardwareProfile) -> str:
         """When `settings` is empty: the reason, as a clause."""

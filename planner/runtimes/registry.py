@@ -12,8 +12,9 @@ from planner.runtimes.accelerate.law import LAW as ACCELERATE
 from planner.runtimes.base import Emitted, Law
 from planner.runtimes.cpu.law import LAW as CPU
 from planner.runtimes.folder import write_folder
+from planner.runtimes.zero_inference.law import LAW as ZERO_INFERENCE
 
-LAWS: Final[dict[str, Law]] = {law.name: law for law in (ACCELERATE, CPU)}
+LAWS: Final[dict[str, Law]] = {law.name: law for law in (ACCELERATE, CPU, ZERO_INFERENCE)}
 
 
 def laws(names: Iterable[str] | None = None) -> tuple[Law, ...]:

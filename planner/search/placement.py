@@ -19,7 +19,7 @@ from planner.memory import (
     largest,
     sampling_bytes,
 )
-from planner.problem import CPU, DISK, LeafPrice, Problem, UnitPrice
+from planner.problem import CPU, DISK, PEERS, LeafPrice, Problem, UnitPrice
 from planner.search.model import IntegerProgram
 
 #: The program counts in MiB: coefficients near one keep the solver's tolerances below a byte's worth.
@@ -135,6 +135,7 @@ class _Program:
         self.classes = classes_of(problem, staged)
         self.main = problem.settings.main
         self.host = problem.settings.host and self.main != CPU
+        self.near = PEERS if problem.settings.store == PEERS else CPU
         self.disk = problem.settings.disk and _checkpoint_fits_disk(problem)
         self.used: dict[str, dict[str, dict[int, float]]] = {
             device: {phase: {} for phase in PHASES} for device in {self.main, CPU}
@@ -181,7 +182,7 @@ class _Program:
         from_cpu, from_disk = [], []
         for kind in one.kinds:
             limit = count * len(kind.positions)
-            from_cpu.append(self._stream(kind, limit, lives=CPU) if self.host else None)
+            from_cpu.append(self._stream(kind, limit, lives=self.near) if self.host else None)
             from_disk.append(self._stream(kind, limit, lives=DISK) if self.disk else None)
             self._bind(kind, count, on_cpu, [c for c in (from_cpu[-1], from_disk[-1]) if c is not None])
         return _Columns(on_cpu, tuple(from_cpu), tuple(from_disk))
@@ -220,7 +221,7 @@ class _Program:
         self.ip.row({any_of_it: limit, column: -1}, lower=0)
         for phase in PHASES:
             _accumulate(self.used[self.main][phase], column, -size)
-            if lives == CPU:
+            if lives == CPU and not self.problem.settings.store:
                 _accumulate(self.used[CPU][phase], column, size)
             self._peak_at_least(self.main, phase, kind.price.streamed_peak[phase], any_of_it)
         return column
@@ -364,14 +365,14 @@ class _Program:
                 for index, position in slots[len(slots) - from_disk :]:
                     lives[index][position] = DISK
                 for index, position in slots[len(slots) - from_disk - from_cpu : len(slots) - from_disk]:
-                    lives[index][position] = CPU
+                    lives[index][position] = self.near
         return Assignment(executes=tuple(executes), lives=tuple(tuple(one) for one in lives))
 
 
 def _checkpoint_fits_disk(problem: Problem) -> bool:
     disk = problem.profile.disk
     total = sum(unit.stored_bytes for unit in problem.units)
-    return disk is not None and total <= disk.capacity_bytes.value
+    return disk is not None and total + problem.buffers.disk <= disk.capacity_bytes.value
 
 
 def _count(values: list[float], column: int | None) -> int:

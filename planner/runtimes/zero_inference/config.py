@@ -1,0 +1,95 @@
+"""The DeepSpeed configuration that realises a plan. Pure."""
+
+from typing import Any, Final
+
+from planner.graph.schema import ModuleGraph
+from planner.plan import Plan
+from planner.runtimes.zero_inference.parameters import parameters, resident
+from planner.runtimes.zero_inference.quantization import weight_quantization
+from planner.runtimes.zero_inference.sizes import Sizes, buffer_elements, sizes_for
+
+#: Stands for the folder of swap files until the script that is started knows it.
+NVME_PATH: Final = "OFFLOAD_FOLDER"
+
+#: Requests in flight, and bytes of each: NVMe reaches its rate with a few dozen large ones.
+_AIO: Final = {
+    "block_size": 2**20,
+    "queue_depth": 32,
+    "intra_op_parallelism": 1,
+    "single_submit": False,
+    "overlap_events": True,
+}
+
+_LARGEST_THREADS: Final = 8
+
+
+def ds_config(plan: Plan, graph: ModuleGraph) -> dict[str, Any]:
+    """A complete configuration: what DeepSpeed insists on, and residency as near as thresholds come.
+
+    Args:
+        plan: of the runtime `zero-inference`.
+        graph: the model's.
+
+    Raises:
+        InvalidInputError: weights are to be quantized and no Linear can be.
+    """
+    sizes = sizes_for(graph)
+    device = store_of(plan)
+    zero: dict[str, Any] = {"stage": 3}
+    if device != "none":
+        zero["offload_param"] = _offload(plan, sizes, device)
+    zero |= _thresholds(plan, graph) | {
+        "stage3_prefetch_bucket_size": sizes.prefetch_bucket,
+        "stage3_max_live_parameters": sizes.max_live,
+        # A tied embedding is fetched again for the head, or all that lies between would be priced as free.
+        "stage3_max_reuse_distance": 0,
+        # DeepSpeed's own Linear rounds otherwise than torch's.
+        "memory_efficient_linear": False,
+    }
+    per_rank = -(-plan.workload.batch_size // plan.num_streams)
+    config: dict[str, Any] = {"train_micro_batch_size_per_gpu": per_rank, "zero_optimization": zero}
+    if plan.workload.dtype == "float16":
+        config["fp16"] = {"enabled": True}
+    if plan.workload.dtype == "bfloat16":
+        config["bf16"] = {"enabled": True}
+    if device == "nvme":
+        config["aio"] = _AIO | {"intra_op_parallelism": _threads(plan)}
+    if plan.weight_bits is not None:
+        config["weight_quantization"] = weight_quantization(graph, plan.weight_bits)
+    return config
+
+
+def store_of(plan: Plan) -> str:
+    """DeepSpeed's word for where the parts are kept: `cpu`, `nvme` or `none` (on the GPUs)."""
+    places = {p.lives for p in plan.placements if p.lives != p.executes}
+    if "disk" in places:
+        return "nvme"
+    return "none" if "peers" in places else "cpu"
+
+
+def _offload(plan: Plan, sizes: Sizes, device: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"device": device, "pin_memory": plan.host_copies == "pinned"}
+    if device == "nvme":
+        found |= {
+            "nvme_path": NVME_PATH,
+            "buffer_count": sizes.num_buffers,
+            "buffer_size": buffer_elements(sizes, plan.num_ranks),
+            "max_in_cpu": 0,
+        }
+    return found
+
+
+def _thresholds(plan: Plan, graph: ModuleGraph) -> dict[str, int]:
+    """The smallest thresholds that can keep what the plan keeps; they may keep others in its stead."""
+    kept = resident(plan, graph)
+    sizes = [one.num_elements for one in parameters(graph) if one.fqn in kept]
+    return {
+        "stage3_param_persistence_threshold": max(sizes, default=0),
+        "stage3_model_persistence_threshold": sum(sizes),
+    }
+
+
+def _threads(plan: Plan) -> int:
+    """Threads of one read: half of a rank's cores."""
+    cores = plan.hardware.host.num_cores // (2 * plan.num_ranks)
+    return min(_LARGEST_THREADS, max(1, cores))

@@ -1,0 +1,218 @@
+"""How ZeRO-Inference moves weights.
+
+Every parameter is flattened and cut evenly over the ranks. A rank keeps its part in pinned host memory, on
+NVMe or on its own GPU; before a module runs, each rank copies its part of the module's parameters to its GPU
+and the ranks gather the rest from each other. Every rank generates sequences of its own, so weights cross the
+hosts' links once for all of them. What stays resident has its part in the store all the same.
+
+Copies of what comes next run beside the GPU's work, and the host waits for them, so its own work around each
+module and tensor comes on top. An NVMe part is read while the one before it is copied.
+Source: deepspeed.runtime.zero.{partition_parameters,partitioned_param_coordinator} (0.19.8).
+"""
+
+from typing import Final
+
+from planner.graph.schema import ModuleGraph
+from planner.hardware.schema import HardwareProfile
+from planner.runtimes.base import Buffers, Law, Movement, Settings
+from planner.runtimes.zero_inference.parameters import parameters
+from planner.runtimes.zero_inference.sizes import (
+    MIN_SWAPPED_BYTES,
+    Sizes,
+    buffer_elements,
+    sizes_for,
+)
+from planner.sources import Quantity, Source
+from planner.time import copy_s
+from planner.workload import DTYPE_BYTES, Workload
+
+#: A step of OPT-13B streamed whole took 0.25 s beyond its copies (0.723 and 0.760 s in two settings), with
+#: 325 modules and 640 tensors; with a third resident 0.30 s. So most of it belongs to modules.
+_HOOK: Final = Quantity(
+    value=0.4e-3,
+    source=Source.ASSUMED,
+    note="as measured on an H100 VM: ZeRO-3 hooks around OPT-13B's modules",
+)
+_TENSOR: Final = Quantity(
+    value=0.15e-3,
+    source=Source.ASSUMED,
+    note="as measured on an H100 VM: fetching and releasing one parameter",
+)
+
+#: Where a rank's parts can be kept: place → words for a table.
+_STORES: Final = {"cpu": "host memory", "disk": "NVMe", "peers": "the GPUs"}
+
+#: Widths that DeepSpeed quantizes float16 weights to as it loads them.
+WEIGHT_BITS: Final = (8, 4)
+
+
+class ZeroInferenceLaw(Law):
+    """See `planner.runtimes.base.Law`."""
+
+    name = "zero-inference"
+
+    def settings(self, profile: HardwareProfile) -> tuple[Settings, ...]:
+        """On one GPU and on all; weights in host memory, on NVMe or on the GPUs; the cache here or there."""
+        if profile.num_gpus == 0:
+            return ()
+        ways = [
+            (num_ranks, store)
+            for num_ranks in sorted({1, profile.num_gpus})
+            for store in _STORES
+            if (store != "disk" or profile.disk is not None) and (store != "peers" or num_ranks > 1)
+        ]
+        plain = [
+            self._way(num_ranks, store, kv_cache=kv_cache)
+            for kv_cache in ("device", "offloaded")
+            for num_ranks, store in ways
+            if kv_cache == "device" or store != "peers"
+        ]
+        quantized = [
+            self._way(num_ranks, "cpu", kv_cache="device", weight_bits=bits)
+            for bits in WEIGHT_BITS
+            for num_ranks, store in ways
+            if store == "cpu"
+        ]
+        return (*plain, *quantized)
+
+    def _way(self, num_ranks: int, store: str, *, kv_cache: str, weight_bits: int | None = None) -> Settings:
+        words = f"ZeRO-Inference from {_STORES[store]}"
+        words += f", {num_ranks} GPUs" if num_ranks > 1 else ""
+        words += ", KV cache in host memory" if kv_cache == "offloaded" else ""
+        words += f", {weight_bits}-bit weights" if weight_bits else ""
+        return Settings(
+            runtime=self.name,
+            label=words,
+            main="gpu:0",
+            host_copies="pinned",
+            kv_cache=kv_cache,
+            host=store != "disk",
+            disk=store == "disk",
+            store=store,
+            pipeline=False,
+            needs_resident=False,
+            hooks="always",
+            overlaps=True,
+            num_ranks=num_ranks,
+            num_streams=num_ranks,
+            weight_bits=weight_bits,
+        )
+
+    def why_not(
+        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
+    ) -> str | None:
+        """Quantized weights need float16."""
+        if settings.weight_bits is not None and workload.dtype != "float16":
+            return f"DeepSpeed quantizes float16 weights only, not {workload.dtype}"
+        return None
+
+    def hook(self, profile: HardwareProfile) -> Quantity:
+        """DeepSpeed's hooks fetch, wait, look ahead and release, in Python."""
+        return _HOOK
+
+    def movement(
+        self,
+        *,
+        num_bytes: int,
+        num_tensors: int,
+        lives: str,
+        executes: str,
+        settings: Settings,
+        profile: HardwareProfile,
+    ) -> Movement:
+        """See `planner.runtimes.base.Law.movement`."""
+        moved = num_bytes if settings.weight_bits is None else num_bytes * settings.weight_bits // 16
+        quantities: list[Quantity] = [_TENSOR]
+        seconds = 0.0
+        if lives in ("cpu", "disk"):
+            seconds = _copy_s(moved, num_tensors, settings, profile, quantities)
+        if lives == "disk":
+            seconds = max(seconds, _read_s(moved, num_tensors, profile, quantities))
+        if settings.num_ranks > 1:
+            seconds += _gather_s(moved, num_tensors, settings.num_ranks, profile, quantities)
+        return Movement(copy_s=seconds, host_s=num_tensors * _TENSOR.value, quantities=tuple(quantities))
+
+    def buffers(
+        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
+    ) -> Buffers:
+        """The store of all parts, what is fetched ahead, and the vectors that every rank keeps."""
+        sizes, ranks = sizes_for(graph), settings.num_ranks
+        itemsize = DTYPE_BYTES[workload.dtype]
+        found = parameters(graph)
+        vectors = sum(one.num_elements for one in found if one.is_vector)
+        # Parameters that are gathered together lie in one flat tensor before they are parted.
+        flat = sizes.prefetch_bucket if ranks > 1 else 0
+        device = itemsize * (sizes.max_live + flat + vectors)
+        parts = [one.partition_elements(ranks) * itemsize for one in found]
+        if settings.weight_bits is not None:
+            parts = [_quantized_bytes(num_bytes, settings.weight_bits) for num_bytes in parts]
+        if settings.store == "peers":
+            return Buffers(device=device + sum(parts))
+        if settings.store == "disk":
+            small = sum(_pinned_bytes(num_bytes) for num_bytes in parts if num_bytes < MIN_SWAPPED_BYTES)
+            staged = _pinned_bytes(_staged_bytes(sizes, ranks, itemsize))
+            return Buffers(device=device, host=ranks * (small + staged), disk=ranks * sum(parts))
+        return Buffers(device=device, host=ranks * sum(_pinned_bytes(num_bytes) for num_bytes in parts))
+
+    def absent(self, profile: HardwareProfile) -> str:
+        """Without a GPU there is nothing to stream to."""
+        return f"{profile.name} has no GPU; weights in host memory are used there by the cpu runtime"
+
+
+def _copy_s(
+    num_bytes: int,
+    num_tensors: int,
+    settings: Settings,
+    profile: HardwareProfile,
+    quantities: list[Quantity],
+) -> float:
+    """Each rank's part over its own link; all links together take no more than host memory gives."""
+    link = profile.host_to_device
+    if link is None:
+        raise ValueError(f"profile {profile.name!r} has no link to a GPU")
+    quantities += [link.latency_s, link.pinned_bytes_per_s]
+    seconds = copy_s(num_bytes / settings.num_ranks, link, pinned=True, num_copies=num_tensors)
+    if settings.num_ranks == 1:
+        return seconds
+    memory = profile.host.memory_bandwidth_bytes_per_s
+    quantities.append(memory)
+    return max(seconds, num_bytes / memory.value)
+
+
+def _read_s(num_bytes: int, num_tensors: int, profile: HardwareProfile, quantities: list[Quantity]) -> float:
+    """All parts from the one disk."""
+    disk = profile.disk
+    if disk is None:
+        raise ValueError(f"profile {profile.name!r} has no disk to stream from")
+    quantities += [disk.latency_s, disk.read_bytes_per_s]
+    return num_tensors * disk.latency_s.value + num_bytes / disk.read_bytes_per_s.value
+
+
+def _gather_s(
+    num_bytes: int, num_tensors: int, num_ranks: int, profile: HardwareProfile, quantities: list[Quantity]
+) -> float:
+    """The other ranks' parts over the GPUs' links, then parted: read and written once more."""
+    peer, gpu = profile.peer, profile.gpu
+    if peer is None or gpu is None:
+        raise ValueError(f"profile {profile.name!r} has no link between GPUs")
+    quantities += [peer.latency_s, peer.pinned_bytes_per_s, gpu.memory_bandwidth_bytes_per_s]
+    others = num_bytes * (num_ranks - 1) / num_ranks
+    parted = 2 * num_bytes / (gpu.memory_bandwidth_bytes_per_s.value * gpu.bandwidth_efficiency.value)
+    return copy_s(others, peer, pinned=True, num_copies=num_tensors) + parted
+
+
+def _pinned_bytes(num_bytes: int) -> int:
+    """PyTorch's pinned allocator rounds each piece up to a power of two."""
+    return 1 << max(0, num_bytes - 1).bit_length()
+
+
+def _staged_bytes(sizes: Sizes, num_ranks: int, itemsize_bytes: int) -> int:
+    return sizes.num_buffers * buffer_elements(sizes, num_ranks) * itemsize_bytes
+
+
+def _quantized_bytes(num_bytes: int, weight_bits: int) -> int:
+    """Codes, and a scale and a minimum for each group of 64."""
+    return num_bytes * weight_bits // 16 + 2 * num_bytes // 64
+
+
+LAW = ZeroInferenceLaw()
