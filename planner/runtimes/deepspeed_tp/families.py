@@ -1,0 +1,83 @@
+"""Which models DeepSpeed's tensor parallelism cuts right: families that were run, and a rule. Pure.
+
+Source: deepspeed.module_inject.auto_tp and fusedqkv_utils (0.19.8).
+"""
+
+from typing import Final
+
+from planner.graph.schema import ModuleGraph, Node
+from planner.runtimes.deepspeed_tp.policy import injection_policy, is_row_parallel, mistaken, nodes_by_block
+
+# fmt: off
+#: Families in which DeepSpeed itself finds the row-parallel Linears, and cuts fused ones as they lie. Each
+#: was run at degrees 2 and 4 with transformers 5.23 and gave the plain model's logits.
+AUTO_TP: Final = frozenset({
+    "bert", "bloom", "codegen", "falcon", "gemma2", "gemma3_text", "gpt_bigcode", "gpt_neo", "gpt_neox",
+    "gptj", "llama", "mistral", "mpt", "opt", "phi", "phi3", "qwen2", "qwen3", "stablelm", "t5",
+})
+# fmt: on
+#: Names of Linears whose rows are several weights. How these lie there DeepSpeed tells by the class of the
+#: block, and where it does not know the class it cuts them as one.
+_FUSED: Final = ("qkv_proj", "query_key_value", "Wqkv", "W_pack", "c_attn", "gate_up_proj")
+#: CodeGen's fused rows lie in so many groups, and every rank takes some of each.
+_CODEGEN_GROUPS: Final = 4
+
+
+def why_not(graph: ModuleGraph, degree: int) -> str | None:
+    """Why DeepSpeed cannot run the model over `degree` ranks, as a clause; None when it can."""
+    nodes = [node for _, inside in nodes_by_block(graph) for node in inside]
+    transposed = next((node for node in nodes if node.class_name == "Conv1D"), None)
+    if transposed is not None:
+        return (
+            f"DeepSpeed cuts Linears, and {transposed.name} of {graph.model_class} is a Conv1D; its kernel "
+            "injection takes GPT-2"
+        )
+    if graph.model_type in AUTO_TP:
+        return _family_refusal(graph, nodes, degree)
+    return _other_refusal(graph, nodes)
+
+
+def _family_refusal(graph: ModuleGraph, nodes: list[Node], degree: int) -> str | None:
+    match graph.model_type:
+        case "falcon" if not any(node.name.endswith(".ln_attn") for node in nodes):
+            return (
+                "of the Falcons DeepSpeed cuts only those of the newer layout, such as Falcon-40B, by heads"
+            )
+        case "codegen":
+            heads = min((n.tensor_parallel.num_groups for n in nodes if n.tensor_parallel), default=0)
+            if heads % (_CODEGEN_GROUPS * degree):
+                return (
+                    f"DeepSpeed needs a multiple of {_CODEGEN_GROUPS * degree} heads, and CodeGen has {heads}"
+                )
+        case "gpt_bigcode":
+            return None
+    return _shared_refusal(nodes)
+
+
+def _other_refusal(graph: ModuleGraph, nodes: list[Node]) -> str | None:
+    """By rule: all that DeepSpeed would cut is a Linear of one weight that can be cut."""
+    if not injection_policy(graph):
+        return f"no row-parallel Linear is known in the blocks of {graph.model_class}"
+    for node in nodes:
+        if not any(len(tensor.shape) > 1 for tensor in node.tensors if tensor.kind == "parameter"):
+            continue
+        if node.name.rpartition(".")[2] in _FUSED:
+            return (
+                f"DeepSpeed does not know how the parts of {node.name} of {graph.model_class} lie in its rows"
+            )
+        if not node.class_name.endswith("Linear"):
+            return f"DeepSpeed cuts Linears, and {node.name} is a {node.class_name}"
+        if node.tensor_parallel is None:
+            return f"DeepSpeed would cut {node.name}, which every rank needs whole"
+    confused = mistaken(graph)
+    if confused is not None:
+        return f"DeepSpeed would take {confused} for a row-parallel Linear of the same name"
+    return _shared_refusal(nodes)
+
+
+def _shared_refusal(nodes: list[Node]) -> str | None:
+    for node in nodes:
+        role = node.tensor_parallel
+        if role is not None and role.sharded < 1.0 and not is_row_parallel(node):
+            return f"DeepSpeed would cut the keys and values in {node.name}, of which every rank needs all"
+    return None

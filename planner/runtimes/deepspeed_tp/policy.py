@@ -1,0 +1,61 @@
+"""The injection policy: of each kind of block, which Linears are cut along their inputs. Pure.
+
+`deepspeed.init_inference(injection_policy={class: names})` cuts every other Linear of such a block along its
+outputs. A name is that of the Linear and of the module that holds it (`.fc2` when that is the block itself),
+because so much of the path is what DeepSpeed compares. Source: deepspeed.module_inject.auto_tp (0.19.8).
+"""
+
+from collections.abc import Iterator
+
+from planner.graph.schema import ModuleGraph, Node
+
+#: A block, the first of its kind → its row-parallel Linears. Whoever has the model finds the class by it.
+Policy = dict[str, tuple[str, ...]]
+
+
+def injection_policy(graph: ModuleGraph) -> Policy:
+    """The row-parallel Linears of every kind of block, by the roles that the traced operations gave them.
+
+    Blocks are of one kind when their modules have the same names and classes. Empty where the graph knows
+    no row-parallel Linear in any block.
+    """
+    policy: Policy = {}
+    seen = set()
+    for block, nodes in nodes_by_block(graph):
+        kind = tuple((node.name.removeprefix(block), node.class_name) for node in nodes)
+        rows = {name_in_policy(block, node): None for node in nodes if is_row_parallel(node)}
+        if kind not in seen and rows:
+            policy[block] = tuple(rows)
+        seen.add(kind)
+    return policy
+
+
+def mistaken(graph: ModuleGraph) -> str | None:
+    """A Linear that DeepSpeed would take for a row-parallel one of the same name; None when there is none."""
+    for block, nodes in nodes_by_block(graph):
+        rows = {name_in_policy(block, node) for node in nodes if is_row_parallel(node)}
+        for node in nodes:
+            if not is_row_parallel(node) and name_in_policy(block, node) in rows:
+                return node.name
+    return None
+
+
+def is_row_parallel(node: Node) -> bool:
+    """Whether its weight is cut along its inputs, and the ranks' results are summed."""
+    return node.tensor_parallel is not None and node.tensor_parallel.role == "row"
+
+
+def name_in_policy(block: str, node: Node) -> str:
+    """A Linear's name as DeepSpeed writes it."""
+    *_, holder, name = ["", *node.name.removeprefix(f"{block}.").split(".")]
+    return f"{holder}.{name}"
+
+
+def nodes_by_block(graph: ModuleGraph) -> Iterator[tuple[str, tuple[Node, ...]]]:
+    """Every block that cannot be split, with the modules in it."""
+    inside: dict[str, list[Node]] = {block: [] for block in graph.blocks}
+    for node in graph.nodes:
+        if node.block in inside:
+            inside[node.block].append(node)
+    for block, nodes in inside.items():
+        yield block, tuple(nodes)

@@ -1,0 +1,1 @@
+"""transformers' own tensor parallelism: its configuration's plan cuts the model over the GPUs."""
