@@ -39,6 +39,11 @@ def model_and_machine(command: _Command) -> _Command:
     return command
 
 
+def machine_named(name: str) -> HardwareProfile:
+    """The profile as it is."""
+    return load(name)
+
+
 def machine(
     hardware: str,
     *,

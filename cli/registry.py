@@ -26,6 +26,10 @@ COMMANDS: Final = {
         ".commands.explain",
         "Say what is where in the plan in FOLDER and why, what bounds it, and what lost by how much.",
     ),
+    "compare": Entry(
+        ".commands.compare",
+        "Compare machines for MODEL: the best plan on each, and what a million tokens cost there.",
+    ),
     "graph": Entry(".commands.graph", "Show a model's modules, blocks and costs, or write them to a file."),
     "hardware": Entry(".commands.hardware", "List the hardware profiles, or show one."),
     "models": Entry(".commands.models", "List the models known by name, or show one."),

@@ -7,6 +7,7 @@ from planner.comparison import best_by_runtime
 from planner.explain import Place
 from planner.plan import Alternative, Plan, Prediction
 from planner.sizes import format_bytes, format_seconds
+from planner.what_if import Change
 
 from .render import Bar, Column, show_bars, show_facts, show_table
 
@@ -93,6 +94,32 @@ def show_alternatives(alternatives: Iterable[Alternative]) -> None:
         Column("why not", wraps=True),
     )
     show_table(columns, [_alternative(one) for one in alternatives])
+
+
+def show_changes(changes: Iterable[Change]) -> None:
+    """What a little more of something would bring."""
+    columns = (
+        Column("with", wraps=True),
+        Column("gain", is_number=True),
+        Column("batch", is_number=True),
+        Column("step", is_number=True),
+        Column("tokens/s", is_number=True),
+        Column("then", wraps=True),
+    )
+    rows = [
+        (
+            c.what,
+            f"{c.speedup:.2f}×",
+            str(c.batch_size),
+            format_seconds(c.decode_s),
+            f"{c.tokens_per_s:.3g}",
+            c.label,
+        )
+        if c.possible
+        else (c.what, "", "", "", "", c.reason)
+        for c in changes
+    ]
+    show_table(columns, rows)
 
 
 def headline(plan: Plan) -> str:

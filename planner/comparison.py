@@ -5,6 +5,7 @@ from planner.errors import InfeasibleError
 from planner.evaluate import predict
 from planner.plan import Alternative, Plan
 from planner.request import Request
+from planner.search.best import Candidate
 from planner.sizes import format_bytes, format_seconds
 
 
@@ -12,6 +13,20 @@ def badness(contender: Contender, request: Request) -> float:
     """What the objective minimises; a price per hour is the same for all on one machine."""
     total_s = contender.candidate.total_s
     return total_s if request.objective == "latency" else total_s / contender.candidate.batch_size
+
+
+def label_of(candidate: Candidate) -> str:
+    """The way in words; how host copies are made is beside the point when there are none."""
+    settings, assignment = candidate.problem.settings, candidate.assignment
+    moves = any(
+        place != executes
+        for executes, lives in zip(assignment.executes, assignment.lives, strict=True)
+        for place in lives
+    )
+    is_split = "cpu" in assignment.executes and settings.main != "cpu"
+    if settings.runtime != "accelerate" or moves or is_split or settings.kv_cache != "device":
+        return settings.label
+    return "accelerate, everything resident"
 
 
 def alternatives_to(winner: Contender, field: Field, request: Request) -> tuple[Alternative, ...]:
@@ -57,7 +72,8 @@ def _refused(one: Refusal) -> Alternative:
 
 def _alternative(loser: Contender, winner: Contender, request: Request) -> Alternative:
     candidate = loser.candidate
-    label = loser.settings.label if loser.dtype == winner.dtype else f"{loser.settings.label}, {loser.dtype}"
+    way = label_of(candidate)
+    label = way if loser.dtype == winner.dtype else f"{way}, {loser.dtype}"
     settings = loser.settings
     if not candidate.fits:
         device, lacking = max(candidate.shortage_bytes.items(), key=lambda item: item[1])
@@ -108,7 +124,7 @@ def infeasible(field: Field, request: Request) -> InfeasibleError:
         fastest = min(slow, key=lambda c: c.candidate.total_s)
         return InfeasibleError(
             f"nothing finishes within {format_seconds(request.max_latency_s or 0.0)}: the fastest, "
-            f"{fastest.settings.label} at batch {fastest.candidate.batch_size}, takes "
+            f"{label_of(fastest.candidate)} at batch {fastest.candidate.batch_size}, takes "
             f"{format_seconds(fastest.candidate.total_s)}",
             device="",
             deficit_bytes=0,

@@ -69,6 +69,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     bounds: tuple[PhaseBound, ...]
     tightest: Tightest | None
     rejected: tuple[Alternative, ...]
+    nearest: str
     notes: tuple[str, ...]
 
 
@@ -84,8 +85,21 @@ def explain(plan: Plan) -> Explanation:
         ),
         tightest=tightest(plan.prediction.memory),
         rejected=plan.alternatives,
+        nearest=_nearest(plan),
         notes=plan.notes,
     )
+
+
+def _nearest(plan: Plan) -> str:
+    """The rejected plan that came closest, in a sentence; empty when there was none."""
+    fitting = [one for one in plan.alternatives if one.fits]
+    if fitting:
+        return f"The nearest rejected plan is {fitting[0].label}: {fitting[0].reason}."
+    lacking = [one for one in plan.alternatives if one.deficit_bytes]
+    if lacking:
+        least = min(lacking, key=lambda one: one.deficit_bytes)
+        return f"Nothing else fits; the nearest is {least.label}: {least.reason}."
+    return ""
 
 
 def bound(phase: str, time: TimeBreakdown) -> PhaseBound:

@@ -2,7 +2,7 @@
 
 from importlib import metadata
 
-from planner.comparison import alternatives_to, badness, infeasible
+from planner.comparison import alternatives_to, badness, infeasible, label_of
 from planner.contenders import Contender, Field, field_of
 from planner.errors import InvalidInputError
 from planner.evaluate import predict
@@ -55,7 +55,7 @@ def plan_of(
         workload=problem.workload.with_batch(problem.num_sequences),
         objective=objective,
         runtime=problem.settings.runtime,
-        label=problem.settings.label,
+        label=label_of(candidate),
         host_copies=problem.settings.host_copies,
         kv_cache=problem.settings.kv_cache,
         main_device=problem.settings.main,

@@ -4,24 +4,29 @@ from pathlib import Path
 
 import click
 
+from planner.errors import ModelError
 from planner.explain import explain
-from planner.plan import read
+from planner.plan import Plan, read
 from planner.sizes import format_bytes
+from planner.what_if import Change, what_if
 
+from ..choices import traced_model
 from ..options import output_options
 from ..render import show_json, show_text
-from ..report import show_alternatives, show_places, show_prediction
+from ..report import show_alternatives, show_changes, show_comparison, show_places, show_prediction
 
 
 @click.command(name="explain")
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--what-if", "asks_what_if", is_flag=True, help="Plan again with more memory, link or int8.")
 @output_options
-def command(folder: Path, as_json: bool) -> None:
+def command(folder: Path, asks_what_if: bool, as_json: bool) -> None:
     """Say what is where in the plan in FOLDER and why, what bounds it, and what lost by how much."""
     plan = read(folder)
     explanation = explain(plan)
+    changes = _changes(plan) if asks_what_if else ()
     if as_json:
-        show_json(explanation)
+        show_json({"explanation": explanation, "what_if": changes} if asks_what_if else explanation)
         return
     show_text(explanation.headline)
     show_places(explanation.places)
@@ -34,5 +39,19 @@ def command(folder: Path, as_json: bool) -> None:
             f"Tightest is {tightest.device} in {tightest.phase}: {format_bytes(tightest.free_bytes)} of "
             f"{format_bytes(tightest.capacity_bytes)} are free."
         )
+    show_comparison(plan)
     show_alternatives(explanation.rejected)
+    if explanation.nearest:
+        show_text(explanation.nearest)
+    if changes:
+        show_changes(changes)
     show_text(*explanation.notes)
+
+
+def _changes(plan: Plan) -> tuple[Change, ...]:
+    spec, model = traced_model(plan.model.name, trust_remote_code=False)
+    if spec.config_sha256 != plan.model.config_sha256:
+        raise ModelError(
+            f"{plan.model.name} is another model now than when this was planned: its configuration differs"
+        )
+    return what_if(model, plan)

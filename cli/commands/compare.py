@@ -1,0 +1,80 @@
+"""`planner compare`: one model on several machines, by time and by price."""
+
+import click
+
+from planner.machines import Machine, compare
+from planner.request import OBJECTIVES, Request
+from planner.sizes import format_seconds
+
+from ..choices import machine_named, traced_model
+from ..options import output_options
+from ..render import Column, show_json, show_table, show_text
+
+
+@click.command(name="compare")
+@click.option("--model", required=True, help="Short name, folder with config.json, or hub id.")
+@click.option("--hardware", required=True, help="Profiles, with commas between them.")
+@click.option("--dtype", help="float16, bfloat16 or float32; the model's own by default.")
+@click.option("--prompt", "prompt_tokens", type=int, default=128, show_default=True, help="Prompt tokens.")
+@click.option("--new-tokens", type=int, default=32, show_default=True, help="Tokens to generate.")
+@click.option("--objective", type=click.Choice(OBJECTIVES), default="throughput", show_default=True)
+@click.option("--batch", "batch_size", type=int, help="Batch size; 1, or the best, by default.")
+@click.option("--max-latency", "max_latency_s", type=float, help="Limit on the whole call, in seconds.")
+@click.option("--trust-remote-code", is_flag=True, help="Import Python code that comes with the model.")
+@output_options
+def command(
+    model: str,
+    hardware: str,
+    dtype: str | None,
+    prompt_tokens: int,
+    new_tokens: int,
+    objective: str,
+    batch_size: int | None,
+    max_latency_s: float | None,
+    trust_remote_code: bool,
+    as_json: bool,
+) -> None:
+    """Compare machines for MODEL: the best plan on each, and what a million tokens cost there."""
+    request = Request(
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        batch_size=batch_size,
+        max_latency_s=max_latency_s,
+        objective=objective,
+        dtype=dtype,
+    )
+    profiles = [machine_named(name.strip()) for name in hardware.split(",") if name.strip()]
+    _, traced = traced_model(model, trust_remote_code=trust_remote_code)
+    machines = compare(traced, profiles, request)
+    if as_json:
+        show_json(machines)
+        return
+    show_text(f"{traced.name}, {prompt_tokens} prompt and {new_tokens} new tokens, best {objective} first")
+    columns = (
+        Column("machine"),
+        Column("$/hour", is_number=True),
+        Column("$/Mtok", is_number=True),
+        Column("tokens/s", is_number=True),
+        Column("batch", is_number=True),
+        Column("step", is_number=True),
+        Column("how", wraps=True),
+    )
+    show_table(columns, [_row(one) for one in machines])
+    notes = dict.fromkeys(f"{one.hardware}: {one.price_note}" for one in machines if one.price_note)
+    show_text(*(f"price of {note}" for note in notes))
+
+
+def _row(one: Machine) -> tuple[str, ...]:
+    hourly = "" if one.usd_per_hour is None else f"{one.usd_per_hour:,.2f}"
+    if not one.fits:
+        return (one.hardware, hourly, "", "", "", "", one.reason)
+    price = one.usd_per_million_tokens
+    return (
+        one.hardware,
+        hourly,
+        "" if price is None else f"{price:,.2f}",
+        f"{one.tokens_per_s:.3g}",
+        str(one.batch_size),
+        format_seconds(one.decode_s) if one.decode_s else "",
+        f"{one.label}, {one.dtype}",
+    )

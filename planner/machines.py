@@ -1,0 +1,105 @@
+"""One model on several machines: what each would do, and what a million tokens would cost. Pure."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from planner.errors import InfeasibleError, InvalidInputError
+from planner.hardware.schema import HardwareProfile
+from planner.models.traced import Model
+from planner.planning import make_plan
+from planner.request import Request
+from planner.sources import Source
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """What one machine would do.
+
+    Attributes:
+        hardware: the profile's name.
+        fits: whether any way runs there.
+        reason: why not, or empty.
+        num_gpus: of the machine.
+        runtime: the best way's, and `label` in words.
+        num_ranks: its processes.
+        dtype: what everything is in.
+        batch_size: sequences together.
+        prefill_s, decode_s, total_s: seconds of the phases and of the whole call.
+        tokens_per_s: of all sequences.
+        usd_per_hour: on demand, or None where the profile has no price.
+        price_note: where the price is from, with its date.
+        usd_per_million_tokens: or None without a price.
+        source: the weakest source of any number in the prediction.
+    """
+
+    hardware: str
+    fits: bool
+    num_gpus: int
+    reason: str = ""
+    runtime: str = ""
+    label: str = ""
+    num_ranks: int = 1
+    dtype: str = ""
+    batch_size: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    total_s: float = 0.0
+    tokens_per_s: float = 0.0
+    usd_per_hour: float | None = None
+    price_note: str = ""
+    usd_per_million_tokens: float | None = None
+    source: Source = Source.MEASURED
+
+
+def compare(model: Model, profiles: Iterable[HardwareProfile], request: Request) -> tuple[Machine, ...]:
+    """Plan the model on each machine; the best by the objective first, what cannot run it last.
+
+    With the objective `cost` a machine without a price is listed with that reason.
+
+    Raises:
+        UnknownNameError: the request names an unknown runtime.
+    """
+    found = [_on(model, profile, request) for profile in profiles]
+    return tuple(sorted(found, key=lambda machine: _rank(machine, request.objective)))
+
+
+def _on(model: Model, profile: HardwareProfile, request: Request) -> Machine:
+    price = profile.usd_per_hour
+    machine = Machine(
+        hardware=profile.name,
+        fits=False,
+        num_gpus=profile.num_gpus,
+        usd_per_hour=None if price is None else price.value,
+        price_note="" if price is None else price.note,
+    )
+    try:
+        plan = make_plan(model, profile, request)
+    except (InfeasibleError, InvalidInputError) as error:
+        return msgspec.structs.replace(machine, reason=str(error))
+    prediction = plan.prediction
+    return msgspec.structs.replace(
+        machine,
+        fits=True,
+        runtime=plan.runtime,
+        label=plan.label,
+        num_ranks=plan.num_ranks,
+        dtype=plan.workload.dtype,
+        batch_size=plan.workload.batch_size,
+        prefill_s=prediction.time["prefill"].total,
+        decode_s=prediction.time["decode"].total,
+        total_s=prediction.total_s,
+        tokens_per_s=prediction.tokens_per_s,
+        usd_per_million_tokens=prediction.usd_per_million_tokens,
+        source=prediction.source,
+    )
+
+
+def _rank(machine: Machine, objective: str) -> tuple[bool, float]:
+    if not machine.fits:
+        return True, 0.0
+    if objective == "latency":
+        return False, machine.total_s
+    if objective == "throughput":
+        return False, -machine.tokens_per_s
+    cost = machine.usd_per_million_tokens
+    return False, float("inf") if cost is None else cost

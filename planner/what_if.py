@@ -1,0 +1,107 @@
+"""What would change if the machine or the weights were a little different: a plan made again. Pure."""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from planner.errors import InfeasibleError, InvalidInputError
+from planner.graph.schema import ModuleGraph, Node, Tensor
+from planner.hardware.overrides import apply
+from planner.hardware.schema import HardwareProfile
+from planner.models.traced import Model
+from planner.plan import Plan
+from planner.planning import make_plan
+from planner.request import Request
+
+_GIB = 2**30
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """One change, and the best plan with it.
+
+    Attributes:
+        what: the change, in words.
+        possible: whether any plan fits then; `reason` says why not.
+        label: the way that then wins.
+        batch_size: its batch.
+        decode_s, tokens_per_s: its prediction.
+        speedup: of the objective: whole call for latency, tokens per second otherwise; 1 is no change.
+    """
+
+    what: str
+    possible: bool
+    reason: str = ""
+    label: str = ""
+    batch_size: int = 0
+    decode_s: float = 0.0
+    tokens_per_s: float = 0.0
+    speedup: float = 1.0
+
+
+def what_if(model: Model, plan: Plan) -> tuple[Change, ...]:
+    """A GiB more of GPU memory, twice the link, and int8 weights, one at a time.
+
+    Each is planned from scratch with the plan's lengths, dtype and objective: at its batch for latency, at
+    the best one otherwise.
+    """
+    workload = plan.workload
+    request = Request(
+        prompt_tokens=workload.prompt_tokens,
+        new_tokens=workload.new_tokens,
+        batch_size=workload.batch_size if plan.objective == "latency" else None,
+        objective=plan.objective,
+        dtype=workload.dtype,
+        weight_bits=plan.weight_bits,
+    )
+    changes = [
+        *((what, model, profile) for what, profile in _machines(plan.hardware)),
+        ("weights in int8, decoded for nothing", int8_weights(model), plan.hardware),
+    ]
+    return tuple(_change(what, changed, profile, request, plan) for what, changed, profile in changes)
+
+
+def _machines(profile: HardwareProfile) -> Iterator[tuple[str, HardwareProfile]]:
+    if profile.gpu is not None and profile.host_to_device is not None:
+        more = round(profile.gpu.memory_bytes.value) + _GIB
+        yield "one GiB more on each GPU", apply(profile, gpu_memory_bytes=more)
+        link = profile.host_to_device.pinned_bytes_per_s.value
+        yield "twice the link", apply(profile, link_bytes_per_s=2 * link)
+    host = round(profile.host.memory_bytes.value)
+    yield "twice the host memory", apply(profile, cpu_memory_bytes=2 * host)
+
+
+def int8_weights(model: Model) -> Model:
+    """The same model with the matrices of its blocks in one byte an element; activations and cache stay."""
+    graph = model.graph
+    nodes = tuple(_int8(node) if node.block is not None else node for node in graph.nodes)
+    changed: ModuleGraph = msgspec.structs.replace(graph, nodes=nodes)
+    return Model(name=model.name, auto_class=model.auto_class, dtype=model.dtype, graph=changed)
+
+
+def _int8(node: Node) -> Node:
+    def narrowed(tensor: Tensor) -> Tensor:
+        if tensor.kind != "parameter" or len(tensor.shape) < 2:
+            return tensor
+        return msgspec.structs.replace(tensor, dtype="int8")
+
+    return msgspec.structs.replace(node, tensors=tuple(narrowed(t) for t in node.tensors))
+
+
+def _change(what: str, model: Model, profile: HardwareProfile, request: Request, before: Plan) -> Change:
+    try:
+        plan = make_plan(model, profile, request)
+    except (InfeasibleError, InvalidInputError) as error:
+        return Change(what=what, possible=False, reason=str(error))
+    old, new = before.prediction, plan.prediction
+    speedup = (
+        old.total_s / new.total_s if request.objective == "latency" else new.tokens_per_s / old.tokens_per_s
+    )
+    return Change(
+        what=what,
+        possible=True,
+        label=plan.label,
+        batch_size=plan.workload.batch_size,
+        decode_s=new.time["decode"].total,
+        tokens_per_s=new.tokens_per_s,
+        speedup=speedup,
+    )

@@ -1,0 +1,52 @@
+"""One model on several machines."""
+
+import pytest
+
+from fixtures.graphs import layered_graph
+from planner.hardware.load import load
+from planner.machines import compare
+from planner.models.traced import Model
+from planner.planning import make_plan
+from planner.request import Request
+
+MODEL = Model(
+    name="layered",
+    auto_class="causal-lm",
+    dtype="float16",
+    graph=layered_graph(40, hidden=5120, vocabulary=50272),
+)
+
+
+def test_each_machine_has_its_own_best_plan() -> None:
+    request = Request(objective="latency", new_tokens=4)
+    found = compare(MODEL, [load(name) for name in ("t4", "h100", "cpu-48c-384g")], request)
+    assert {m.hardware for m in found} == {"t4", "h100", "cpu-48c-384g"}
+    assert all(m.fits for m in found)
+    assert [m.total_s for m in found] == sorted(m.total_s for m in found)
+    for machine in found:
+        plan = make_plan(MODEL, load(machine.hardware), request)
+        assert machine.total_s == plan.prediction.total_s
+        assert (machine.runtime, machine.label) == (plan.runtime, plan.label)
+
+
+def test_the_cheapest_first_and_no_price_is_a_reason() -> None:
+    request = Request(objective="cost", new_tokens=4)
+    found = compare(MODEL, [load(name) for name in ("h100", "g5.24xlarge", "g4dn.12xlarge")], request)
+    assert not found[-1].fits
+    assert "no price" in found[-1].reason
+    prices = [m.usd_per_million_tokens for m in found[:-1]]
+    assert prices == sorted(p for p in prices if p is not None)
+    assert all("2026" in m.price_note for m in found[:-1])
+
+
+def test_what_does_not_fit_comes_last_with_its_deficit() -> None:
+    found = compare(MODEL, [load("g4dn.xlarge"), load("h100")], Request(batch_size=512, prompt_tokens=2048))
+    assert [m.hardware for m in found] == ["h100", "g4dn.xlarge"] or not any(m.fits for m in found)
+    assert "lacks" in found[-1].reason
+
+
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+def test_a_price_is_shown_whatever_the_objective(objective: str) -> None:
+    (found,) = compare(MODEL, [load("g5.xlarge")], Request(objective=objective, new_tokens=2))
+    # dollars an hour over tokens an hour
+    assert found.usd_per_million_tokens == pytest.approx(1.006 / 3600 / found.tokens_per_s * 1e6)
