@@ -12,7 +12,7 @@ from planner.hardware.files import (
     LinkSpec,
     MachineFile,
 )
-from planner.hardware.schema import Disk, Gpu, HardwareProfile, Host, Link
+from planner.hardware.schema import Disk, Fabric, Gpu, HardwareProfile, Host, Link
 from planner.sources import Quantity, Source, weakest
 
 
@@ -53,6 +53,7 @@ def profile(
             peer=_link(peer, defaults) if machine.num_gpus else None,
             disk=_disk(machine.disk, defaults),
             usd_per_hour=machine.usd_per_hour,
+            fabric=_fabric(machine.fabric or shared.fabric, peer) if machine.num_gpus else None,
         )
     except ValueError as error:
         raise ProfileError(str(error)) from error
@@ -82,6 +83,7 @@ def scaled(single: HardwareProfile, num_gpus: int, name: str) -> HardwareProfile
         device_to_host=single.device_to_host,
         peer=single.peer,
         disk=single.disk,
+        fabric=single.fabric,
     )
 
 
@@ -165,6 +167,16 @@ def _link(spec: LinkSpec | None, defaults: Defaults) -> Link | None:
         pinned_bytes_per_s=spec.pinned_bytes_per_s,
         pageable_bytes_per_s=spec.pageable_bytes_per_s,
         latency_s=spec.latency_s or defaults.link_latency_s,
+    )
+
+
+def _fabric(stated: Fabric | None, peer: LinkSpec | None) -> Fabric | None:
+    """Without a word of NVLink the GPUs sum over PCIe, as fast as they copy to each other."""
+    if stated is not None or peer is None:
+        return stated
+    rate = peer.pinned_bytes_per_s
+    return Fabric(
+        kind="pcie", bus_bytes_per_s=Quantity(value=rate.value, source=Source.ASSUMED, note=rate.note)
     )
 
 

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from planner.errors import ProfileError
-from planner.hardware.schema import HardwareProfile
+from planner.hardware.schema import Fabric, HardwareProfile
 from planner.sources import Quantity
 
 ROOT: Final = Path(__file__).parent / "profiles"
@@ -81,7 +81,8 @@ class MachineFile(_Strict, frozen=True, kw_only=True):
     Attributes:
         gpu: its GPU, or the name of a file in `gpus/` whose GPU and links it has; None without GPUs.
         num_gpus: 0 without GPUs.
-        host_to_device, device_to_host, peer: its own, before those of the named GPU's file.
+        host_to_device, device_to_host, peer, fabric: its own, before those of the named GPU's file. Without
+            any fabric, PCIe at the rate of `peer`.
     """
 
     description: str
@@ -91,6 +92,7 @@ class MachineFile(_Strict, frozen=True, kw_only=True):
     host_to_device: LinkSpec | None = None
     device_to_host: LinkSpec | None = None
     peer: LinkSpec | None = None
+    fabric: Fabric | None = None
     disk: DiskSpec | None = None
     usd_per_hour: Quantity | None = None
 

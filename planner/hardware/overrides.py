@@ -69,7 +69,13 @@ def _with_gpus(profile: HardwareProfile, num_gpus: int) -> HardwareProfile:
         raise InvalidInputError(f"the number of GPUs must not be negative, not {num_gpus}")
     if num_gpus == 0:
         return msgspec.structs.replace(
-            profile, num_gpus=0, gpu=None, host_to_device=None, device_to_host=None, peer=None
+            profile,
+            num_gpus=0,
+            gpu=None,
+            host_to_device=None,
+            device_to_host=None,
+            peer=None,
+            fabric=None,
         )
     _need_gpus(profile, "the number of GPUs")
     if num_gpus > 1 and profile.peer is None:

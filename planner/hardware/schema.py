@@ -1,5 +1,7 @@
 """What a machine is, as far as a plan cares: capacities, rates and links, each with a source."""
 
+from typing import Literal
+
 import msgspec
 
 from planner.sources import Quantity
@@ -68,6 +70,18 @@ class Link(_Strict, frozen=True, kw_only=True):
     latency_s: Quantity
 
 
+class Fabric(_Strict, frozen=True, kw_only=True):
+    """What collectives between the GPUs of one machine run over.
+
+    Attributes:
+        kind: `nvlink` or `pcie`; the latency of a step differs.
+        bus_bytes_per_s: NCCL's bus bandwidth for large messages: what every GPU sends at once.
+    """
+
+    kind: Literal["nvlink", "pcie"]
+    bus_bytes_per_s: Quantity
+
+
 class Disk(_Strict, frozen=True, kw_only=True):
     """Local NVMe. A machine without one has no `disk`: a network volume does not count.
 
@@ -93,6 +107,7 @@ class HardwareProfile(_Strict, frozen=True, kw_only=True):
         host: the CPU side.
         host_to_device, device_to_host: each GPU's link, or None without GPUs.
         peer: GPU to GPU; needed for more than one, and used by none else. `pinned` is the bandwidth used.
+        fabric: what sums over all GPUs run over, or None.
         disk: local NVMe, or None.
         usd_per_hour: on-demand price with its date in the note, or None.
     """
@@ -107,6 +122,7 @@ class HardwareProfile(_Strict, frozen=True, kw_only=True):
     peer: Link | None = None
     disk: Disk | None = None
     usd_per_hour: Quantity | None = None
+    fabric: Fabric | None = None
 
     def __post_init__(self) -> None:
         if self.num_gpus < 0:

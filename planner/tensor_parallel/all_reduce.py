@@ -1,0 +1,64 @@
+"""Time of NCCL's collectives within one machine, as NCCL's own tuning model has it.
+
+For every protocol NCCL adds a base latency, a latency per step of the ring, and the bytes over the protocol's
+share of the bus bandwidth, and runs the fastest. Source: nccl/src/graph/tuning.cc (2.18): `baseLat`, `hwLat`,
+`llMaxBws` and the ratios in `ncclTopoTuneModel`; a ring's all-reduce takes 2·(n - 1) steps and sends
+2·(n - 1)/n of the bytes over every link, a gather half of both.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from planner.hardware.schema import Fabric
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """One of NCCL's ways to hand data on.
+
+    Attributes:
+        base_s: latency of any collective.
+        step_s: latency of one step of the ring, by kind of link.
+        share: of the bus bandwidth that it reaches.
+        most_bytes_per_s: bus bandwidth that it never exceeds, or None.
+    """
+
+    base_s: float
+    step_s: dict[str, float]
+    share: float
+    most_bytes_per_s: float | None = None
+
+
+#: LL sends a flag with every 4 bytes, LL128 with every 120; LL128 needs NVLink.
+PROTOCOLS: Final = (
+    Protocol(base_s=6.6e-6, step_s={"nvlink": 0.6e-6, "pcie": 1.0e-6}, share=0.25, most_bytes_per_s=87.7e9),
+    Protocol(base_s=14.0e-6, step_s={"nvlink": 1.9e-6}, share=0.92),
+    Protocol(base_s=8.4e-6, step_s={"nvlink": 3.4e-6, "pcie": 5.7e-6}, share=1.0),
+)
+
+
+def all_reduce_s(num_bytes: float, num_ranks: int, fabric: Fabric) -> float:
+    """Summing `num_bytes` that every rank has into all of them."""
+    return _ring_s(num_bytes, num_ranks, fabric, passes=2)
+
+
+def all_gather_s(num_bytes: float, num_ranks: int, fabric: Fabric) -> float:
+    """Bringing the ranks' parts of `num_bytes` together on all of them."""
+    return _ring_s(num_bytes, num_ranks, fabric, passes=1)
+
+
+def _ring_s(num_bytes: float, num_ranks: int, fabric: Fabric, *, passes: int) -> float:
+    if num_ranks < 2:
+        return 0.0
+    steps = passes * (num_ranks - 1)
+    sent = num_bytes * steps / num_ranks
+    return min(
+        protocol.base_s + steps * protocol.step_s[fabric.kind] + sent / _bus_bytes_per_s(protocol, fabric)
+        for protocol in PROTOCOLS
+        if fabric.kind in protocol.step_s
+    )
+
+
+def _bus_bytes_per_s(protocol: Protocol, fabric: Fabric) -> float:
+    reached = fabric.bus_bytes_per_s.value * protocol.share
+    return reached if protocol.most_bytes_per_s is None else min(reached, protocol.most_bytes_per_s)

@@ -1,0 +1,63 @@
+"""What the ranks of one forward send each other: sums after row-parallel products, and the vocabulary's."""
+
+from collections.abc import Iterator
+
+from planner.breakdown import PHASES
+from planner.graph.schema import ModuleGraph, Node
+from planner.hardware.schema import Fabric
+from planner.memory import phase_cost, self_context
+from planner.tensor_parallel.all_reduce import all_gather_s, all_reduce_s
+from planner.tensor_parallel.rules import Rules
+from planner.tensor_parallel.shard import features, is_embedding, is_head, is_row
+from planner.workload import Workload
+
+
+def communication_s(
+    graph: ModuleGraph, workload: Workload, rules: Rules, num_ranks: int, fabric: Fabric
+) -> dict[str, float]:
+    """Phase → seconds of one forward.
+
+    Args:
+        graph: one rank's, from `planner.tensor_parallel.shard.sharded`.
+        workload: the sequences that all ranks work on.
+        rules: the runtime's.
+        num_ranks: how many sum.
+        fabric: what they sum over.
+    """
+    return {
+        phase: sum(_module_s(graph, workload, rules, num_ranks, fabric, phase)) if num_ranks > 1 else 0.0
+        for phase in PHASES
+    }
+
+
+def _module_s(
+    graph: ModuleGraph, workload: Workload, rules: Rules, num_ranks: int, fabric: Fabric, phase: str
+) -> Iterator[float]:
+    for node in graph.nodes:
+        if is_embedding(node, graph, num_ranks):
+            if not is_embedding(node, graph):
+                tokens = workload.batch_size * (workload.prompt_tokens if phase == "prefill" else 1)
+                width = tokens * features(node)[1]
+                yield all_reduce_s(width * workload.itemsize_bytes, num_ranks, fabric)
+        elif is_head(node, graph, num_ranks):
+            num_bytes = _rows(node, graph, workload, phase) * graph.vocab_size * workload.itemsize_bytes
+            if rules.head == "features":
+                yield all_reduce_s(num_bytes, num_ranks, fabric)
+            elif rules.head == "rows":
+                yield all_gather_s(num_bytes, num_ranks, fabric)
+        elif is_row(node):
+            num_bytes = _rows(node, graph, workload, phase) * features(node)[1] * workload.itemsize_bytes
+            if num_bytes:
+                yield node.num_calls * all_reduce_s(num_bytes, num_ranks, fabric)
+
+
+def _rows(node: Node, graph: ModuleGraph, workload: Workload, phase: str) -> float:
+    """Rows of activations that a product multiplies: its operations say it, whichever stack it is in."""
+    cost = phase_cost(node, phase, workload)
+    if cost is None:
+        return 0.0
+    flops = cost.flops(
+        batch=workload.batch_size, prompt=workload.prompt_tokens, context=self_context(graph, workload, 1)
+    )
+    inputs, outputs = features(node)
+    return flops / (2 * inputs * outputs)

@@ -1,0 +1,70 @@
+"""A runtime that replaces whole blocks: what the host still issues, and what still passes through memory."""
+
+import msgspec
+
+from planner.graph.schema import ItemsizeCost, ModuleGraph, Node, PhaseCost, Poly
+from planner.tensor_parallel.rules import FusedBlock, Rules
+from planner.tensor_parallel.shard import features, is_row
+
+
+def fused(graph: ModuleGraph, rules: Rules) -> ModuleGraph:
+    """The graph with its blocks as the runtime runs them.
+
+    Products stay one operation each, and take norms and biases along. An activation function is one kernel
+    that reads and writes the inner features once. Weights, cache and what is alive do not change.
+    """
+    block = rules.block(graph.model_type)
+    if block is None:
+        return graph
+    inner = _inner_features(graph)
+    counted: set[str] = set()
+    nodes = []
+    for node in graph.nodes:
+        if node.block is None:
+            nodes.append(node)
+            continue
+        num_ops = _num_ops(node, block)
+        if num_ops is None:
+            num_ops = 0 if node.block in counted else block.other_ops
+            counted.add(node.block)
+        nodes.append(_replaced(node, num_ops, inner.get(node.block, 0)))
+    return msgspec.structs.replace(graph, nodes=tuple(nodes))
+
+
+def _num_ops(node: Node, block: FusedBlock) -> int | None:
+    """Operations of a module that the block still has; None for one whose work is in the block's own."""
+    if node.kv is not None:
+        return block.attention_ops
+    if any(len(t.shape) >= 2 for t in node.tensors):
+        return 1
+    return 0 if node.tensors else None
+
+
+def _inner_features(graph: ModuleGraph) -> dict[str, int]:
+    """Block → inputs of its widest row-parallel product."""
+    result: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.block is not None and is_row(node):
+            result[node.block] = max(result.get(node.block, 0), features(node)[0])
+    return result
+
+
+def _replaced(node: Node, num_ops: int, inner: int) -> Node:
+    elementwise = not node.tensors and node.kv is None
+
+    def phase(cost: PhaseCost, itemsize_bytes: int) -> PhaseCost:
+        if not cost.num_ops:
+            return cost
+        moved = _capped(cost.moved_bytes, 2.0 * inner * itemsize_bytes) if elementwise else cost.moved_bytes
+        return msgspec.structs.replace(cost, num_ops=num_ops, moved_bytes=moved)
+
+    costs = {
+        size: ItemsizeCost(prefill=phase(cost.prefill, int(size)), decode=phase(cost.decode, int(size)))
+        for size, cost in node.costs.items()
+    }
+    return msgspec.structs.replace(node, costs=costs)
+
+
+def _capped(poly: Poly, per_token: float) -> Poly:
+    """At most so many bytes for each token."""
+    return msgspec.structs.replace(poly, b=min(poly.b, per_token), bp=min(poly.bp, per_token))

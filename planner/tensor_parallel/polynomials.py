@@ -1,0 +1,28 @@
+"""Arithmetic on the graph's cost polynomials."""
+
+from collections.abc import Iterable
+
+from planner.graph.schema import Poly
+
+_FIELDS = Poly.__struct_fields__
+
+
+def scaled(poly: Poly, factor: float) -> Poly:
+    """Every coefficient times `factor`."""
+    return Poly(*(getattr(poly, name) * factor for name in _FIELDS))
+
+
+def lowest(polys: Iterable[Poly]) -> Poly:
+    """The least of each coefficient; zero for none."""
+    given = list(polys)
+    return Poly(*(min((getattr(p, name) for p in given), default=0.0) for name in _FIELDS))
+
+
+def shrunk(poly: Poly, base: Poly, degree: int) -> Poly:
+    """What exceeds `base` divided by `degree`, coefficient by coefficient; what does not stays."""
+    return Poly(
+        *(
+            min(have, keep) + max(0.0, have - keep) / degree
+            for have, keep in ((getattr(poly, n), getattr(base, n)) for n in _FIELDS)
+        )
+    )

@@ -1,0 +1,67 @@
+"""How a runtime cuts a model beyond what the graph says: the vocabulary, biases, fused blocks."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+#: How a weight over the vocabulary is cut: not at all, along its hidden features, or along its rows.
+Vocabulary = Literal["whole", "features", "rows"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedBlock:
+    """What the host issues for one block in a decode step when the runtime replaces it by its own.
+
+    Attributes:
+        attention_ops: between the query-key-value product and the output product.
+        other_ops: besides the four products, each of which counts as one: residual additions and
+            collectives, less what is one operation with a product.
+    """
+
+    attention_ops: int
+    other_ops: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """One runtime's cut.
+
+    Attributes:
+        name: of the runtime.
+        head: how the output head is cut. `features` sums logits over the ranks, `rows` gathers them.
+        embedding: how the token embedding is cut; `rows` sums hidden states over the ranks.
+        row_parallel_ops: operations that a row-parallel Linear takes beyond its product (the
+            collective, and the bias that is added after it).
+        fused: (model type → its block), with `""` for every other type, when blocks are replaced.
+    """
+
+    name: str
+    head: Vocabulary
+    embedding: Vocabulary = "whole"
+    row_parallel_ops: int = 0
+    fused: dict[str, FusedBlock] | None = None
+
+    def block(self, model_type: str) -> FusedBlock | None:
+        """The block that replaces this model type's, or None when blocks stay as they are."""
+        return None if self.fused is None else self.fused.get(model_type, self.fused[""])
+
+
+#: deepspeed.module_inject.layers, 0.19.8: embeddings and norms stay whole; LmHeadLinearAllreduce cuts the
+#: head along its inputs; LinearAllreduce issues product, all-reduce and bias apart.
+AUTO_TP: Final = Rules(name="deepspeed-tp", head="features", row_parallel_ops=2)
+
+#: transformers 5.23: `lm_head` is `colwise_gather_output`, and `embed_tokens` `embedding_rowwise` where the
+#: base model calls its embedding so; a bias is added in the Linear of rank 0's shard.
+TRANSFORMERS_TP: Final = Rules(name="transformers-tp", head="rows", embedding="rows", row_parallel_ops=1)
+
+#: deepspeed.ops.transformer.inference, 0.19.8: norms and biases ride along with the products (QKVGemmOp,
+#: MLPGemmOp, which is both products of the MLP), softmax_context takes scores, cache and context in one;
+#: a residual addition and two collectives remain. BLOOM's attention (BloomSelfAttention) is torch around one
+#: softmax: three slices made contiguous, two appends to the cache, two products, three on the mask.
+KERNEL_INJECTION: Final = Rules(
+    name="kernel-injection",
+    head="whole",
+    fused={
+        "bloom": FusedBlock(attention_ops=11, other_ops=2),
+        "": FusedBlock(attention_ops=3, other_ops=2),
+    },
+)
