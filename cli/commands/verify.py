@@ -24,6 +24,12 @@ from ..render import Column, show_json, show_table, show_text
 )
 @click.option("--new-tokens", type=click.IntRange(min=1), help="Tokens to generate; the plan's by default.")
 @click.option("--batch", "batch_size", type=click.IntRange(min=1), help="Sequences; the plan's by default.")
+@click.option(
+    "--shards",
+    type=click.Path(path_type=Path),
+    help="What `reshard` cut from the checkpoint for the plan's ranks; generate.py loads it instead.",
+)
+@click.option("--timeout", "timeout_s", type=float, help="Seconds that each run may take.")
 @output_options
 def command(
     folder: Path,
@@ -31,28 +37,43 @@ def command(
     on: str | None,
     new_tokens: int | None,
     batch_size: int | None,
+    shards: Path | None,
+    timeout_s: float | None,
     as_json: bool,
 ) -> None:
     """Prove the plan in FOLDER by generating with it and with the plain model.
 
-    Three child processes: the plain model, the folder's generate.py, and device_map.json alone. The exit
-    status is 1 when tokens or logits differ.
+    The plain model, the folder's generate.py with as many processes as the plan has ranks, and, of a runtime
+    that takes one, device_map.json alone. The exit status is 1 when tokens or logits differ.
     """
-    report = verify(folder, checkpoint, on=on, new_tokens=new_tokens, batch_size=batch_size)
+    report = verify(
+        folder,
+        checkpoint,
+        on=on,
+        new_tokens=new_tokens,
+        batch_size=batch_size,
+        shards=shards,
+        timeout_s=timeout_s,
+    )
     if as_json:
         show_json(report)
     else:
         _show(report, folder)
     if not report.passed:
-        words = report.script.first_difference or report.map_alone.first_difference or "logits differ"
+        by_map = report.map_alone.first_difference if report.map_alone is not None else ""
+        words = report.script.first_difference or by_map or "logits differ"
         raise VerificationError(f"the plan does not generate what the plain model does: {words}")
 
 
 def _show(report: VerifyReport, folder: Path) -> None:
+    ranks = f" over {report.num_ranks} ranks" if report.num_ranks > 1 else ""
     show_text(
-        f"{report.batch_size} × {report.new_tokens} tokens in {report.dtype}, {report.on}: "
+        f"{report.batch_size} × {report.new_tokens} tokens in {report.dtype}, {report.on}{ranks}: "
         f"{report.num_resident} modules resident, {report.num_streamed} streamed"
     )
+    runs = [_compared("generate.py", report.script)]
+    if report.map_alone is not None:
+        runs.append(_compared("device_map.json alone", report.map_alone))
     show_table(
         (
             Column("run"),
@@ -60,11 +81,11 @@ def _show(report: VerifyReport, folder: Path) -> None:
             Column("logit error", is_number=True),
             Column("allowed", is_number=True),
         ),
-        [_compared("generate.py", report.script), _compared("device_map.json alone", report.map_alone)],
+        runs,
     )
     prediction = read(folder).prediction
     plain, plan = report.plain, report.plan
-    host = max(part.total for part in prediction.memory["cpu"].values())
+    host = max((part.total for part in prediction.memory.get("cpu", {}).values()), default=0)
     show_table(
         (
             Column("measured"),

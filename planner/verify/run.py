@@ -1,35 +1,26 @@
 """Runs the plain model and the emitted plan in child processes and compares what they say."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from planner.errors import InvalidInputError, ModelError, RuntimeFailure
+from planner.errors import InvalidInputError, ModelError
 from planner.graph.store import graph_for
 from planner.models.resolve import resolve
 from planner.plan import Plan, read
 from planner.runtimes.accelerate.emit import DEVICE_MAP_FILE
 from planner.runtimes.folder import SCRIPT
 from planner.runtimes.registry import emit
+from planner.verify.children import run_child
 from planner.verify.compare import Comparison, compare
 from planner.verify.tiers import one_tier_down
 from reshard.checkpoint import read_specs
-
-#: Keep a child of the libraries' chatter, and off the network.
-_QUIET: Final = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TQDM_DISABLE": "1",
-}
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,12 +44,14 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     """The verdict.
 
     Attributes:
-        passed: the script and the JSON alone both generate what the plain model does.
+        passed: the script, and the JSON alone where there is one, generate what the plain model does.
         on: `cpu` when the tiers were mapped one step down, else `as planned`.
         dtype: everything ran in.
         batch_size, new_tokens: what was generated.
+        num_ranks: processes that the script ran as.
         script: generate.py against the plain model.
-        map_alone: `from_pretrained(device_map=…)` with device_map.json against the plain model.
+        map_alone: `from_pretrained(device_map=…)` with device_map.json against the plain model; None for
+            a runtime that takes no device map.
         plain, plan: measured.
         num_resident, num_streamed: modules by how they ran.
         comparable: whether the prediction is for this hardware, in words.
@@ -69,8 +62,9 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     batch_size: int
     new_tokens: int
+    num_ranks: int
     script: Comparison
-    map_alone: Comparison
+    map_alone: Comparison | None
     plain: Measured
     plan: Measured
     num_resident: int
@@ -78,8 +72,63 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     comparable: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """One verification.
+
+    Attributes:
+        plan, folder: what is proved.
+        checkpoint: of the plain model.
+        given: what the script loads: the checkpoint, or what was cut from it.
+        work: for what the children write.
+        on, new_tokens, batch_size, timeout_s: as asked.
+    """
+
+    plan: Plan
+    folder: Path
+    checkpoint: Path
+    given: Path
+    work: Path
+    on: str | None
+    new_tokens: int
+    batch_size: int
+    timeout_s: float | None
+
+    def child(self, argv: list[str], what: str) -> None:
+        """Run one child; on the CPU it sees no GPU, which the libraries would take otherwise."""
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.on == "cpu" else {}
+        run_child(argv, what, self.work, timeout_s=self.timeout_s, environment=hidden)
+
+    def plain(self, what: str, options: list[str]) -> Path:
+        """Generate with transformers alone; the folder that it wrote."""
+        plan, out = self.plan, self.work / what
+        out.mkdir()
+        sizes = ["--new-tokens", str(self.new_tokens), "--batch-size", str(self.batch_size)]
+        sizes += ["--prompt-tokens", str(plan.workload.prompt_tokens)]
+        kind = ["--auto-class", plan.model.auto_class, "--dtype", plan.workload.dtype]
+        module = [sys.executable, "-m", "planner.verify.plain", str(self.checkpoint)]
+        self.child([*module, *kind, *sizes, *options, "--out", str(out)], what)
+        return out
+
+    def script(self, what: str, input_ids: str) -> Path:
+        """Generate with the emitted script; the folder that it wrote."""
+        out = self.work / what
+        out.mkdir()
+        reports = ["--report", str(out / "report.json"), "--logits", str(out / "logits.safetensors")]
+        options = ["--new-tokens", str(self.new_tokens), "--input-ids", input_ids, *reports]
+        self.child([sys.executable, str(self.folder / SCRIPT), str(self.given), *options], what)
+        return out
+
+
 def verify(
-    folder: Path, checkpoint: Path, *, on: str | None, new_tokens: int | None, batch_size: int | None
+    folder: Path,
+    checkpoint: Path,
+    *,
+    on: str | None,
+    new_tokens: int | None,
+    batch_size: int | None,
+    shards: Path | None = None,
+    timeout_s: float | None = None,
 ) -> VerifyReport:
     """Prove an emitted plan by generating.
 
@@ -89,66 +138,70 @@ def verify(
         on: `cpu` to map the tiers one step down, None to run as planned.
         new_tokens: tokens to generate; the plan's for None.
         batch_size: sequences; the plan's for None.
+        shards: what was cut from the checkpoint for the plan's ranks; the script loads it. None: the script
+            loads the checkpoint too.
+        timeout_s: longest time of each child; None: no limit.
 
     Raises:
         PlanFileError: no plan, or a damaged one.
-        ModelError: the checkpoint is of another model.
+        InvalidInputError: no script beside it, or no folder of shards.
+        ModelError: the checkpoint is of another model, or the shards do not fit the plan.
         CheckpointError: its files are missing or damaged.
-        RuntimeFailure: a child process failed.
+        RuntimeFailure: a child process failed, or took too long.
     """
     plan = read(folder)
     if not (folder / SCRIPT).is_file():
         raise InvalidInputError(f"{folder} has a plan but no {SCRIPT}; write it with `planner plan --out`")
+    if shards is not None and not shards.is_dir():
+        raise InvalidInputError(f"{shards} is no folder; cut the checkpoint with `reshard`")
     spec = resolve(str(checkpoint.resolve()))
     if spec.config_sha256 != plan.model.config_sha256:
         raise ModelError(
             f"{checkpoint} is not the model that was planned: its configuration is not {plan.model.name}'s"
         )
     read_specs(checkpoint)
-    tokens, batch = new_tokens or plan.workload.new_tokens, batch_size or plan.workload.batch_size
     with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
         work = Path(scratch)
         if on == "cpu":
             plan = one_tier_down(plan)
             folder = work / "plan"
             emit(plan, graph_for(spec), folder)
-        return _run(plan, folder, checkpoint, work, on=on, new_tokens=tokens, batch_size=batch)
+        return _report_of(
+            _Run(
+                plan=plan,
+                folder=folder,
+                checkpoint=checkpoint,
+                given=shards or checkpoint,
+                work=work,
+                on=on,
+                new_tokens=new_tokens or plan.workload.new_tokens,
+                batch_size=batch_size or plan.workload.batch_size,
+                timeout_s=timeout_s,
+            )
+        )
 
 
-def _run(
-    plan: Plan,
-    folder: Path,
-    checkpoint: Path,
-    work: Path,
-    *,
-    on: str | None,
-    new_tokens: int,
-    batch_size: int,
-) -> VerifyReport:
-    common = [str(checkpoint), "--new-tokens", str(new_tokens)]
-    plain_options = [*common, "--auto-class", plan.model.auto_class, "--dtype", plan.workload.dtype]
-    plain_options += ["--batch-size", str(batch_size), "--prompt-tokens", str(plan.workload.prompt_tokens)]
-    plain_module = [sys.executable, "-m", "planner.verify.plain"]
-    plain, alone, script = work / "plain", work / "alone", work / "script"
-    for one in (plain, alone, script):
-        one.mkdir()
-    device = "cpu" if on == "cpu" else "auto"
-    _child([*plain_module, *plain_options, "--device", device, "--out", str(plain)], "the plain model", work)
-    ids = str(plain / "input_ids.json")
-    report, logits = script / "report.json", script / "logits.safetensors"
-    argv = [sys.executable, str(folder / SCRIPT), *common, "--input-ids", ids]
-    _child([*argv, "--report", str(report), "--logits", str(logits)], "the emitted plan", work)
-    map_options = ["--device-map", str(folder / DEVICE_MAP_FILE), "--input-ids", ids, "--out", str(alone)]
-    _child([*plain_module, *plain_options, *map_options], "the device map alone", work)
+def _report_of(run: _Run) -> VerifyReport:
+    """Run the children, and compare what they wrote."""
+    plan = run.plan
+    plain = run.plain("the plain model", ["--device", "cpu" if run.on == "cpu" else "auto"])
+    input_ids = str(plain / "input_ids.json")
+    script = run.script("the emitted plan", input_ids)
     by_script = _compared(plain, script, plan.workload.dtype)
-    by_map = _compared(plain, alone, plan.workload.dtype)
+    by_map = None
+    device_map = run.folder / DEVICE_MAP_FILE
+    if device_map.is_file():
+        options = ["--device-map", str(device_map), "--input-ids", input_ids]
+        alone = run.plain("the device map alone", options)
+        by_map = _compared(plain, alone, plan.workload.dtype)
     streamed = sum(p.lives != p.executes for p in plan.placements)
     return VerifyReport(
-        passed=by_script.passed and by_map.passed,
-        on=on or "as planned",
+        passed=by_script.passed and (by_map is None or by_map.passed),
+        on=run.on or "as planned",
         dtype=plan.workload.dtype,
-        batch_size=batch_size,
-        new_tokens=new_tokens,
+        batch_size=run.batch_size,
+        new_tokens=run.new_tokens,
+        num_ranks=plan.num_ranks,
         script=by_script,
         map_alone=by_map,
         plain=_measured(plain),
@@ -157,7 +210,7 @@ def _run(
         num_streamed=streamed,
         comparable=(
             f"predicted for {plan.hardware.name}, measured on this machine's CPU: not comparable"
-            if on == "cpu"
+            if run.on == "cpu"
             else f"predicted for {plan.hardware.name}; comparable if this is one"
         ),
     )
@@ -186,22 +239,3 @@ def _measured(folder: Path) -> Measured:
         host_peak_bytes=report["host_peak_rss_bytes"],
         gpu_peak_bytes=tuple(report.get("gpu_peak_reserved_bytes", ())),
     )
-
-
-def _child(argv: list[str], what: str, work: Path) -> None:
-    """Run a child to its end; its last words become the error."""
-    # A child that is killed cannot remove its temporary files; in `work` they go all the same.
-    environment = {**os.environ, **_QUIET, "TMPDIR": str(work)}
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode == 0:
-        return
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    last = lines[-1] if lines else "it said nothing"
-    if done.returncode == 3:
-        raise ModelError(last.removeprefix("generate.py: "))
-    how = (
-        f"was killed by {signal.Signals(-done.returncode).name}"
-        if done.returncode < 0
-        else f"failed with status {done.returncode}"
-    )
-    raise RuntimeFailure(f"{what} {how}: {last}")
