@@ -11,10 +11,14 @@ from planner.plan import Plan
 from planner.runtimes.accelerate.law import LAW as ACCELERATE
 from planner.runtimes.base import Emitted, Law
 from planner.runtimes.cpu.law import LAW as CPU
+from planner.runtimes.deepspeed_tp.law import LAW as DEEPSPEED_TP
 from planner.runtimes.folder import write_folder
+from planner.runtimes.transformers_tp.law import LAW as TRANSFORMERS_TP
 from planner.runtimes.zero_inference.law import LAW as ZERO_INFERENCE
 
-LAWS: Final[dict[str, Law]] = {law.name: law for law in (ACCELERATE, CPU, ZERO_INFERENCE)}
+LAWS: Final[dict[str, Law]] = {
+    law.name: law for law in (ACCELERATE, CPU, ZERO_INFERENCE, DEEPSPEED_TP, TRANSFORMERS_TP)
+}
 
 
 def laws(names: Iterable[str] | None = None) -> tuple[Law, ...]:
