@@ -1,0 +1,114 @@
+"""What verification starts: it ends whole, whoever started it, and an error names the process that failed."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from planner.errors import ModelError, RuntimeFailure
+from planner.verify.children import run_child
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+#: Starts a process in a session of its own, which writes down who it is and outlives its parent.
+SPAWN = """
+import os, subprocess, sys, time
+subprocess.Popen(
+    [sys.executable, "-c",
+     "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(99)", sys.argv[1]],
+    start_new_session=True,
+)
+while not os.path.exists(sys.argv[1]) or not open(sys.argv[1]).read():
+    time.sleep(0.01)
+"""
+
+
+def script(folder: Path, text: str) -> Path:
+    path = folder / "generate.py"
+    path.write_text(text)
+    return path
+
+
+def started_in(work: Path) -> list[str]:
+    """Processes, still there, that run_child or one of its children started."""
+    marks = {entry.name: entry / "environ" for entry in Path("/proc").glob("[0-9]*")}
+    found = []
+    for pid, environment in marks.items():
+        try:
+            if f"TMPDIR={work}".encode() in environment.read_bytes():
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize(
+    "ending, words",
+    [
+        ("", None),
+        ("os.kill(os.getpid(), 9)", "the plan was killed by SIGKILL"),
+        ("time.sleep(99)", "the plan did not end within 2 s"),
+    ],
+)
+def test_processes_in_other_sessions_end_with_the_child(
+    tmp_path: Path, ending: str, words: str | None
+) -> None:
+    work, note = tmp_path / "work", tmp_path / "pid"
+    work.mkdir()
+    argv = [sys.executable, str(script(tmp_path, SPAWN + ending)), str(note)]
+    if words is None:
+        run_child(argv, "the plan", work)
+    else:
+        with pytest.raises(RuntimeFailure, match=words):
+            run_child(argv, "the plan", work, timeout_s=2)
+    assert not started_in(work)
+    assert note.exists() or "2 s" in (words or "")
+
+
+def test_an_interrupt_ends_them_too(tmp_path: Path) -> None:
+    work, note = tmp_path / "work", tmp_path / "pid"
+    work.mkdir()
+    path = script(tmp_path, SPAWN + "os.kill(int(sys.argv[2]), 2)\ntime.sleep(99)")
+    with pytest.raises(KeyboardInterrupt):
+        run_child([sys.executable, str(path), str(note), str(os.getpid())], "the plan", work)
+    assert note.exists()
+    assert not started_in(work)
+
+
+@pytest.mark.parametrize(
+    "failing, kind, words",
+    [
+        ("sys.exit('gave up')", RuntimeFailure, "rank 1 of the plan failed with status 1: gave up"),
+        ("os.kill(os.getpid(), 9)", RuntimeFailure, "rank 1 of the plan was killed by SIGKILL: working"),
+        (
+            "print('generate.py: the shard is of another rank', file=sys.stderr); sys.exit(3)",
+            ModelError,
+            "^the shard is of another rank$",
+        ),
+    ],
+)
+def test_an_error_is_that_of_the_rank_that_failed(
+    tmp_path: Path, failing: str, kind: type[Exception], words: str
+) -> None:
+    path = script(
+        tmp_path,
+        "import os, sys, time\n"
+        "print('working', file=sys.stderr, flush=True)\n"
+        f"if os.environ['RANK'] == '1':\n    {failing}\n"
+        "time.sleep(99)\n",
+    )
+    with pytest.raises(kind, match=words):
+        run_child([*TORCHRUN, str(path)], "the plan", tmp_path)
+    assert not started_in(tmp_path)
+
+
+def test_a_rank_that_says_why_it_stopped_is_believed(tmp_path: Path) -> None:
+    """Others fail because it did, and torchrun may see them first."""
+    path = script(
+        tmp_path,
+        "import os, sys\n"
+        "if os.environ['RANK'] == '0':\n    raise ConnectionError('closed by peer')\n"
+        "print('generate.py: out of GPU memory at batch 8', file=sys.stderr)\nsys.exit(4)\n",
+    )
+    with pytest.raises(RuntimeFailure, match="rank 1 of the plan failed with status 4: out of GPU memory"):
+        run_child([*TORCHRUN, str(path)], "the plan", tmp_path)
