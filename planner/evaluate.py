@@ -132,11 +132,12 @@ def _device(
 
 
 def _buffered(problem: Problem, assignment: Assignment, device: str) -> int:
-    """The runtime's buffers on a device, if anything is streamed through them or stored in them."""
+    """The runtime's buffers on a device; most only if anything is streamed through them or stored in them."""
+    workspace = problem.buffers.workspace if device != CPU else 0
     streams = any(lives != executes for executes, _, lives in _leaves(problem, assignment))
     if not streams and not problem.settings.store:
-        return 0
-    return problem.buffers.host if device == CPU else problem.buffers.device
+        return workspace
+    return workspace + (problem.buffers.host if device == CPU else problem.buffers.device)
 
 
 def _holes(problem: Problem, here: list[UnitPrice], device: str, phase: str) -> int:

@@ -85,11 +85,13 @@ class Buffers:
         device: on each GPU in use.
         host: in host memory, all ranks together.
         disk: on disk.
+        workspace: on each GPU in use, whether anything is streamed or not.
     """
 
     device: int = 0
     host: int = 0
     disk: int = 0
+    workspace: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

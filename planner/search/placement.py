@@ -312,7 +312,8 @@ class _Program:
     def _buffers_mib(self, device: str) -> float:
         """The runtime's own buffers; the program is asked only when something must be streamed."""
         buffers = self.problem.buffers
-        return _MOVING * (buffers.host if device == CPU else buffers.device) / _MIB
+        on_device = buffers.device + buffers.workspace
+        return _MOVING * (buffers.host if device == CPU else on_device) / _MIB
 
     def _holes(self, price: UnitPrice, device: str, phase: str) -> int:
         return 0 if device == CPU else kv_holes_bytes(self._device_kv(price, phase))

@@ -43,6 +43,11 @@ def check_family(kind: str) -> None:
         )
 
 
+def computed_settings(kind: str) -> Mapping[str, tuple[Any, ...]]:
+    """Settings of a family of `FAMILIES` that its block knows by heart, with the values that it computes."""
+    return _FIXED[kind]
+
+
 def ignored_setting(config: Mapping[str, Any]) -> str | None:
     """A sentence about a setting that the family's block ignores; None where it computes what is configured.
 
