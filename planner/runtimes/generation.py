@@ -108,9 +108,10 @@ def inputs_for(args: argparse.Namespace, model: Any) -> tuple[dict[str, torch.Te
         rows = torch.tensor(json.loads(args.input_ids.read_text()))
         return {"input_ids": rows, "attention_mask": torch.ones_like(rows)}, None
     if args.prompt_tokens:
-        vocabulary = model.config.get_text_config().vocab_size
+        # Kernel injection runs under transformers 4.43, which knows models of text alone.
+        config = getattr(model.config, "get_text_config", lambda: model.config)()
         generator = torch.Generator().manual_seed(args.seed)
-        rows = torch.randint(3, vocabulary, (args.batch_size, args.prompt_tokens), generator=generator)
+        rows = torch.randint(3, config.vocab_size, (args.batch_size, args.prompt_tokens), generator=generator)
         return {"input_ids": rows, "attention_mask": torch.ones_like(rows)}, None
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.checkpoint)
     if tokenizer.pad_token is None:

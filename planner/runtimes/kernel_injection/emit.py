@@ -32,8 +32,8 @@ REQUIREMENTS: Final = (
 )
 _WHOLE: Final = (
     "A checkpoint that is not cut is loaded whole into host memory by every rank.",
-    "Of a checkpoint that is not cut, DeepSpeed reads PyTorch's archives (`pytorch_model*.bin`) one by one;\n"
-    "safetensors are loaded whole into host memory by every rank.",
+    """Of a checkpoint that is not cut, DeepSpeed reads PyTorch's archives (`pytorch_model*.bin`) one by one;
+safetensors are loaded whole into host memory by every rank.""",
 )
 
 
