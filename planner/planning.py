@@ -14,7 +14,13 @@ from planner.search.best import Candidate
 
 
 def make_plan(model: Model, profile: HardwareProfile, request: Request) -> Plan:
-    """The best plan.
+    """The best plan; raises as `choose` does."""
+    plan, _ = choose(model, profile, request)
+    return plan
+
+
+def choose(model: Model, profile: HardwareProfile, request: Request) -> tuple[Plan, Candidate]:
+    """The best plan, and the priced candidate that it records.
 
     Raises:
         InfeasibleError: nothing fits; carries the smallest deficit.
@@ -28,13 +34,14 @@ def make_plan(model: Model, profile: HardwareProfile, request: Request) -> Plan:
     if not fitting:
         raise infeasible(field, request)
     winner = min(fitting, key=lambda c: badness(c, request))
-    return plan_of(
+    plan = plan_of(
         model,
         winner.candidate,
         objective=request.objective,
         alternatives=alternatives_to(winner, field, request),
         notes=_notes(model, winner),
     )
+    return plan, winner.candidate
 
 
 def plan_of(

@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from planner.explain import explain
-from planner.planning import make_plan
+from planner.planning import choose
+from planner.report.page import check_path, write_report
 from planner.request import OBJECTIVES, Request
 from planner.runtimes.registry import LAWS, emit
 
@@ -27,6 +28,7 @@ from ..report import headline, show_alternatives, show_comparison, show_places, 
     "--weight-bits", type=click.Choice(["4", "8"]), help="Let the runtime quantize weights as it loads them."
 )
 @click.option("--all", "show_all", is_flag=True, help="Show every way that was priced, not the best of each.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write pictures: .html, .png or .svg.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write a folder that runs the plan.")
 @output_options
 def command(
@@ -43,6 +45,7 @@ def command(
     runtimes: tuple[str, ...],
     weight_bits: str | None,
     show_all: bool,
+    report: Path | None,
     out: Path | None,
     as_json: bool,
     **overrides: Any,
@@ -64,7 +67,11 @@ def command(
     )
     profile = machine(hardware, **overrides)
     _, traced = traced_model(model, trust_remote_code=trust_remote_code)
-    plan = make_plan(traced, profile, request)
+    if report is not None:
+        check_path(report)
+    plan, candidate = choose(traced, profile, request)
+    if report is not None:
+        write_report(plan, candidate, report)
     files = emit(plan, traced.graph, out) if out is not None else ()
     if as_json:
         show_json(plan)

@@ -1,0 +1,118 @@
+"""Writes a report: one self-contained HTML page, or its pictures as PNG or SVG."""
+
+import os
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from planner.breakdown import PHASES
+from planner.comparison import best_by_runtime
+from planner.errors import InvalidInputError
+from planner.explain import explain
+from planner.plan import Alternative, Plan, Prediction
+from planner.report.course import batches, spans
+from planner.report.figures import Picture, batch_picture, course_picture, memory_picture, save, svg
+from planner.search.best import Candidate
+from planner.sizes import format_bytes, format_seconds
+
+_SUFFIXES: Final = (".html", ".png", ".svg")
+#: Title and whether it holds numbers.
+_COLUMNS: Final = (
+    ("runtime", False),
+    ("batch", True),
+    ("prefill", True),
+    ("step", True),
+    ("tokens/s", True),
+    ("$ per million tokens", True),
+    ("loading", True),
+    ("why not", False),
+)
+
+
+def check_path(path: Path) -> None:
+    """See to it that a report can be written there, before anything is computed for it.
+
+    Raises:
+        InvalidInputError: another suffix than `.html`, `.png` or `.svg`, or no such folder.
+    """
+    if path.suffix not in _SUFFIXES:
+        raise InvalidInputError(f"{path} is no report; give a name that ends in {', '.join(_SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise InvalidInputError(f"{path.parent} is no folder, so {path.name} cannot be written there")
+
+
+def write_report(plan: Plan, candidate: Candidate, path: Path) -> None:
+    """Write the report of a plan; the file appears whole or not at all.
+
+    Args:
+        plan: what was chosen.
+        candidate: what it was made from.
+        path: `.html` for the page, `.png` or `.svg` for its pictures.
+
+    Raises:
+        InvalidInputError: as `check_path`, or matplotlib is missing.
+    """
+    check_path(path)
+    pictures = _pictures(plan, candidate)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        fresh = Path(folder) / path.name
+        if path.suffix == ".html":
+            fresh.write_text(_page(plan, pictures))
+        else:
+            save(pictures, explain(plan).headline, fresh)
+        os.replace(fresh, path)
+
+
+def _pictures(plan: Plan, candidate: Candidate) -> list[Picture]:
+    phase = "decode step" if candidate.problem.num_decode_steps else "forward"
+    return [
+        memory_picture(plan.prediction.memory),
+        course_picture(spans(candidate), f"One {phase}, as predicted"),
+        batch_picture(batches(candidate), candidate.batch_size),
+    ]
+
+
+def _page(plan: Plan, pictures: list[Picture]) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
+    template = environment.from_string(resources.files("planner.report").joinpath("page.html").read_text())
+    explanation = explain(plan)
+    prediction = plan.prediction
+    return template.render(
+        heading=explanation.headline,
+        summary=_summary(prediction),
+        columns=_COLUMNS,
+        rows=[_row(one) for one in best_by_runtime(plan)],
+        places=explanation.places,
+        size=format_bytes,
+        pictures=[(picture.title, svg(picture)) for picture in pictures],
+        sentences=[*(f"{b.sentence}." for b in explanation.bounds), explanation.nearest, *plan.notes],
+        origin=f"offload-planner {plan.tool_version}; hardware profile {plan.hardware.name}",
+    )
+
+
+def _summary(prediction: Prediction) -> str:
+    prefill, decode = (format_seconds(prediction.time[phase].total) for phase in PHASES)
+    return (
+        f"Prefill {prefill}, then {decode} a step; {prediction.tokens_per_s:.3g} tokens/s; loading takes "
+        f"{format_seconds(prediction.load_s)}. The weakest number in this is {prediction.source.value}."
+    )
+
+
+def _row(one: Alternative) -> tuple[str, ...]:
+    name = f"{one.runtime} ×{one.num_ranks}" if one.num_ranks > 1 else one.runtime
+    if not one.fits:
+        return (name, str(one.batch_size or ""), "", "", "", "", "", one.reason)
+    price = one.usd_per_million_tokens
+    return (
+        name,
+        str(one.batch_size),
+        format_seconds(one.prefill_s),
+        format_seconds(one.decode_s) if one.decode_s else "",
+        f"{one.tokens_per_s:.3g}",
+        "" if price is None else f"{price:,.2f}",
+        format_seconds(one.load_s),
+        one.reason,
+    )
