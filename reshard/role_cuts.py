@@ -56,7 +56,7 @@ def cuts_by_roles(
         UnsupportedSourceError: a quantized checkpoint.
     """
     _check_model(roles, model, tensors)
-    names = _Names(tensors)
+    names = Names(tensors)
     found = names.matches(roles.weights)
     once = names.matches(dict.fromkeys(roles.bias_once, True))
     _check_biases(found, once, tensors)
@@ -64,7 +64,7 @@ def cuts_by_roles(
     cuts: dict[str, RoleCut | None] = dict.fromkeys(tensors)
     made: dict[tuple[int, int], RoleCut] = {}
     for name, weight in found.items():
-        extent = _extent(weight, tensors[name], name)
+        extent = extent_of(weight, tensors[name].shape, name)
         # Layers that a pattern stands for have one cut.
         key = id(weight), extent
         if key not in made:
@@ -79,12 +79,17 @@ def degrees(roles: Roles) -> tuple[int, ...]:
     return tuple(n for n in range(1, common + 1) if common % n == 0)
 
 
-class _Names:
-    """A checkpoint's names, to be found by patterns."""
+class Names:
+    """A checkpoint's names, or a model's, to be found by patterns."""
 
     def __init__(self, names: Iterable[str]) -> None:
+        """Prepare for `names`."""
         self._names = set(names)
         self._firsts = {name.partition(".")[0] for name in self._names}
+
+    def lacks(self, entries: Iterable[str]) -> tuple[str, ...]:
+        """The entries that stand for nothing."""
+        return tuple(entry for entry in entries if not any(self._of(entry)))
 
     def matches(self, entries: Mapping[str, _Value]) -> dict[str, _Value]:
         """Name → the entry that counts for it.
@@ -92,24 +97,20 @@ class _Names:
         Raises:
             InconsistentShardsError: an entry for nothing, or two patterns for one name.
         """
+        if unknown := self.lacks(entries):
+            raise InconsistentShardsError(
+                f"the roles name {_shown(unknown)}, which the checkpoint does not hold; derive them from "
+                "this model"
+            )
         owners: dict[str, tuple[str, _Value]] = {}
-        unknown: list[str] = []
         # Names before patterns: the exception before the rule.
         for entry in sorted(entries, key=lambda e: "*" in e):
-            seen = tuple(self._of(entry))
-            if not seen:
-                unknown.append(entry)
-            for name in seen:
+            for name in self._of(entry):
                 owner = owners.setdefault(name, (entry, entries[entry]))[0]
                 if owner != entry and "*" in owner:
                     raise InconsistentShardsError(
                         f"the roles say twice what {name} is, as {owner!r} and as {entry!r}; keep one of them"
                     )
-        if unknown:
-            raise InconsistentShardsError(
-                f"the roles name {_shown(unknown)}, which the checkpoint does not hold; derive them from "
-                "this model"
-            )
         return {name: value for name, (_, value) in owners.items()}
 
     def _of(self, entry: str) -> Iterator[str]:
@@ -168,27 +169,31 @@ def _check_biases(
         )
 
 
-def _extent(weight: WeightRoles, tensor: Logical, name: str) -> int:
-    """The extent of the dimension that is cut."""
-    if weight.dim >= len(tensor.shape):
+def extent_of(weight: WeightRoles, shape: tuple[int, ...], name: str) -> int:
+    """The extent of the dimension that is cut.
+
+    Raises:
+        CannotSplitError: there is none.
+    """
+    if weight.dim >= len(shape):
         raise CannotSplitError(
-            f"the roles cut dimension {weight.dim} of {name}, which has shape {list(tensor.shape)}; derive "
+            f"the roles cut dimension {weight.dim} of {name}, which has shape {list(shape)}; derive "
             "them from this model"
         )
-    return tensor.shape[weight.dim]
+    return shape[weight.dim]
 
 
 def _cut(weight: WeightRoles, extent: int, name: str, tp_size: int) -> RoleCut:
     size = len(weight.groups) // tp_size
     mine: list[list[Interval]] = [[] for _ in range(tp_size)]
-    for begin, end, group in _tiled(weight, extent, name):
+    for begin, end, group in tiles(weight, extent, name):
         for rank in range(tp_size) if group == _EVERYBODY else (group // size,):
             mine[rank].append((begin, end))
     return RoleCut(dim=weight.dim, ranks=tuple(tuple(joined(intervals)) for intervals in mine))
 
 
-def _tiled(weight: WeightRoles, extent: int, name: str) -> Iterator[tuple[int, int, int]]:
-    """The whole dimension, ascending: begin, end, and whose it is.
+def tiles(weight: WeightRoles, extent: int, name: str) -> Iterator[tuple[int, int, int]]:
+    """The whole dimension, ascending: begin, end, and the group whose it is, or -1 for everybody's.
 
     Raises:
         CannotSplitError: an interval that is empty or outside, two that overlap, a group with none.

@@ -21,6 +21,7 @@ from reshard.tensors import Logical, Stored, copy_of, cut
 
 from .base import Format, Layout, Options, Source, SourceFile, TargetFile, by_size, shown
 from .naming import placed
+from .running import as_stored
 
 POLICY: Final = Policy(name="safetensors", head="features", uneven=True)
 
@@ -56,7 +57,8 @@ def ways_by_roles(source: Source, roles: Roles, tp_size: int) -> dict[str, RoleC
     """
     names = {name: source.aliases.get(name, name) for name in (*source.tensors, *source.aliases)}
     tensors = {name: source.tensors[first] for name, first in names.items()}
-    return cuts_by_roles(roles, source.model, tensors, tp_size)
+    stored = as_stored(roles, source.model.config, {name: t.shape for name, t in tensors.items()})
+    return cuts_by_roles(stored, source.model, tensors, tp_size)
 
 
 def rank_tensors(

@@ -84,7 +84,7 @@ _BIAS = "biogpt.layers.*.fc1.bias"
         ({"heads": 12}, "unknown field `heads`"),
         ({"model_type": "opt"}, "of a 'opt' model, and the checkpoint is of a 'biogpt' one"),
         ({"bias_once": []}, "say nothing of these"),
-        ({"weights": {"biogpt.layers.9.fc1.weight": {"dim": 0, "groups": [[[0, 36]]]}}}, "layers.9.fc1.weight"),
+        ({"weights": {"biogpt.layers.9.fc1.weight": {"dim": 0, "groups": [[[0, 36]]]}}}, "layers.9.fc1"),
         ({"weights": {_BIAS: {"dim": 0, "groups": [[[0, 9]], [[8, 36]]]}}}, "index 8 of"),
         ({"weights": {_BIAS: {"dim": 0, "groups": [[[0, 9]], [[9, 37]]]}}}, "[9, 37)"),
         ({"weights": {_BIAS: {"dim": 0, "groups": [[[0, 36]]]}}}, "degrees that work: 1"),
