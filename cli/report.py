@@ -9,7 +9,7 @@ from planner.plan import Alternative, Plan, Prediction
 from planner.sizes import format_bytes, format_seconds
 from planner.what_if import Change
 
-from .render import Bar, Column, show_bars, show_facts, show_table
+from .render import Bar, Column, show_bars, show_facts, show_table, show_text
 
 #: Field of a time breakdown → column title; seven columns have to fit in 80 characters.
 _TIME_PARTS = {
@@ -52,7 +52,9 @@ def show_places(places: Iterable[Place]) -> None:
 
 
 def show_comparison(plan: Plan) -> None:
-    """One line for every runtime at its best, the chosen one first."""
+    """One line for every runtime at its best, the chosen one first; what cannot run here says why."""
+    priced = [one for one in best_by_runtime(plan) if one.batch_size]
+    refused = [one for one in best_by_runtime(plan) if not one.batch_size]
     columns = (
         Column("runtime"),
         Column("batch", is_number=True),
@@ -63,13 +65,14 @@ def show_comparison(plan: Plan) -> None:
         Column("load", is_number=True),
         Column("why not", wraps=True),
     )
-    show_table(columns, [_runtime(one) for one in best_by_runtime(plan)])
+    show_table(columns, [_runtime(one) for one in priced])
+    show_text(*(f"{one.runtime} cannot run this here: {one.reason}" for one in refused))
 
 
 def _runtime(one: Alternative) -> tuple[str, ...]:
     name = f"{one.runtime} ×{one.num_ranks}" if one.num_ranks > 1 else one.runtime
     if not one.fits:
-        return (name, str(one.batch_size or ""), "", "", "", "", "", one.reason)
+        return (name, str(one.batch_size), "", "", "", "", "", one.reason)
     price = one.usd_per_million_tokens
     return (
         name,
@@ -93,7 +96,7 @@ def show_alternatives(alternatives: Iterable[Alternative]) -> None:
         Column("tokens/s", is_number=True),
         Column("why not", wraps=True),
     )
-    show_table(columns, [_alternative(one) for one in alternatives])
+    show_table(columns, [_alternative(one) for one in alternatives if one.batch_size])
 
 
 def show_changes(changes: Iterable[Change]) -> None:
