@@ -1,20 +1,28 @@
 """A plan for hardware that is not here, mapped one tier down so that a machine without a GPU can prove it."""
 
+from typing import Final
+
 import msgspec
 
 from planner.plan import Placement, Plan
+
+#: Runtimes whose store is apart from where modules run even when that is the CPU: host memory stays that,
+#: NVMe stays NVMe, and parts that lie on the ranks' GPUs lie with the ranks' processes.
+_STORE_APART: Final = frozenset({"zero-inference"})
 
 
 def one_tier_down(plan: Plan) -> Plan:
     """The same plan with GPU → CPU and streamed → disk; what is on disk or executes on the CPU stays.
 
-    Every module that was streamed is streamed, every one that was resident is resident.
+    Every module that was streamed is streamed, every one that was resident is resident, and there are as many
+    ranks and streams. Where the runtime streams from host memory to the CPU itself, nothing else changes.
     """
+    down = msgspec.structs.replace(plan, main_device="cpu", kv_cache="device")
+    if plan.runtime in _STORE_APART:
+        return down
     return msgspec.structs.replace(
-        plan,
-        main_device="cpu",
+        down,
         host_copies="pageable",
-        kv_cache="device",
         placements=tuple(_down(p) for p in plan.placements),
         split_blocks=dict.fromkeys(plan.split_blocks, "cpu"),
     )

@@ -80,9 +80,16 @@ def _offload(plan: Plan, sizes: Sizes, device: str) -> dict[str, Any]:
 
 
 def _thresholds(plan: Plan, graph: ModuleGraph) -> dict[str, int]:
-    """The smallest thresholds that can keep what the plan keeps; they may keep others in its stead."""
+    """The smallest thresholds that can keep what the plan keeps; they may keep others in its stead.
+
+    What DeepSpeed keeps by thresholds and has read from NVMe holds a buffer for ever, and soon there is none
+    left: there they keep no more than vectors, which never leave memory.
+    """
     kept = resident(plan, graph)
-    sizes = [one.num_elements for one in parameters(graph) if one.fqn in kept]
+    on_nvme = store_of(plan) == "nvme"
+    sizes = [
+        one.num_elements for one in parameters(graph) if one.fqn in kept and (one.is_vector or not on_nvme)
+    ]
     return {
         "stage3_param_persistence_threshold": max(sizes, default=0),
         "stage3_model_persistence_threshold": sum(sizes),

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import socket
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from generation import DTYPE, FOLDER, NUM_RANKS, ON_CPU, PLAN, auto_class, check
 # isort: split
 import torch
 
+# Of torch's own functions, which DeepSpeed calls.
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
 os.environ.setdefault("DS_ACCELERATOR", "cpu" if ON_CPU else "cuda")
 #: Partitions of fewer bytes stay in memory; so do those below the aio block size.
 MIN_SWAPPED_BYTES = 2**20
@@ -165,25 +168,37 @@ def check_swapped(model: Any, config: dict[str, Any]) -> None:
 
 
 def keep_resident(model: Any) -> None:
-    """Mark exactly what the plan keeps, and have it fetched before the first sequence.
+    """Fetch what the plan keeps, and let nothing release it.
 
-    DeepSpeed keeps nothing until it has seen two forwards: the first is not recorded, the second is.
+    DeepSpeed's own persistence begins with the third forward and ends whenever modules run in another order,
+    and on NVMe each kept part holds one of the buffers for ever.
     """
     kept = [p["module"] for p in PLAN["placements"] if p["lives"] == p["executes"]]
+    ids = {id(p) for module in kept for p in model.get_submodule(module).parameters()}
+    for parameter in model.parameters():
+        # What the thresholds of ds_config.json keep is near the plan's choice, and is not it.
+        parameter.ds_persist = id(parameter) in ids or len(parameter.ds_shape) < 2
+        if parameter.ds_persist:
+            parameter.all_gather()
+            parameter.partition = stay
+            leave_buffer(parameter)
 
-    def is_kept(name: str, parameter: Any) -> bool:
-        return len(parameter.ds_shape) < 2 or any(name.startswith(f"{module}.") for module in kept)
 
-    named = list(model.named_parameters())
-    for name, parameter in named:
-        parameter.ds_persist = is_kept(name, parameter)
-    matrices = any(p.ds_persist and len(p.ds_shape) > 1 for _, p in named)
-    if not matrices or model.config.is_encoder_decoder:
+def stay(*_: Any, **__: Any) -> None:
+    """In the place of a parameter's `partition`: its whole stays where it is."""
+
+
+def leave_buffer(parameter: Any) -> None:
+    """Give the NVMe buffer back that a parameter came through, and have nobody read its file again."""
+    from deepspeed.runtime.swap_tensor.partitioned_param_swapper import PartitionedParamStatus
+
+    part = parameter.ds_tensor
+    if part.final_location is None:
         return
-    token = torch.zeros((1, 1), dtype=torch.long, device=torch.device("cpu") if ON_CPU else "cuda")
-    with torch.no_grad():
-        for _ in range(3):
-            model(input_ids=token)
+    if parameter.data.data_ptr() == part.data_ptr():
+        parameter.data = parameter.data.clone()
+    parameter.nvme_swapper.remove_partition_and_release_buffers([parameter])
+    part.status, part.final_location = PartitionedParamStatus.AVAILABLE, None
 
 
 if __name__ == "__main__":
