@@ -184,14 +184,21 @@ def measured(clock: Clock, start: float, load_s: float) -> dict[str, Any]:
     }
 
 
+def offloaded(folder: Path) -> dict[str, int]:
+    """What this rank has put on the disk."""
+    sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+    return {"offload_files": len(sizes), "offload_bytes": sum(sizes)}
+
+
 def merged(ranks: list[dict[str, Any]]) -> dict[str, Any]:
     """One report of all ranks: the slowest one's times, everybody's memory."""
     slowest = max(ranks, key=lambda rank: rank["prefill_s"] + sum(rank["decode_s"]))
+    sums = ("host_peak_rss_bytes", "offload_files", "offload_bytes")
     lists = ("devices", "gpu_peak_allocated_bytes", "gpu_peak_reserved_bytes")
     return {
         **slowest,
         **{name: [entry for rank in ranks for entry in rank[name]] for name in lists},
-        "host_peak_rss_bytes": sum(rank["host_peak_rss_bytes"] for rank in ranks),
+        **{name: sum(rank[name] for rank in ranks) for name in sums},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
 
@@ -208,6 +215,7 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--ignore-eos", action="store_true", help="always generate all new tokens")
     parser.add_argument("--repeat", type=int, default=1, help="run so many times and report the last")
     parser.add_argument("--seed", type=int, default=0, help="of the random token ids")
+    parser.add_argument("--offload-folder", type=Path, help="folder on the disk for weights that stay there")
     parser.add_argument("--report", type=Path, help="write measurements as JSON")
     parser.add_argument("--logits", type=Path, help="write float32 logits of every step as safetensors")
     return parser.parse_args()
@@ -222,7 +230,7 @@ def main(load: Callable[[str, str], Any], description: str | None) -> None:
     """
     args = arguments(description)
     launch_ranks()
-    with tempfile.TemporaryDirectory(prefix="offload-") as offload_folder:
+    with tempfile.TemporaryDirectory(prefix="offload-", dir=args.offload_folder) as offload_folder:
         start = time.perf_counter()
         model = load(args.checkpoint, offload_folder)
         load_s = time.perf_counter() - start
@@ -237,7 +245,12 @@ def main(load: Callable[[str, str], Any], description: str | None) -> None:
         except torch.OutOfMemoryError as error:
             stop(f"out of GPU memory at batch {inputs['input_ids'].shape[0]}: {error}", 4)
         finish(
-            args, tokenizer, everything["input_ids"].shape[0], tokens, clock, measured(clock, start, load_s)
+            args,
+            tokenizer,
+            everything["input_ids"].shape[0],
+            tokens,
+            clock,
+            {**measured(clock, start, load_s), **offloaded(Path(offload_folder))},
         )
     if NUM_RANKS > 1:
         torch.distributed.destroy_process_group()
