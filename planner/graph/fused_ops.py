@@ -52,6 +52,7 @@ _LIBRARY.impl("grouped_product", _grouped_shape, "Meta")
 
 _OPS: Final = torch.ops.offload_planner
 ATTENTION: Final = _OPS.attention
+ATTENTION_BIAS: Final = _OPS.attention_bias
 GROUPED_PRODUCT: Final = _OPS.grouped_product
 
 _CONSTRUCTORS: Final = frozenset(

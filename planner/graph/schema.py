@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -115,7 +115,8 @@ class TensorParallel(_Strict, frozen=True, kw_only=True):
     """How a module's weight may be cut over ranks, as the traced operations allow.
 
     Attributes:
-        role: `column` (cut along its outputs) or `row` (cut along its inputs: an all-reduce follows).
+        role: `column` (cut along its outputs) or `row` (cut along its inputs: an all-reduce follows). A
+            module that holds weights of both kinds, as experts in one tensor do, is a row.
         num_groups: index sets that can live on different ranks: heads, KV groups, features. A degree
             works when it divides them.
         sharded: share of the weight that is cut; the rest (keys and values of too few heads) is on
@@ -178,6 +179,7 @@ class ModuleGraph(_Strict, frozen=True, kw_only=True):
         nodes: in execution order.
         edges: data flow.
         blocks: fqns of the no-split blocks, in execution order.
+        block_classes: the Python class of each of them; a block need not be a node.
         co_located: groups of fqns that must share one device (besides blocks and ties).
         main_device: fqns that the runtime keeps with the root module, whatever a map says.
         ties: groups of tensor fqns that are one tensor; the first is the canonical one.
@@ -196,6 +198,7 @@ class ModuleGraph(_Strict, frozen=True, kw_only=True):
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
     blocks: tuple[str, ...]
+    block_classes: tuple[str, ...] = ()
     co_located: tuple[tuple[str, ...], ...] = ()
     main_device: tuple[str, ...] = ()
     ties: tuple[tuple[str, ...], ...] = ()

@@ -26,9 +26,19 @@ from planner.graph.sampling import (
     sizes_past_windows,
     sizes_to_sample,
 )
-from planner.graph.schema import SCHEMA_VERSION, ItemsizeCost, ModuleGraph, Node, PhaseCost, Tensor
+from planner.graph.schema import (
+    SCHEMA_VERSION,
+    ItemsizeCost,
+    ModuleGraph,
+    Node,
+    PhaseCost,
+    Tensor,
+    TensorParallel,
+)
 from planner.models.spec import AutoClass
 from planner.models.spec import config_sha256 as hash_config
+from planner.roles.derive import derive
+from planner.roles.modules import by_module
 
 _logger: Final = logging.getLogger(__name__)
 # bfloat16 stands for both 2-byte dtypes: some shape functions accept no float16.
@@ -68,9 +78,10 @@ def trace(
         model_type=str(model.config.model_type),
         config_sha256=config_sha256 or _hash(config, generates),
         versions={name: version(name) for name in ("torch", "transformers")},
-        nodes=_nodes(models, samples, placement),
+        nodes=_nodes(models, samples, placement, _tensor_parallel(model, layers)),
         edges=flow(samples["2"].prefill),
         blocks=placement.blocks,
+        block_classes=placement.block_classes,
         co_located=placement.co_located,
         main_device=placement.main_device,
         ties=placement.ties,
@@ -108,7 +119,21 @@ def _hash(config: PreTrainedConfig, generates: bool) -> str:
     return hash_config(written, "seq2seq-lm" if config.is_encoder_decoder else auto_class)
 
 
-def _nodes(models: dict[str, Any], samples: dict[str, Samples], placement: Placement) -> tuple[Node, ...]:
+def _tensor_parallel(model: Any, layers: dict[str, Layer]) -> dict[str, TensorParallel]:
+    """How each module may be cut over ranks; nothing where that cannot be derived."""
+    try:
+        return by_module(derive(model, layers), model)
+    except Exception as error:
+        _logger.info("no tensor-parallel roles for %s: %s", type(model).__name__, error)
+        return {}
+
+
+def _nodes(
+    models: dict[str, Any],
+    samples: dict[str, Samples],
+    placement: Placement,
+    tensor_parallel: dict[str, TensorParallel],
+) -> tuple[Node, ...]:
     reference = samples["2"]
     terms = DECODE_TERMS_WITH_ENCODER if models["2"].config.is_encoder_decoder else DECODE_TERMS
     costs = {key: _costs(found, terms) for key, found in samples.items()}
@@ -134,6 +159,7 @@ def _nodes(models: dict[str, Any], samples: dict[str, Samples], placement: Place
             },
             kv=kv.get(name),
             num_calls=reference.calls[name],
+            tensor_parallel=tensor_parallel.get(name),
         )
         for rank, name in enumerate(ranks)
     )

@@ -43,7 +43,7 @@ def test_layers_cost_no_space() -> None:
         lambda b: b"",
         lambda b: b"[]",
         lambda b: b.replace(b'"kinds"', b'"kindz"'),
-        lambda b: b.replace(b'"schema_version":1', b'"schema_version":99'),
+        lambda b: b.replace(b'"schema_version":2', b'"schema_version":99'),
     ],
 )
 def test_damage_is_a_sentence(damage: object) -> None:
