@@ -45,6 +45,15 @@ def shipped_name(name: str) -> str | None:
     return None
 
 
+def hub_id(short: str) -> str | None:
+    """Where the weights of the shipped model called exactly `short` are; None when they are not on the hub.
+
+    Raises:
+        KeyError: no such model.
+    """
+    return _table()[short].hub_id
+
+
 def shipped_spec(short: str) -> ModelSpec:
     """The spec of the shipped model called exactly `short`.
 

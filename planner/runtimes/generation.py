@@ -113,13 +113,19 @@ def inputs_for(args: argparse.Namespace, model: Any) -> tuple[dict[str, torch.Te
         generator = torch.Generator().manual_seed(args.seed)
         rows = torch.randint(3, config.vocab_size, (args.batch_size, args.prompt_tokens), generator=generator)
         return {"input_ids": rows, "attention_mask": torch.ones_like(rows)}, None
-    tokenizer = transformers.AutoTokenizer.from_pretrained(args.checkpoint)
+    tokenizer = tokenizer_for(args.checkpoint, model)
+    batch = tokenizer(args.prompt or ["The license"], return_tensors="pt", padding=True)
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}, tokenizer
+
+
+def tokenizer_for(checkpoint: str, model: Any) -> Any:
+    """The tokenizer, set up for batches."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     # A decoder continues from the right end, so the padding goes to the left.
     tokenizer.padding_side = "right" if model.config.is_encoder_decoder else "left"
-    batch = tokenizer(args.prompt or ["The license"], return_tensors="pt", padding=True)
-    return {name: batch[name] for name in ("input_ids", "attention_mask")}, tokenizer
+    return tokenizer
 
 
 def share(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
