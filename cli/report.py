@@ -55,24 +55,21 @@ def show_comparison(plan: Plan) -> None:
     """One line for every runtime at its best, the chosen one first; what cannot run here says why."""
     priced = [one for one in best_by_runtime(plan) if one.batch_size]
     refused = [one for one in best_by_runtime(plan) if not one.batch_size]
+    is_priced = plan.hardware.usd_per_hour is not None
+    titles = ("batch", "prefill", "step", "tokens/s", *(["$/Mtok"] if is_priced else []), "load")
     columns = (
         Column("runtime"),
-        Column("batch", is_number=True),
-        Column("prefill", is_number=True),
-        Column("step", is_number=True),
-        Column("tokens/s", is_number=True),
-        Column("$/Mtok", is_number=True),
-        Column("load", is_number=True),
+        *(Column(title, is_number=True) for title in titles),
         Column("why not", wraps=True),
     )
-    show_table(columns, [_runtime(one) for one in priced])
+    show_table(columns, [_runtime(one, is_priced=is_priced) for one in priced])
     show_text(*(f"{one.runtime} cannot run this here: {one.reason}" for one in refused))
 
 
-def _runtime(one: Alternative) -> tuple[str, ...]:
+def _runtime(one: Alternative, *, is_priced: bool) -> tuple[str, ...]:
     name = f"{one.runtime} ×{one.num_ranks}" if one.num_ranks > 1 else one.runtime
     if not one.fits:
-        return (name, str(one.batch_size), "", "", "", "", "", one.reason)
+        return (name, str(one.batch_size), *[""] * (4 + is_priced), one.reason)
     price = one.usd_per_million_tokens
     return (
         name,
@@ -80,7 +77,7 @@ def _runtime(one: Alternative) -> tuple[str, ...]:
         format_seconds(one.prefill_s),
         format_seconds(one.decode_s) if one.decode_s else "",
         f"{one.tokens_per_s:.3g}",
-        "" if price is None else f"{price:,.2f}",
+        *([f"{price:,.2f}" if price is not None else ""] if is_priced else []),
         format_seconds(one.load_s),
         one.reason,
     )

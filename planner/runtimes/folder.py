@@ -84,6 +84,8 @@ def _readme(plan: Plan, emitted: Emitted) -> str:
     )
     notes = "".join(f"\nNote: {note}.\n" for note in plan.notes)
     ranks = f", {plan.num_ranks} ranks (the script starts them)" if plan.num_ranks > 1 else ""
+    streams = ", each with sequences of its own" if plan.num_streams > 1 else ""
+    cache = "in host memory" if plan.kv_cache == "offloaded" else "on the device that fills it"
     readme = f"\n{emitted.readme.strip()}\n" if emitted.readme else ""
     return f"""# {plan.model.name} on {plan.hardware.name}
 
@@ -94,7 +96,7 @@ Run it, with a checkpoint of {plan.model.name} (folder or hub id):
 It needs {emitted.needs}.
 {readme}
 Planned for batch {workload.batch_size}, {workload.prompt_tokens} prompt and {workload.new_tokens} new tokens,
-{workload.dtype}, runtime {plan.runtime}{ranks}, {plan.host_copies} host copies, KV cache: {plan.kv_cache}.
+{workload.dtype}, {plan.label}{ranks}{streams}; KV cache {cache}.
 
 Predicted: prefill {format_seconds(prediction.time["prefill"].total)}, then \
 {format_seconds(prediction.time["decode"].total)} a token; {prediction.tokens_per_s:.3g} tokens/s.
