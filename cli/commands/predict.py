@@ -1,6 +1,7 @@
-"""`planner predict`: what a given device map would do on a machine."""
+"""`planner predict`: what a given device map, or a given DeepSpeed configuration, would do on a machine."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,14 @@ import click
 
 from planner.contenders import dtypes_for
 from planner.device_map import check
-from planner.errors import DeviceMapError
+from planner.errors import DeviceMapError, InvalidInputError, PlannerError
 from planner.explain import explain
+from planner.hardware.schema import HardwareProfile
+from planner.models.traced import Model
 from planner.planning import plan_of
 from planner.prediction import candidate_of, refusal
 from planner.request import Request
+from planner.search.best import Candidate
 from planner.workload import Workload
 
 from ..choices import machine, model_and_machine, traced_model
@@ -26,8 +30,13 @@ from ..report import headline, show_places, show_prediction
 @click.option(
     "--device-map",
     "device_map",
-    required=True,
     help="A JSON file (module → GPU index, cpu or disk), or auto: what device_map='auto' would choose.",
+)
+@click.option(
+    "--ds-config",
+    "ds_config",
+    type=click.Path(path_type=Path),
+    help="A DeepSpeed configuration for ZeRO-Inference instead, with a rank on every GPU.",
 )
 @click.option("--batch", "batch_size", type=int, default=1, show_default=True, help="Batch size.")
 @click.option("--pinned", is_flag=True, help="Host copies are pinned; stock Accelerate's are not.")
@@ -39,35 +48,71 @@ def command(
     prompt_tokens: int,
     new_tokens: int,
     trust_remote_code: bool,
-    device_map: str,
+    device_map: str | None,
+    ds_config: Path | None,
     batch_size: int,
     pinned: bool,
     as_json: bool,
     **overrides: Any,
 ) -> None:
-    """Predict memory and time of MODEL on HARDWARE under a device map, yours or the automatic one.
+    """Predict memory and time of MODEL on HARDWARE under a device map or a DeepSpeed configuration.
 
-    The exit status is 1 when the map does not fit; the prediction is shown all the same.
+    The exit status is 1 when it does not fit, and 3 when DeepSpeed would reject or ignore part of the
+    configuration; what can be predicted is shown all the same.
     """
+    if (device_map is None) == (ds_config is None):
+        raise click.UsageError("give either --device-map or --ds-config")
     profile = machine(hardware, **overrides)
     spec, traced = traced_model(model, trust_remote_code=trust_remote_code)
-    chosen = dtypes_for(traced, profile, Request(dtype=dtype))[0]
-    workload = Workload(
-        batch_size=batch_size, prompt_tokens=prompt_tokens, new_tokens=new_tokens, dtype=chosen
-    )
-    given = _automatic(spec, profile, chosen) if device_map == "auto" else _read(Path(device_map))
-    places = check(given, traced.graph, num_gpus=profile.num_gpus)
-    host_copies = "pinned" if pinned else "pageable"
-    candidate = candidate_of(traced, profile, workload, places, host_copies=host_copies)
-    plan = plan_of(traced, candidate, objective="latency")
+
+    def workload_in(dtype: str) -> Workload:
+        return Workload(
+            batch_size=batch_size, prompt_tokens=prompt_tokens, new_tokens=new_tokens, dtype=dtype
+        )
+
+    ignored: list[str] = []
+    if ds_config is not None:
+        candidate, ignored = _configured(ds_config, traced, profile, workload_in, dtype)
+    else:
+        chosen = dtypes_for(traced, profile, Request(dtype=dtype))[0]
+        given = _automatic(spec, profile, chosen) if device_map == "auto" else _read(Path(device_map or ""))
+        places = check(given, traced.graph, num_gpus=profile.num_gpus)
+        copies = "pinned" if pinned else "pageable"
+        candidate = candidate_of(traced, profile, workload_in(chosen), places, host_copies=copies)
+    plan = plan_of(traced, candidate, objective="latency", notes=tuple(ignored))
     if as_json:
         show_json(plan)
     else:
         show_text(headline(plan))
         show_places(explain(plan).places)
         show_prediction(plan.prediction)
+    if ignored:
+        raise InvalidInputError(f"{ds_config}: {'; '.join(ignored)}")
     if not candidate.fits:
         raise refusal(candidate)
+
+
+def _configured(
+    path: Path,
+    model: Model,
+    profile: HardwareProfile,
+    workload_in: Callable[[str], Workload],
+    asked: str | None,
+) -> tuple[Candidate, list[str]]:
+    """A DeepSpeed configuration as a candidate, and what DeepSpeed would ignore of it."""
+    from planner.runtimes.zero_inference import given, validate
+
+    config = _parsed(path, InvalidInputError, "a DeepSpeed configuration")
+    if not isinstance(config, dict):
+        raise InvalidInputError(f"{path} must be an object, as DeepSpeed's configurations are")
+    found = validate.findings(config, num_ranks=profile.num_gpus)
+    if any(one.kind != "ignored" for one in found):
+        raise InvalidInputError(f"{path}: {'; '.join(one.sentence for one in found)}")
+    dtype = given.dtype_of(config)
+    if asked not in (None, dtype):
+        raise InvalidInputError(f"{path} runs the model in {dtype}, not in {asked}: set fp16 or bf16 in it")
+    candidate = given.candidate_of(model, profile, workload_in(dtype), config)
+    return candidate, [one.sentence for one in found]
 
 
 def _automatic(spec: Any, profile: Any, dtype: str) -> dict[str, str | int]:
@@ -77,12 +122,16 @@ def _automatic(spec: Any, profile: Any, dtype: str) -> dict[str, str | int]:
 
 
 def _read(path: Path) -> dict[str, str | int]:
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DeviceMapError(f"cannot read the device map {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise DeviceMapError(f"{path} is not JSON: {error}") from error
+    found = _parsed(path, DeviceMapError, "the device map")
     if not isinstance(found, dict) or not all(isinstance(v, str | int) for v in found.values()):
         raise DeviceMapError(f'{path} must be an object: module → GPU index, "cpu" or "disk"')
     return found
+
+
+def _parsed(path: Path, kind: type[PlannerError], what: str) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise kind(f"cannot read {what} {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise kind(f"{path} is not JSON: {error}") from error

@@ -47,9 +47,16 @@ WEIGHT_BITS: Final = (8, 4)
 
 
 class ZeroInferenceLaw(Law):
-    """See `planner.runtimes.base.Law`."""
+    """See `planner.runtimes.base.Law`.
+
+    Args:
+        sizes: buckets and buffers that a configuration states; the planner's own choice for None.
+    """
 
     name = "zero-inference"
+
+    def __init__(self, sizes: Sizes | None = None) -> None:
+        self.sizes = sizes
 
     def settings(self, profile: HardwareProfile) -> tuple[Settings, ...]:
         """On one GPU and on all; weights in host memory, on NVMe or on the GPUs; the cache here or there."""
@@ -136,23 +143,24 @@ class ZeroInferenceLaw(Law):
         self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
     ) -> Buffers:
         """The store of all parts, what is fetched ahead, and the vectors that every rank keeps."""
-        sizes, ranks = sizes_for(graph), settings.num_ranks
+        sizes, ranks = self.sizes or sizes_for(graph), settings.num_ranks
         itemsize = DTYPE_BYTES[workload.dtype]
         found = parameters(graph)
         vectors = sum(one.num_elements for one in found if one.is_vector)
         # Parameters that are gathered together lie in one flat tensor before they are parted.
         flat = sizes.prefetch_bucket if ranks > 1 else 0
-        device = itemsize * (sizes.max_live + flat + vectors)
+        whole = sum(one.num_elements for one in found)
+        device = itemsize * (min(sizes.max_live + flat, whole) + vectors)
         parts = [one.partition_elements(ranks) * itemsize for one in found]
         if settings.weight_bits is not None:
             parts = [_quantized_bytes(num_bytes, settings.weight_bits) for num_bytes in parts]
         if settings.store == "peers":
             return Buffers(device=device + sum(parts))
         if settings.store == "disk":
-            small = sum(_pinned_bytes(num_bytes) for num_bytes in parts if num_bytes < MIN_SWAPPED_BYTES)
-            staged = _pinned_bytes(_staged_bytes(sizes, ranks, itemsize))
+            small = sum(_held_bytes(part, settings) for part in parts if part < MIN_SWAPPED_BYTES)
+            staged = _held_bytes(_staged_bytes(sizes, ranks, itemsize), settings)
             return Buffers(device=device, host=ranks * (small + staged), disk=ranks * sum(parts))
-        return Buffers(device=device, host=ranks * sum(_pinned_bytes(num_bytes) for num_bytes in parts))
+        return Buffers(device=device, host=ranks * sum(_held_bytes(part, settings) for part in parts))
 
     def absent(self, profile: HardwareProfile) -> str:
         """Without a GPU there is nothing to stream to."""
@@ -170,8 +178,9 @@ def _copy_s(
     link = profile.host_to_device
     if link is None:
         raise ValueError(f"profile {profile.name!r} has no link to a GPU")
-    quantities += [link.latency_s, link.pinned_bytes_per_s]
-    seconds = copy_s(num_bytes / settings.num_ranks, link, pinned=True, num_copies=num_tensors)
+    quantities += [link.latency_s, link.pinned_bytes_per_s, link.pageable_bytes_per_s]
+    pinned = settings.host_copies == "pinned"
+    seconds = copy_s(num_bytes / settings.num_ranks, link, pinned=pinned, num_copies=num_tensors)
     if settings.num_ranks == 1:
         return seconds
     memory = profile.host.memory_bandwidth_bytes_per_s
@@ -201,8 +210,10 @@ def _gather_s(
     return copy_s(others, peer, pinned=True, num_copies=num_tensors) + parted
 
 
-def _pinned_bytes(num_bytes: int) -> int:
-    """PyTorch's pinned allocator rounds each piece up to a power of two."""
+def _held_bytes(num_bytes: int, settings: Settings) -> int:
+    """Of host memory: PyTorch's pinned allocator rounds each piece up to a power of two."""
+    if settings.host_copies != "pinned":
+        return num_bytes
     return 1 << max(0, num_bytes - 1).bit_length()
 
 

@@ -29,6 +29,7 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
         prefetch_bucket: fetched ahead of each module.
         max_live: after which nothing more is fetched ahead.
         num_buffers: partitions that are between NVMe and the GPU at once.
+        buffer: of each of them, when it is larger than the largest partition; else 0.
     """
 
     vector: int
@@ -36,6 +37,7 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     prefetch_bucket: int
     max_live: int
     num_buffers: int
+    buffer: int = 0
 
 
 def sizes_for(graph: ModuleGraph) -> Sizes:
@@ -61,7 +63,7 @@ def sizes_for(graph: ModuleGraph) -> Sizes:
 
 def buffer_elements(sizes: Sizes, num_ranks: int) -> int:
     """An NVMe buffer holds the largest partition."""
-    return -(-sizes.largest // num_ranks)
+    return max(sizes.buffer, -(-sizes.largest // num_ranks))
 
 
 def _most(found: Iterable[Parameter]) -> int:
