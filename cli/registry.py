@@ -31,6 +31,9 @@ COMMANDS: Final = {
         "Compare machines for MODEL: the best plan on each, and what a million tokens cost there.",
     ),
     "graph": Entry(".commands.graph", "Show a model's modules, blocks and costs, or write them to a file."),
+    "roles": Entry(
+        ".commands.roles", "Show how a model's weights may be cut over ranks, as its operations allow."
+    ),
     "hardware": Entry(".commands.hardware", "List the hardware profiles, or show one."),
     "models": Entry(".commands.models", "List the models known by name, or show one."),
 }

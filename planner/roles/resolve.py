@@ -1,5 +1,6 @@
 """From what a trace saw to roles: what row-parallel weights sum over, in which sets, and who makes them."""
 
+import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
@@ -191,6 +192,7 @@ class Resolver:
             role=role,
             dim=dim,
             families=families,
+            family_sizes=tuple(len(family) for family in circuit.families),
             num_groups=circuit.num_groups,
             sharded=float(cut.mean()),
             meets=circuit.name,
@@ -211,14 +213,7 @@ def replayed(parameters: dict[str, ParameterRole], replays: list[Replay]) -> dic
 def _renamed(role: ParameterRole, replay: Replay) -> ParameterRole:
     if not role.meets.startswith(replay.source + "."):
         return role
-    return ParameterRole(
-        role=role.role,
-        dim=role.dim,
-        families=role.families,
-        num_groups=role.num_groups,
-        sharded=role.sharded,
-        meets=replay.rename(role.meets),
-    )
+    return dataclasses.replace(role, meets=replay.rename(role.meets))
 
 
 def all_names(found: Roles, names: list[str], aliases: dict[str, str]) -> dict[str, ParameterRole]:

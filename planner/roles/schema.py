@@ -20,7 +20,8 @@ class ParameterRole:
         role: see above.
         dim: the dimension that is cut.
         families: for each family of groups (see Roles) the group of every index of that dimension, or -1.
-        num_groups: the degrees that work divide it.
+        family_sizes: how many groups each family has.
+        num_groups: the degrees that work divide it: the greatest common divisor of the sizes.
         sharded: share of the parameter that is cut; the rest is on every rank.
         meets: fqn of the first row-parallel parameter that these groups lead to; equal for all that must be
             cut alike.
@@ -29,6 +30,7 @@ class ParameterRole:
     role: Role
     dim: int
     families: tuple[Groups, ...]
+    family_sizes: tuple[int, ...]
     num_groups: int
     sharded: float
     meets: str
