@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from planner.breakdown import PHASES, MemoryBreakdown, TimeBreakdown
+from planner.breakdown import PHASES, MemoryBreakdown, TimeBreakdown, worst_by_device
 from planner.comparison import best_by_runtime
 from planner.explain import Place
 from planner.plan import Alternative, Plan, Prediction
@@ -152,8 +152,7 @@ def _times(time: TimeBreakdown) -> tuple[str, ...]:
 
 def _bars(memory: Mapping[str, Mapping[str, MemoryBreakdown]]) -> Iterable[Bar]:
     """Each device at its worse phase."""
-    for device, phases in memory.items():
-        worst = max(phases.values(), key=lambda part: part.total)
+    for device, worst in worst_by_device(memory).items():
         yield Bar(
             label=device,
             parts={name: getattr(worst, name) for name in _MEMORY_PARTS},

@@ -1,6 +1,6 @@
 """Predictions as breakdowns: never a bare number, always its parts and its weakest source."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -40,6 +40,21 @@ class MemoryBreakdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     def free(self) -> int:
         """Capacity left over; negative when it does not fit."""
         return self.capacity - self.total
+
+
+def worst_by_device(memory: Mapping[str, Mapping[str, MemoryBreakdown]]) -> dict[str, MemoryBreakdown]:
+    """Each device at its worse phase; GPUs that are equal in a row are one, as `gpu:0-7`."""
+    rows: list[tuple[str, str, MemoryBreakdown]] = []
+    for device, phases in memory.items():
+        worst = max(phases.values(), key=lambda part: part.total)
+        if rows and device.startswith("gpu:") and rows[-1][0].startswith("gpu:") and rows[-1][2] == worst:
+            rows[-1] = (rows[-1][0], device, worst)
+        else:
+            rows.append((device, device, worst))
+    return {
+        first if first == last else f"{first}-{last.removeprefix('gpu:')}": worst
+        for first, last, worst in rows
+    }
 
 
 class TimeBreakdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -110,7 +110,7 @@ def _why_lost(loser: Contender, winner: Contender, request: Request) -> str:
     ratio = badness(loser, request) / best if best > 0 else 1.0
     if ratio < 1.001:
         return "as fast; the chosen one is simpler"
-    what = {"latency": "slower", "throughput": "fewer tokens/s", "cost": "dearer"}[request.objective]
+    what = {"latency": "slower", "throughput": "less", "cost": "dearer"}[request.objective]
     if request.objective == "throughput":
         return f"{100 * (1 - 1 / ratio):.0f} % {what}"
     return f"{ratio:.2f}× {what}" if ratio >= 1.1 else f"{100 * (ratio - 1):.1f} % {what}"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from planner.breakdown import MemoryBreakdown
+from planner.breakdown import MemoryBreakdown, worst_by_device
 from planner.errors import InvalidInputError
 from planner.report.course import LANES, BatchPoint, Span
 
@@ -35,7 +35,7 @@ class Picture(NamedTuple):
 
 def memory_picture(memory: dict[str, dict[str, MemoryBreakdown]]) -> Picture:
     """Stacked bars: each device at its worse phase, as a share of what it has."""
-    rows = {device: max(phases.values(), key=lambda part: part.total) for device, phases in memory.items()}
+    rows = worst_by_device(memory)
 
     def draw(figure: "FigureBase") -> None:
         axes: Any = figure.subplots()

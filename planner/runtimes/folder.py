@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
+from planner.breakdown import worst_by_device
 from planner.errors import InvalidInputError
 from planner.plan import PLAN_FILE, Plan, encode
 from planner.runtimes.base import Emitted
@@ -79,8 +80,7 @@ def _readme(plan: Plan, emitted: Emitted) -> str:
     prediction, workload = plan.prediction, plan.workload
     memory = "\n".join(
         f"- {device}: {format_bytes(worst.total)} of {format_bytes(worst.capacity)}"
-        for device, phases in prediction.memory.items()
-        for worst in [max(phases.values(), key=lambda part: part.total)]
+        for device, worst in worst_by_device(prediction.memory).items()
     )
     notes = "".join(f"\nNote: {note}.\n" for note in plan.notes)
     ranks = f", {plan.num_ranks} ranks (the script starts them)" if plan.num_ranks > 1 else ""
