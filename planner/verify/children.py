@@ -105,8 +105,9 @@ def _failure(what: str, status: int, logs: Path) -> Exception:
     statuses = {
         int(rank): int(code) for rank, code in _FAILED_RANK.findall("\n".join(own)) if int(rank) in ranks
     }
-    # torchrun names the first that it saw last; a rank that says why it stopped knows better.
-    speaking = [rank for rank in statuses if _said(ranks[rank])]
+    # torchrun names the first that it saw last; a rank that says why it stopped knows better, unless
+    # torchrun ended it on its way out because another had said so before.
+    speaking = sorted((rank for rank in statuses if _said(ranks[rank])), key=lambda rank: statuses[rank] < 0)
     for rank in [*speaking, *reversed(statuses)][:1]:
         own, status, what = ranks[rank], statuses[rank], f"rank {rank} of {what}"
     said = _said(own)

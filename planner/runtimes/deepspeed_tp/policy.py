@@ -16,16 +16,16 @@ Policy = dict[str, tuple[str, ...]]
 def injection_policy(graph: ModuleGraph) -> Policy:
     """The row-parallel Linears of every kind of block, by the roles that the traced operations gave them.
 
-    Blocks are of one kind when their modules have the same names and classes. Empty where the graph knows
-    no row-parallel Linear in any block.
+    Blocks of one stack with the same row-parallel Linears are of one kind. Empty where the graph knows no
+    such Linear in any block.
     """
     policy: Policy = {}
     seen = set()
     for block, nodes in nodes_by_block(graph):
-        kind = tuple((node.name.removeprefix(block), node.class_name) for node in nodes)
-        rows = {name_in_policy(block, node): None for node in nodes if is_row_parallel(node)}
-        if kind not in seen and rows:
-            policy[block] = tuple(rows)
+        rows = tuple(dict.fromkeys(name_in_policy(block, node) for node in nodes if is_row_parallel(node)))
+        kind = (block.rpartition(".")[0], rows)
+        if rows and kind not in seen:
+            policy[block] = rows
         seen.add(kind)
     return policy
 

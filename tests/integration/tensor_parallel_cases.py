@@ -1,0 +1,80 @@
+"""Tiny checkpoints, their pre-shards, and the plans that run them over ranks."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from fixtures import families, tiny
+from fixtures.plans import plan_with
+from planner.graph.schema import ModuleGraph
+from planner.hardware.load import load
+from planner.plan import Plan
+from planner.runtimes.base import Settings
+from planner.runtimes.deepspeed_tp.emit import CONFIG_FILE
+from planner.runtimes.deepspeed_tp.policy import injection_policy
+from planner.runtimes.registry import LAWS, emit
+from planner.verify.tiers import one_tier_down
+from planner.workload import Workload
+from reshard.job import Request
+from reshard.run import reshard
+
+EIGHT: Final = ("gptj", "opt", "bloom", "gpt_neox", "gpt_neo", "gpt2", "llama", "t5")
+#: As many heads that two and four ranks have whole ones, and still fewer for keys and values.
+_HEADS: Final = {"num_attention_heads": 8, "num_key_value_heads": 4}
+#: What `reshard` writes for a runtime.
+FORMATS: Final = {"deepspeed-tp": "safetensors", "transformers-tp": "transformers"}
+WORKLOAD: Final = Workload(batch_size=2, prompt_tokens=12, new_tokens=8, dtype="float32")
+
+
+def save(family: str, folder: Path, **settings: Any) -> Path:
+    """The family's tiny checkpoint, with heads enough for four ranks."""
+    spec = families.FAMILIES[family]
+    more = {name: heads for name, heads in _HEADS.items() if name in spec.settings}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(families.FAMILIES, family, spec._replace(settings=spec.settings | more | settings))
+        return tiny.save(family, folder)
+
+
+def cut(checkpoint: Path, runtime: str, num_ranks: int, output: Path) -> Path:
+    """The checkpoint's pre-shards, as the runtime takes them."""
+    degrees, kind = (num_ranks,), FORMATS.get(runtime, runtime)
+    reshard(Request(source=str(checkpoint), output=output, degrees=degrees, format=kind))
+    return output
+
+
+def way(runtime: str, num_ranks: int) -> Settings:
+    """How the runtime runs over so many ranks."""
+    found = [s for s in LAWS[runtime].settings(load("8xa100-80g")) if s.num_ranks == num_ranks]
+    return found[0]
+
+
+def why_not(graph: ModuleGraph, runtime: str, num_ranks: int) -> str | None:
+    """The runtime's reason against a model."""
+    return LAWS[runtime].why_not(graph, load("8xa100-80g"), WORKLOAD, way(runtime, num_ranks))
+
+
+def planned(checkpoint: Path, runtime: str, num_ranks: int) -> tuple[Plan, ModuleGraph]:
+    """The plan that runs a checkpoint over so many ranks."""
+    law = LAWS[runtime]
+    return plan_with(str(checkpoint), load("8xa100-80g"), law, way(runtime, num_ranks), WORKLOAD)
+
+
+def written(checkpoint: Path, runtime: str, num_ranks: int, folder: Path, *, explicit: bool = False) -> Path:
+    """The plan's folder, as it is for a machine without GPUs.
+
+    Args:
+        checkpoint: its model's.
+        runtime: that runs it.
+        num_ranks: over which.
+        folder: to write.
+        explicit: name the row-parallel Linears even where DeepSpeed finds them itself.
+    """
+    plan, graph = planned(checkpoint, runtime, num_ranks)
+    emit(one_tier_down(plan), graph, folder)
+    if explicit:
+        file = folder / CONFIG_FILE
+        policy = {block: list(rows) for block, rows in injection_policy(graph).items()}
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"injection_policy": policy}))
+    return folder
