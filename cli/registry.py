@@ -30,6 +30,13 @@ COMMANDS: Final = {
         ".commands.compare",
         "Compare machines for MODEL: the best plan on each, and what a million tokens cost there.",
     ),
+    "accuracy": Entry(
+        ".commands.accuracy", "Hold the cost model against published measurements, row by row."
+    ),
+    "probe": Entry(".commands.probe", "Measure this machine and write it as a hardware profile."),
+    "bench": Entry(
+        ".commands.bench", "Benchmark the plan in FOLDER, or a baseline: predicted beside measured."
+    ),
     "graph": Entry(".commands.graph", "Show a model's modules, blocks and costs, or write them to a file."),
     "roles": Entry(
         ".commands.roles", "Show how a model's weights may be cut over ranks, as its operations allow."

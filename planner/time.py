@@ -14,6 +14,11 @@ from planner.workload import Workload
 NETWORK_VOLUME: Final = Quantity(value=0.25e9, source=Source.ASSUMED, note="a general purpose cloud volume")
 
 
+#: How often a decode step passes over the cache: appending to it reads and writes all of it, since
+#: transformers' DynamicLayer concatenates, and attention reads it.
+CACHE_PASSES: Final = 3
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
     """What executes: a GPU or the CPU's cores, at one dtype.
@@ -87,8 +92,8 @@ def kernel_s(
     lengths = {"batch": workload.batch_size, "prompt": workload.prompt_tokens, "context": context}
     flops = max(0.0, cost.flops(**lengths))
     weights = min(weight_bytes, flops / 2 * workload.itemsize_bytes)
-    cached = kv_bytes(node, workload, context) if phase == "decode" else 0
-    moved = max(0.0, cost.moved_bytes(**lengths)) + weights + cached
+    cached = CACHE_PASSES * kv_bytes(node, workload, context) if phase == "decode" else 0
+    moved = max(0.0, cost.moved_bytes(**lengths) + weights + cached)
     return node.num_calls * max(flops / engine.flops_per_s, moved / engine.bytes_per_s)
 
 

@@ -36,6 +36,19 @@ PROTOCOLS: Final = (
     Protocol(base_s=8.4e-6, step_s={"nvlink": 3.4e-6, "pcie": 5.7e-6}, share=1.0),
 )
 
+#: Device memory of one channel's connection to one peer: 4 MiB of Simple, 4.7 of LL128, 0.5 of LL buffers.
+#: Source: nccl/src/include/device.h (NCCL_BUFFSIZE and the LL sizes), 2.18.
+_CONNECTION_BYTES: Final = round(9.2 * 2**20)
+#: Connections that a rank receives on, in every channel: the ring's, and up and down the tree.
+_CONNECTIONS: Final = 3
+#: Channels that NCCL opens: as many as its links can feed.
+_CHANNELS: Final = {"nvlink": 24, "pcie": 4}
+
+
+def communicator_bytes(num_ranks: int, fabric: Fabric) -> int:
+    """What NCCL keeps on every GPU for one group of ranks."""
+    return _CHANNELS[fabric.kind] * _CONNECTIONS * _CONNECTION_BYTES if num_ranks > 1 else 0
+
 
 def all_reduce_s(num_bytes: float, num_ranks: int, fabric: Fabric) -> float:
     """Summing `num_bytes` that every rank has into all of them."""

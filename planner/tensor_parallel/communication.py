@@ -8,7 +8,7 @@ from planner.hardware.schema import Fabric
 from planner.memory import phase_cost, self_context
 from planner.tensor_parallel.all_reduce import all_gather_s, all_reduce_s
 from planner.tensor_parallel.rules import Rules
-from planner.tensor_parallel.shard import features, is_embedding, is_head, is_row
+from planner.tensor_parallel.shard import features, is_embedding, is_head, is_row, is_stack
 from planner.workload import Workload
 
 
@@ -36,15 +36,14 @@ def _module_s(
     for node in graph.nodes:
         if is_embedding(node, graph, num_ranks):
             if not is_embedding(node, graph):
-                tokens = workload.batch_size * (workload.prompt_tokens if phase == "prefill" else 1)
-                width = tokens * features(node)[1]
-                yield all_reduce_s(width * workload.itemsize_bytes, num_ranks, fabric)
+                hidden = _tokens(workload, phase) * features(node)[1] * workload.itemsize_bytes
+                yield all_reduce_s(hidden, num_ranks, fabric)
         elif is_head(node, graph, num_ranks):
-            num_bytes = _rows(node, graph, workload, phase) * graph.vocab_size * workload.itemsize_bytes
+            logits = _rows(node, graph, workload, phase) * graph.vocab_size * workload.itemsize_bytes
             if rules.head == "features":
-                yield all_reduce_s(num_bytes, num_ranks, fabric)
+                yield all_reduce_s(logits, num_ranks, fabric)
             elif rules.head == "rows":
-                yield all_gather_s(num_bytes, num_ranks, fabric)
+                yield all_gather_s(logits, num_ranks, fabric)
         elif is_row(node):
             num_bytes = _rows(node, graph, workload, phase) * features(node)[1] * workload.itemsize_bytes
             if num_bytes:
@@ -52,7 +51,12 @@ def _module_s(
 
 
 def _rows(node: Node, graph: ModuleGraph, workload: Workload, phase: str) -> float:
-    """Rows of activations that a product multiplies: its operations say it, whichever stack it is in."""
+    """Rows of activations that come out of a module: a product's operations say it, whichever stack it is in.
+
+    Experts add their results up before they leave the rank.
+    """
+    if is_stack(node):
+        return _tokens(workload, phase)
     cost = phase_cost(node, phase, workload)
     if cost is None:
         return 0.0
@@ -61,3 +65,7 @@ def _rows(node: Node, graph: ModuleGraph, workload: Workload, phase: str) -> flo
     )
     inputs, outputs = features(node)
     return flops / (2 * inputs * outputs)
+
+
+def _tokens(workload: Workload, phase: str) -> int:
+    return workload.batch_size * (workload.prompt_tokens if phase == "prefill" else 1)

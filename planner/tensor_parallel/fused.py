@@ -5,6 +5,7 @@ import msgspec
 from planner.graph.schema import ItemsizeCost, ModuleGraph, Node, PhaseCost, Poly
 from planner.tensor_parallel.rules import FusedBlock, Rules
 from planner.tensor_parallel.shard import features, is_row
+from planner.time import CACHE_PASSES
 
 
 def fused(graph: ModuleGraph, rules: Rules) -> ModuleGraph:
@@ -27,7 +28,7 @@ def fused(graph: ModuleGraph, rules: Rules) -> ModuleGraph:
         if num_ops is None:
             num_ops = 0 if node.block in counted else block.other_ops
             counted.add(node.block)
-        nodes.append(_replaced(node, num_ops, inner.get(node.block, 0)))
+        nodes.append(_replaced(node, num_ops, inner.get(node.block, 0), in_place=block.cache_in_place))
     return msgspec.structs.replace(graph, nodes=tuple(nodes))
 
 
@@ -49,8 +50,10 @@ def _inner_features(graph: ModuleGraph) -> dict[str, int]:
     return result
 
 
-def _replaced(node: Node, num_ops: int, inner: int) -> Node:
+def _replaced(node: Node, num_ops: int, inner: int, *, in_place: bool) -> Node:
     elementwise = not node.tensors and node.kv is None
+    # What the time model adds for an append by copy.
+    copied = (CACHE_PASSES - 1) * node.kv.per_token / 2 if in_place and node.kv is not None else 0.0
 
     def phase(cost: PhaseCost, itemsize_bytes: int) -> PhaseCost:
         if not cost.num_ops:
@@ -58,10 +61,13 @@ def _replaced(node: Node, num_ops: int, inner: int) -> Node:
         moved = _capped(cost.moved_bytes, 2.0 * inner * itemsize_bytes) if elementwise else cost.moved_bytes
         return msgspec.structs.replace(cost, num_ops=num_ops, moved_bytes=moved)
 
-    costs = {
-        size: ItemsizeCost(prefill=phase(cost.prefill, int(size)), decode=phase(cost.decode, int(size)))
-        for size, cost in node.costs.items()
-    }
+    costs = {}
+    for size, cost in node.costs.items():
+        decode = phase(cost.decode, int(size))
+        moved = msgspec.structs.replace(decode.moved_bytes, bc=decode.moved_bytes.bc - copied * int(size))
+        costs[size] = ItemsizeCost(
+            prefill=phase(cost.prefill, int(size)), decode=msgspec.structs.replace(decode, moved_bytes=moved)
+        )
     return msgspec.structs.replace(node, costs=costs)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from planner.graph.schema import ModuleGraph
 from planner.hardware.schema import HardwareProfile
-from planner.runtimes.base import Law, Movement, Settings
+from planner.runtimes.base import Buffers, Law, Movement, Settings
+from planner.tensor_parallel.all_reduce import communicator_bytes
 from planner.tensor_parallel.communication import communication_s
 from planner.tensor_parallel.fused import fused
 from planner.tensor_parallel.rules import Rules
@@ -68,6 +69,14 @@ class TensorParallelLaw(Law):
         if settings.num_ranks == 1 or profile.fabric is None:
             return super().communication_s(graph, profile, workload, settings)
         return communication_s(graph, workload, self.rules, settings.num_ranks, profile.fabric)
+
+    def buffers(
+        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
+    ) -> Buffers:
+        """See `planner.runtimes.base.Law.buffers`: what NCCL keeps."""
+        if profile.fabric is None:
+            return Buffers()
+        return Buffers(device=communicator_bytes(settings.num_ranks, profile.fabric))
 
     def movement(
         self,

@@ -15,10 +15,12 @@ class FusedBlock:
         attention_ops: between the query-key-value product and the output product.
         other_ops: besides the four products, each of which counts as one: residual additions and
             collectives, less what is one operation with a product.
+        cache_in_place: whether the cache lies in the runtime's workspace and is appended to there.
     """
 
     attention_ops: int
     other_ops: int
+    cache_in_place: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,7 @@ class Rules:
         name: of the runtime.
         head: how the output head is cut. `features` sums logits over the ranks, `rows` gathers them.
         embedding: how the token embedding is cut; `rows` sums hidden states over the ranks.
+        experts: whether experts that are stacked in one tensor are cut; otherwise every rank has all.
         row_parallel_ops: operations that a row-parallel Linear takes beyond its product (the
             collective, and the bias that is added after it).
         fused: (model type → its block), with `""` for every other type, when blocks are replaced.
@@ -37,6 +40,7 @@ class Rules:
     name: str
     head: Vocabulary
     embedding: Vocabulary = "whole"
+    experts: bool = False
     row_parallel_ops: int = 0
     fused: dict[str, FusedBlock] | None = None
 
@@ -50,8 +54,10 @@ class Rules:
 AUTO_TP: Final = Rules(name="deepspeed-tp", head="features", row_parallel_ops=2)
 
 #: transformers 5.23: `lm_head` is `colwise_gather_output`, and `embed_tokens` `embedding_rowwise` where the
-#: base model calls its embedding so; a bias is added in the Linear of rank 0's shard.
-TRANSFORMERS_TP: Final = Rules(name="transformers-tp", head="rows", embedding="rows", row_parallel_ops=1)
+#: base model calls its embedding so; stacked experts are `packed_colwise` and `rowwise`.
+TRANSFORMERS_TP: Final = Rules(
+    name="transformers-tp", head="rows", embedding="rows", experts=True, row_parallel_ops=1
+)
 
 #: deepspeed.ops.transformer.inference, 0.19.8: norms and biases ride along with the products (QKVGemmOp,
 #: MLPGemmOp, which is both products of the MLP), softmax_context takes scores, cache and context in one;
@@ -61,7 +67,7 @@ KERNEL_INJECTION: Final = Rules(
     name="kernel-injection",
     head="whole",
     fused={
-        "bloom": FusedBlock(attention_ops=11, other_ops=2),
+        "bloom": FusedBlock(attention_ops=11, other_ops=2, cache_in_place=False),
         "": FusedBlock(attention_ops=3, other_ops=2),
     },
 )

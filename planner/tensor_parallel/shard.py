@@ -67,6 +67,7 @@ def sharded(graph: ModuleGraph, degree: int, rules: Rules) -> ModuleGraph:
         raise InvalidInputError(f"cannot cut the model: {reason}")
     if degree == 1:
         return graph
+    graph = graph if rules.experts else _with_whole_experts(graph)
     cuts = _cuts(graph, degree, rules)
     bases = _bases(graph, cuts)
     nodes = tuple(
@@ -74,6 +75,19 @@ def sharded(graph: ModuleGraph, degree: int, rules: Rules) -> ModuleGraph:
     )
     ties = tuple(group for group in graph.ties if _alike(group, cuts))
     return msgspec.structs.replace(graph, nodes=nodes, ties=ties)
+
+
+def is_stack(node: Node) -> bool:
+    """Whether a module holds its experts' matrices in tensors of three dimensions."""
+    return any(len(t.shape) == 3 for t in node.tensors)
+
+
+def _with_whole_experts(graph: ModuleGraph) -> ModuleGraph:
+    nodes = tuple(
+        msgspec.structs.replace(n, tensor_parallel=None) if n.tensor_parallel and is_stack(n) else n
+        for n in graph.nodes
+    )
+    return msgspec.structs.replace(graph, nodes=nodes)
 
 
 def is_head(node: Node, graph: ModuleGraph, parts: int = 1) -> bool:
@@ -151,9 +165,9 @@ def _works_on_shares(node: Node, children: Iterable[Node]) -> bool:
 
 
 def features(node: Node) -> tuple[int, int]:
-    """Inputs and outputs of a module that owns a matrix, on this rank."""
-    shape = next(t.shape for t in node.tensors if len(t.shape) == 2)
-    return (shape[0], shape[1]) if node.class_name in _TRANSPOSED else (shape[1], shape[0])
+    """Inputs and outputs of a module that owns a matrix, on this rank; of each expert's last one."""
+    outputs, inputs = [t.shape for t in node.tensors if len(t.shape) >= 2][-1][-2:]
+    return (outputs, inputs) if node.class_name in _TRANSPOSED else (inputs, outputs)
 
 
 def _bases(graph: ModuleGraph, cuts: Mapping[str, Cut]) -> dict[str, dict[str, tuple[Poly, Poly]]]:
@@ -193,7 +207,7 @@ def _rank_node(
         )
     return msgspec.structs.replace(
         node,
-        tensors=tuple(_rank_tensor(t, cut, degree) for t in node.tensors),
+        tensors=tuple(_rank_tensor(t, node, cut, degree) for t in node.tensors),
         costs=costs,
         kv=_rank_kv(node, degree, graph),
     )
@@ -204,17 +218,24 @@ def is_row(node: Node) -> bool:
     return node.tensor_parallel is not None and node.tensor_parallel.role == "row"
 
 
-def _rank_tensor(tensor: Tensor, cut: Cut, degree: int) -> Tensor:
+def _rank_tensor(tensor: Tensor, node: Node, cut: Cut, degree: int) -> Tensor:
     """A matrix loses rows or columns, a bias entries; a rank's part is never less than its even share."""
     if cut.dim is None or tensor.kind != "parameter":
         return tensor
     if len(tensor.shape) == 1 and not cut.bias:
         return tensor
-    dim = 0 if len(tensor.shape) == 1 else cut.dim
+    dim = _dim(tensor, node, cut)
     extent = -(-round(tensor.shape[dim] * cut.share * degree) // degree)
     return msgspec.structs.replace(
         tensor, shape=tuple(extent if i == dim else n for i, n in enumerate(tensor.shape))
     )
+
+
+def _dim(tensor: Tensor, node: Node, cut: Cut) -> int:
+    """Experts are cut along the inputs of the matrix that ends them, and along the outputs of the others."""
+    if len(tensor.shape) == 3:
+        return 2 if tensor is node.tensors[-1] else 1
+    return 0 if len(tensor.shape) == 1 or cut.dim is None else cut.dim
 
 
 def _phase(cost: PhaseCost, node: Node, cut: Cut, base: Poly | None, degree: int, extra: int) -> PhaseCost:

@@ -55,6 +55,7 @@ GPUS = {
     "a100-80g": (2039, 312, True),
     "a100-80g-pcie": (1935, 312, True),
     "rtx-a6000": (768, 154.8, True),
+    "titan-rtx": (672, 130, False),
     "rtx-3090": (936, 71, True),
     "rtx-4090": (1008, 165, True),
     "l4": (300, 121, True),
@@ -75,6 +76,7 @@ MEMORY = {
     "a100-80g": (80, None),
     "a100-80g-pcie": (80, None),
     "rtx-a6000": (48, None),
+    "titan-rtx": (24, None),
     "rtx-3090": (24, None),
     "rtx-4090": (24, None),
     "l4": (24, None),
@@ -149,6 +151,22 @@ def test_rates_are_possible(name: str) -> None:
         assert profile.gpu.gemm_efficiency.value < 1
         assert profile.gpu.bandwidth_efficiency.value < 1
     assert {"float32", "float16", "bfloat16"} <= set(profile.host.flops_per_s)
+
+
+@pytest.mark.parametrize("name", names())
+def test_gpus_have_a_fabric_no_faster_than_their_links(name: str) -> None:
+    profile = load(name)
+    assert (profile.fabric is None) == (profile.gpu is None)
+    if profile.fabric is None or profile.gpu is None:
+        return
+    nvlink = any(word in profile.gpu.name for word in ("SXM",))
+    assert profile.fabric.kind == ("nvlink" if nvlink else "pcie")
+    # NVLink 5 carries 900 GB/s in each direction, PCIe 5.0 x16 carries 63.
+    assert profile.fabric.bus_bytes_per_s.value < (900e9 if nvlink else 63e9)
+
+
+def test_several_gpus_of_a_kind_share_its_fabric() -> None:
+    assert load("8xa100-80g").fabric == load("a100-80g").fabric == load("p4de.24xlarge").fabric
 
 
 def test_measured_links_are_the_measured_ones() -> None:
