@@ -31,6 +31,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
         decode_s: median step, 0 with one token.
         host_peak_bytes: largest resident set.
         gpu_peak_bytes: reserved by the allocator, per GPU.
+        offload_files, offload_bytes: written to the disk to stream weights from, by all ranks.
     """
 
     load_s: float
@@ -38,6 +39,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     decode_s: float
     host_peak_bytes: int
     gpu_peak_bytes: tuple[int, ...] = ()
+    offload_files: int = 0
+    offload_bytes: int = 0
 
 
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,4 +241,6 @@ def _measured(folder: Path) -> Measured:
         decode_s=float(np.median(report["decode_s"])) if report["decode_s"] else 0.0,
         host_peak_bytes=report["host_peak_rss_bytes"],
         gpu_peak_bytes=tuple(report.get("gpu_peak_reserved_bytes", ())),
+        offload_files=report.get("offload_files", 0),
+        offload_bytes=report.get("offload_bytes", 0),
     )
