@@ -75,6 +75,6 @@ def written(checkpoint: Path, runtime: str, num_ranks: int, folder: Path, *, exp
     emit(one_tier_down(plan), graph, folder)
     if explicit:
         file = folder / CONFIG_FILE
-        policy = {block: list(rows) for block, rows in injection_policy(graph).items()}
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"injection_policy": policy}))
+        policy = {"injection_policy": injection_policy(graph)}
+        file.write_text(json.dumps(json.loads(file.read_text()) | policy))
     return folder

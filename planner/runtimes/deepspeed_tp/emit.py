@@ -14,7 +14,7 @@ CONFIG_FILE: Final = "inference_config.json"
 
 
 def inference_config(plan: Plan, graph: ModuleGraph) -> dict[str, Any]:
-    """The arguments, as JSON has them: a block stands for its class, a dtype's name for the dtype.
+    """The arguments, as JSON has them: names stand for classes of blocks and for the dtype.
 
     A family whose row-parallel Linears DeepSpeed itself finds needs no policy.
     """
@@ -25,7 +25,7 @@ def inference_config(plan: Plan, graph: ModuleGraph) -> dict[str, Any]:
         "replace_with_kernel_inject": False,
     }
     if graph.model_type not in AUTO_TP:
-        settings["injection_policy"] = {block: list(rows) for block, rows in injection_policy(graph).items()}
+        settings["injection_policy"] = injection_policy(graph)
     return settings
 
 

@@ -103,12 +103,10 @@ def without_weights(checkpoint: str) -> Any:
 def cut(model: Any) -> Any:
     """Have DeepSpeed replace the Linears by this rank's parts of them."""
     settings = {**CONFIG, "dtype": DTYPE}
-    policy: dict[type, tuple[str, ...]] = {}
-    for block, rows in settings.pop("injection_policy", {}).items():
-        kind = type(model.get_submodule(block))
-        policy[kind] = tuple(dict.fromkeys((*policy.get(kind, ()), *rows)))
-    if policy:
-        settings["injection_policy"] = policy
+    rows = settings.pop("injection_policy", {})
+    if rows:
+        classes = {type(module).__name__: type(module) for module in model.modules()}
+        settings["injection_policy"] = {classes[name]: tuple(rows[name]) for name in rows}
     with contextlib.redirect_stdout(sys.stderr):
         return deepspeed.init_inference(model, **settings).module
 

@@ -1,4 +1,4 @@
-"""The injection policy: of each kind of block, which Linears are cut along their inputs. Pure.
+"""The injection policy: of each class of block, which Linears are cut along their inputs. Pure.
 
 `deepspeed.init_inference(injection_policy={class: names})` cuts every other Linear of such a block along its
 outputs. A name is that of the Linear and of the module that holds it (`.fc2` when that is the block itself),
@@ -9,33 +9,27 @@ from collections.abc import Iterator
 
 from planner.graph.schema import ModuleGraph, Node
 
-#: A block, the first of its kind → its row-parallel Linears. Whoever has the model finds the class by it.
-Policy = dict[str, tuple[str, ...]]
 
+def injection_policy(graph: ModuleGraph) -> dict[str, tuple[str, ...]]:
+    """Class of block → its row-parallel Linears, by the roles that the traced operations gave them.
 
-def injection_policy(graph: ModuleGraph) -> Policy:
-    """The row-parallel Linears of every kind of block, by the roles that the traced operations gave them.
-
-    Blocks of one stack with the same row-parallel Linears are of one kind. Empty where the graph knows no
-    such Linear in any block.
+    Blocks of one class may differ (an encoder's T5Block has no cross-attention); the names of all are put
+    together. Empty where the graph knows no row-parallel module in any block.
     """
-    policy: Policy = {}
-    seen = set()
-    for block, nodes in nodes_by_block(graph):
-        rows = tuple(dict.fromkeys(name_in_policy(block, node) for node in nodes if is_row_parallel(node)))
-        kind = (block.rpartition(".")[0], rows)
-        if rows and kind not in seen:
-            policy[block] = rows
-        seen.add(kind)
-    return policy
+    found: dict[str, dict[str, None]] = {}
+    for kind, (block, nodes) in zip(graph.block_classes, nodes_by_block(graph), strict=True):
+        for node in nodes:
+            if is_row_parallel(node):
+                found.setdefault(kind, {})[name_in_policy(block, node)] = None
+    return {kind: tuple(rows) for kind, rows in found.items()}
 
 
 def mistaken(graph: ModuleGraph) -> str | None:
     """A Linear that DeepSpeed would take for a row-parallel one of the same name; None when there is none."""
-    for block, nodes in nodes_by_block(graph):
-        rows = {name_in_policy(block, node) for node in nodes if is_row_parallel(node)}
+    policy = injection_policy(graph)
+    for kind, (block, nodes) in zip(graph.block_classes, nodes_by_block(graph), strict=True):
         for node in nodes:
-            if not is_row_parallel(node) and name_in_policy(block, node) in rows:
+            if not is_row_parallel(node) and name_in_policy(block, node) in policy.get(kind, ()):
                 return node.name
     return None
 
