@@ -1,0 +1,90 @@
+"""`planner probe`: this machine as a hardware profile, every number measured."""
+
+import datetime
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+import click
+
+from planner.plan import write_atomically
+from planner.probe.fits import Measurement
+from planner.probe.profile import Probed, probed, to_toml
+from planner.probe.run import TIMEOUT_S, probe
+from planner.sizes import format_bytes, format_flops, format_rate, format_seconds
+
+from ..options import output_options
+from ..render import Column, show_json, show_table, show_text
+
+_VERSIONS: Final = ("torch", "transformers", "accelerate")
+
+
+@click.command(name="probe")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the profile, a .toml file."
+)
+@click.option(
+    "--disk",
+    type=click.Path(path_type=Path, exists=True, file_okay=False, writable=True),
+    help="A folder on the disk to measure; the one for temporary files by default.",
+)
+@click.option("--no-disk", is_flag=True, help="Leave the disk out: a network volume is no local NVMe.")
+@click.option(
+    "--timeout", "timeout_s", type=float, default=TIMEOUT_S, show_default=True, help="Seconds for each part."
+)
+@output_options
+def command(out: Path | None, disk: Path | None, no_disk: bool, timeout_s: float, as_json: bool) -> None:
+    """Measure this machine, in about a minute, and write it as a profile for `--hardware`.
+
+    What cannot be measured is left out, with a sentence that says why. Nothing else should run meanwhile.
+    """
+    folder = None if no_disk else disk or Path(tempfile.gettempdir())
+    findings = probe(
+        disk_folder=folder,
+        timeout_s=timeout_s,
+        told=lambda what: click.echo(f"measuring {what}", err=True),
+    )
+    result = probed(
+        findings,
+        date=datetime.date.today().isoformat(),
+        versions={name: metadata.version(name) for name in _VERSIONS},
+    )
+    text = to_toml(result)
+    if out is not None:
+        write_atomically(out, text.encode())
+    if as_json:
+        show_json(result)
+        return
+    _show(result)
+    if out is not None:
+        show_text(f"written: {out}")
+
+
+def _show(result: Probed) -> None:
+    show_text(result.description)
+    columns = (
+        Column("quantity"),
+        Column("measured", is_number=True),
+        Column("spread", is_number=True),
+        Column("how", wraps=True),
+    )
+    rows = [
+        (f"{table}.{key}", _formatted(f"{table}.{key}", one.value), f"{one.spread:.0%}", one.method)
+        for table, entries in result.tables.items()
+        for key, one in entries.items()
+        if isinstance(one, Measurement)
+    ]
+    show_table(columns, rows)
+    show_text(*result.missing)
+
+
+def _formatted(path: str, number: float) -> str:
+    """The number as its name's unit asks."""
+    if "flops_per_s" in path:
+        return f"{format_flops(number)}/s"
+    if path.endswith("_bytes_per_s"):
+        return format_rate(number)
+    if path.endswith("_bytes"):
+        return format_bytes(number)
+    return format_seconds(number) if path.endswith("_s") else f"{number:.3g}"

@@ -1,0 +1,1 @@
+"""This machine as a hardware profile, every number measured here and now."""

@@ -1,0 +1,50 @@
+"""What one part of a probe hands back, and how a measurement that fails becomes a sentence."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from planner.probe.fits import Line, Measurement
+
+#: Of an error's text, so that a sentence stays one.
+_LONGEST: Final = 200
+
+
+class Findings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Filled while a part is measured, then written as JSON.
+
+    Attributes:
+        quantities: path in a profile's file, as in `gpu.context_bytes` → what was measured.
+        facts: what is read and not measured: names and counts.
+        series: name → label of a size or way → value; the details behind the quantities.
+        missing: sentences about what could not be measured.
+    """
+
+    quantities: dict[str, Measurement] = {}
+    facts: dict[str, str | int] = {}
+    series: dict[str, dict[str, float]] = {}
+    missing: list[str] = []
+
+    def attempt(self, what: str, measure: Callable[["Findings"], None]) -> None:
+        """Run one measurement; if it fails, what it would have found is missing, with the reason."""
+        try:
+            measure(self)
+        except Exception as error:  # drivers and libraries raise what they like
+            first = str(error).strip().splitlines()
+            said = first[0][:_LONGEST] if first else "no reason given"
+            self.missing.append(f"{what} could not be measured: {type(error).__name__}: {said}")
+
+    def record_line(self, path: str, line: Line, samples: Mapping[int, Sequence[float]], how: str) -> None:
+        """A link's latency and rate, of which only the rate's name differs."""
+        num_samples = sum(len(one) for one in samples.values())
+        self.quantities[path] = Measurement(
+            value=line.bytes_per_s, spread=line.error, num_samples=num_samples, method=how
+        )
+
+    def merge(self, other: "Findings") -> None:
+        """Take over everything of another part."""
+        self.quantities.update(other.quantities)
+        self.facts.update(other.facts)
+        self.series.update(other.series)
+        self.missing.extend(other.missing)

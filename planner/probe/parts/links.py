@@ -1,0 +1,95 @@
+"""Copies between host and GPU, and between two GPUs: a line through several sizes gives latency and rate.
+
+The host's side moves through a buffer much larger than its caches, as weights do: a copy that is repeated
+from one place would come out of the cache.
+"""
+
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Final
+
+import torch
+
+from planner.probe.clock import repeat
+from planner.probe.findings import Findings
+from planner.probe.fits import Line, Measurement, fit_line
+
+SIZES: Final = (2**12, 2**16, 2**20, 2**24, 2**26, 2**28)
+_BUFFER_BYTES: Final = 2**30
+_BUDGET_S: Final = 0.2
+
+
+def measure(findings: Findings) -> None:
+    """Both directions, pinned and pageable; between GPUs where there are several."""
+    host: dict[str, torch.Tensor] = {}
+    findings.attempt("pinned host memory", lambda _: host.update(pinned=_host(pinned=True)))
+    findings.attempt("pageable host memory", lambda _: host.update(pageable=_host(pinned=False)))
+    device = torch.empty(SIZES[-1], dtype=torch.uint8, device="cuda")
+    for direction in ("host_to_device", "device_to_host"):
+        for kind, buffer in host.items():
+            findings.attempt(
+                f"{direction.replace('_', ' ')} from or to {kind} memory",
+                _copies(direction, kind, buffer, device),
+            )
+    if torch.cuda.device_count() > 1:
+        findings.attempt("copies from GPU to GPU", _peers)
+
+
+def _host(*, pinned: bool) -> torch.Tensor:
+    """A buffer whose pages are there."""
+    return torch.empty(_BUFFER_BYTES, dtype=torch.uint8, pin_memory=pinned).fill_(1)
+
+
+def _copies(
+    direction: str, kind: str, host: torch.Tensor, device: torch.Tensor
+) -> Callable[[Findings], None]:
+    def run(findings: Findings) -> None:
+        samples = {}
+        for size in SIZES:
+            turn = iter(range(10**9))
+            places = _BUFFER_BYTES // size
+
+            def copy(size: int = size, turn=turn, places: int = places) -> None:  # type: ignore[no-untyped-def]
+                # A stride that is odd visits every place before it comes back to one.
+                start = (next(turn) * 7919 % places) * size
+                there, here = host[start : start + size], device[:size]
+                (here.copy_(there) if direction == "host_to_device" else there.copy_(here))
+
+            samples[size] = repeat(copy, torch.cuda.synchronize, budget_s=_BUDGET_S)
+        line = _fitted(findings, f"{direction}, {kind}", samples)
+        how = f"{kind} copies of 4 KiB to 256 MiB, a line through {len(SIZES)} sizes"
+        findings.record_line(f"{direction}.{kind}_bytes_per_s", line, samples, how)
+        if kind == "pinned":
+            findings.quantities[f"{direction}.latency_s"] = _latency(line, samples, how)
+
+    return run
+
+
+def _peers(findings: Findings) -> None:
+    here = torch.empty(SIZES[-1], dtype=torch.uint8, device="cuda:0")
+    there = torch.empty(SIZES[-1], dtype=torch.uint8, device="cuda:1")
+
+    def wait() -> None:
+        torch.cuda.synchronize(0)
+        torch.cuda.synchronize(1)
+
+    samples = {
+        size: repeat(lambda size=size: there[:size].copy_(here[:size]), wait, budget_s=_BUDGET_S)  # type: ignore[misc]
+        for size in SIZES
+    }
+    line = _fitted(findings, "GPU to GPU", samples)
+    how = f"copies from GPU 0 to GPU 1, a line through {len(SIZES)} sizes"
+    for kind in ("pinned", "pageable"):
+        findings.record_line(f"peer.{kind}_bytes_per_s", line, samples, how)
+    findings.quantities["peer.latency_s"] = _latency(line, samples, how)
+
+
+def _fitted(findings: Findings, name: str, samples: Mapping[int, list[float]]) -> Line:
+    medians = {size: median(seconds) for size, seconds in samples.items()}
+    findings.series[f"{name}, seconds by bytes"] = {str(size): one for size, one in medians.items()}
+    return fit_line(medians)
+
+
+def _latency(line: Line, samples: Mapping[int, list[float]], how: str) -> Measurement:
+    num_samples = sum(len(one) for one in samples.values())
+    return Measurement(value=line.latency_s, spread=line.error, num_samples=num_samples, method=how)

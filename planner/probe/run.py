@@ -1,0 +1,110 @@
+"""Measures this machine: one child process after the other, so that none disturbs another or outlives it."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from planner.errors import PlannerError
+from planner.probe.findings import Findings
+from planner.probe.parts import host
+from planner.verify.children import run_child
+
+#: After so long a part is given up; all together take under a minute where nothing is wrong.
+TIMEOUT_S: Final = 120.0
+_CHILD: Final = "planner.probe.child"
+_QUERY: Final = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
+_SMI_S: Final = 20.0
+
+
+def probe(
+    *, disk_folder: Path | None, told: Callable[[str], None] = lambda _: None, timeout_s: float = TIMEOUT_S
+) -> Findings:
+    """Measure everything that this machine has.
+
+    Args:
+        disk_folder: a folder on the local disk; None leaves the disk out.
+        told: hears what is measured next.
+        timeout_s: of each part.
+    """
+    findings = Findings()
+    findings.attempt("the host's cores and memory", host.measure)
+    used = _used_gpu_bytes()
+    cores = findings.facts.get("num_cores", 1)
+    with tempfile.TemporaryDirectory(prefix="probe-") as scratch:
+        run = _Parts(findings=findings, work=Path(scratch), told=told, timeout_s=timeout_s)
+        if used is None:
+            findings.missing.append("no GPU is visible, so nothing about GPUs and links was measured")
+        else:
+            run.part("the GPU and its links", "gpu", {"used_by_others_bytes": used[0]})
+        has_gpu = "gpu_name" in findings.facts
+        run.part("the host's own work", "overheads", {"device": "cuda" if has_gpu else "cpu"})
+        run.part("the processor", "cpu", {"num_cores": cores})
+        if disk_folder is not None:
+            run.part("the disk", "disk", {"folder": str(disk_folder)})
+        else:
+            findings.missing.append("the disk was left out, as asked")
+        num_gpus = findings.facts.get("num_gpus", 0)
+        if isinstance(num_gpus, int) and num_gpus > 1:
+            ranks = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_gpus}")
+            run.part("sums over all GPUs", "collectives", {"backend": "nccl"}, launcher=ranks)
+            findings.facts["fabric_kind"] = _fabric_kind()
+    return findings
+
+
+class _Parts:
+    """Runs parts in children and gathers what they find."""
+
+    def __init__(
+        self, *, findings: Findings, work: Path, told: Callable[[str], None], timeout_s: float
+    ) -> None:
+        self.findings, self.work, self.told, self.timeout_s = findings, work, told, timeout_s
+
+    def part(self, what: str, name: str, options: dict[str, Any], *, launcher: Sequence[str] = ()) -> None:
+        """One part; whatever befalls its process becomes a sentence."""
+        self.told(what)
+        out = self.work / f"{name}.json"
+        argv = [sys.executable, *launcher, "-m", _CHILD, name, str(out), json.dumps(options)]
+        try:
+            run_child(argv, f"measuring {what}", self.work, timeout_s=self.timeout_s)
+            self.findings.merge(msgspec.json.decode(out.read_bytes(), type=Findings))
+        except (PlannerError, OSError, msgspec.DecodeError) as error:
+            self.findings.missing.append(f"{what} could not be measured: {error}")
+
+
+def _used_gpu_bytes() -> list[int] | None:
+    """Device memory in use on each visible GPU before anything is measured; None without a GPU."""
+    if shutil.which(_QUERY[0]) is None:
+        return _count_by_torch()
+    try:
+        done = subprocess.run(_QUERY, capture_output=True, text=True, timeout=_SMI_S, check=True)
+        used = [int(line) * 2**20 for line in done.stdout.split()]
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return _count_by_torch()
+    # What torch sees may be fewer, by CUDA_VISIBLE_DEVICES; the child counts them.
+    return used and _count_by_torch() and used
+
+
+def _count_by_torch() -> list[int] | None:
+    """Zeros for as many GPUs as torch sees, asked in a process that takes no context into this one."""
+    code = "import torch; print(torch.cuda.device_count())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    count = int(done.stdout) if done.returncode == 0 and done.stdout.strip().isdigit() else 0
+    return [0] * count or None
+
+
+def _fabric_kind() -> str:
+    """`nvlink` where the driver lists active links between GPUs, else `pcie`."""
+    try:
+        done = subprocess.run(
+            ("nvidia-smi", "nvlink", "--status"), capture_output=True, text=True, timeout=_SMI_S, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "pcie"
+    return "nvlink" if "GB/s" in done.stdout else "pcie"
