@@ -1,0 +1,230 @@
+"""A plan for DeepSpeed-MII: configurations and scripts, in its current form and in its legacy form. Pure.
+
+current   `mii.serve`: FastGen, kernels and a cache of MII's own. It knows a dozen families and keeps all on
+          the GPUs, so it fits plans that do the same; but the times are not those of the planned runtime.
+legacy    `mii.deploy`: transformers' pipeline with `deepspeed.init_inference` around its model
+          (`enable_deepspeed`), or ZeRO-Inference (`enable_zero`); so it runs the planned runtime itself.
+
+Both are in deepspeed-mii 0.3.3; `mii_keys.json` has the fields of its classes.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from typing import Any, Final
+
+import msgspec
+
+from planner.errors import InvalidInputError
+from planner.graph.schema import ModuleGraph
+from planner.plan import Plan
+from planner.runtimes.base import Emitted
+
+#: Model types of `deepspeed.inference.v2.engine_factory`, 0.19.8.
+FASTGEN: Final = frozenset(
+    ("opt", "llama", "mistral", "mixtral", "falcon", "phi", "phi3", "qwen", "qwen2", "qwen2_moe", "exaone4")
+)
+#: Runtimes that legacy MII runs itself.
+_LEGACY: Final = frozenset({"kernel-injection", "deepspeed-tp", "zero-inference"})
+_DTYPES: Final = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+#: What the scheduler of FastGen takes together when nothing else is said.
+_RAGGED_TOKENS: Final = 768
+_TABLE: Final = "mii_keys.json"
+_REQUIREMENTS: Final = "requirements-mii.txt"
+#: `transformers.pipeline(framework=…)`, which legacy MII calls, is gone in transformers 5.
+_LEGACY_TRANSFORMERS: Final = "transformers==4.43.4"
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The fields of MII's classes.
+
+    Attributes:
+        source: package, version and files that were read.
+        classes: class → its fields, as one writes them.
+    """
+
+    source: dict[str, str]
+    classes: dict[str, tuple[str, ...]]
+
+
+@functools.cache
+def table() -> Table:
+    """The fields that MII's classes take; they refuse any other."""
+    return msgspec.json.decode((resources.files("planner.serving") / _TABLE).read_bytes(), type=Table)
+
+
+def serve(emitted: Emitted, plan: Plan, graph: ModuleGraph) -> Emitted:
+    """The runtime's files with those of MII beside them, in every form that runs the plan.
+
+    Raises:
+        InvalidInputError: neither form does.
+    """
+    reasons = {"mii.serve": current_refusal(plan, graph), "mii.deploy": legacy_refusal(plan)}
+    if all(reasons.values()):
+        told = "; ".join(f"{form}: {reason}" for form, reason in reasons.items())
+        raise InvalidInputError(f"DeepSpeed-MII cannot run this plan ({told}). Use --serve djl")
+    files = dict(emitted.files)
+    readme = [emitted.readme]
+    if reasons["mii.serve"] is None:
+        files |= {"mii_config.json": _json(current(plan)), "mii_serve.py": _script("mii_serve.py")}
+        readme.append(_CURRENT_README.format(runtime=plan.runtime))
+    if reasons["mii.deploy"] is None:
+        files |= {"mii_legacy.json": _json(legacy(plan, emitted)), "mii_deploy.py": _script("mii_deploy.py")}
+        readme.append(_legacy_readme(plan))
+    files[_REQUIREMENTS] = _requirements(reasons)
+    return Emitted(files=files, needs=emitted.needs, readme="\n".join(readme))
+
+
+def current_refusal(plan: Plan, graph: ModuleGraph) -> str | None:
+    """Why FastGen cannot run the plan, as a clause."""
+    if graph.model_type not in FASTGEN:
+        return f"it has no {graph.model_type}, only {', '.join(sorted(FASTGEN))}"
+    if plan.workload.dtype == "float32":
+        return "it computes in float16 or bfloat16"
+    if plan.num_streams > 1 or not _is_resident(plan):
+        return "it keeps all weights on its GPUs, and the plan does not"
+    if plan.num_ranks == 1 and len({place.executes for place in plan.placements}) > 1:
+        return "it cuts every layer over its GPUs, and the plan gives each GPU layers of its own"
+    if plan.weight_bits is not None:
+        return f"it does not quantize weights to {plan.weight_bits} bits"
+    return None
+
+
+def legacy_refusal(plan: Plan) -> str | None:
+    """Why legacy MII cannot run the plan, as a clause."""
+    if plan.runtime not in _LEGACY:
+        return f"it runs {', '.join(sorted(_LEGACY))}, and the plan is for {plan.runtime}"
+    if plan.model.auto_class != "causal-lm":
+        return f"it generates with causal language models, and {plan.model.name} is a {plan.model.auto_class}"
+    if plan.main_device == "cpu":
+        return "it needs GPUs"
+    if plan.runtime == "zero-inference" and plan.workload.dtype == "bfloat16":
+        return "with ZeRO it takes float16 or float32"
+    if plan.weight_bits is not None:
+        return f"it does not quantize weights to {plan.weight_bits} bits"
+    return None
+
+
+def _is_resident(plan: Plan) -> bool:
+    return all(place.lives == place.executes and place.lives.startswith("gpu:") for place in plan.placements)
+
+
+def current(plan: Plan) -> dict[str, Any]:
+    """The arguments of `mii.serve`, but for the checkpoint."""
+    workload = plan.workload
+    tokens = workload.prompt_tokens + workload.new_tokens
+    return checked(
+        model={
+            "tensor_parallel": plan.num_ranks,
+            "replica_num": 1,
+            "max_length": tokens,
+            "inference_engine_config": {
+                "tensor_parallel": {"tp_size": plan.num_ranks},
+                "state_manager": {
+                    "max_context": tokens,
+                    "max_ragged_sequence_count": workload.batch_size,
+                    "max_ragged_batch_size": max(_RAGGED_TOKENS, workload.batch_size),
+                    "max_tracked_sequences": max(2048, workload.batch_size),
+                },
+            },
+        },
+        mii={"deployment_name": deployment_name(plan), "enable_restful_api": True},
+        prefix="",
+    )
+
+
+def legacy(plan: Plan, emitted: Emitted) -> dict[str, Any]:
+    """The arguments of `mii.deploy`, but for the checkpoint.
+
+    Args:
+        plan: of one of the runtimes that legacy MII runs.
+        emitted: the runtime's files; ZeRO-Inference's configuration among them.
+    """
+    workload = plan.workload
+    zero = plan.runtime == "zero-inference"
+    return checked(
+        model={
+            "task": "text-generation",
+            "dtype": _DTYPES[workload.dtype],
+            # Otherwise it asks the hub whether it knows the model; a folder is never known.
+            "skip_model_check": True,
+            "enable_deepspeed": not zero,
+            "enable_zero": zero,
+            "ds_config": json.loads(emitted.files["ds_config.json"]) if zero else {},
+            "tensor_parallel": plan.num_ranks,
+            "replace_with_kernel_inject": plan.runtime == "kernel-injection",
+            # Otherwise every GPU holds the whole model before DeepSpeed cuts it.
+            "load_with_sys_mem": not zero,
+            "max_tokens": workload.prompt_tokens + workload.new_tokens,
+        },
+        mii={"deployment_name": deployment_name(plan), **({} if zero else {"enable_restful_api": True})},
+        prefix="legacy.",
+    )
+
+
+def checked(*, model: dict[str, Any], mii: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Both configurations, as one value.
+
+    Raises:
+        InvalidInputError: MII's classes have no such field.
+    """
+    for name, given in (("ModelConfig", model), ("MIIConfig", mii)):
+        unknown = unknown_keys(given, f"{prefix}{name}")
+        if unknown:
+            raise InvalidInputError(f"MII's {prefix}{name} has no field {', '.join(unknown)}")
+    return {"model_config": model, "mii_config": mii}
+
+
+def unknown_keys(given: Iterable[str], name: str) -> list[str]:
+    """Keys that a class of MII's does not take.
+
+    Args:
+        given: keys.
+        name: `ModelConfig`, `MIIConfig`, or either after `legacy.`.
+    """
+    return sorted(set(given) - set(table().classes[name]))
+
+
+def deployment_name(plan: Plan) -> str:
+    """By which clients find the deployment."""
+    return re.sub(r"[^a-zA-Z0-9-]+", "-", plan.model.name).strip("-")
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _script(name: str) -> bytes:
+    return (resources.files("planner.serving") / name).read_bytes()
+
+
+def _requirements(reasons: Mapping[str, str | None]) -> bytes:
+    lines = [f"{table().source['package']}=={table().source['version']}", "deepspeed==0.19.8"]
+    if reasons["mii.deploy"] is None:
+        lines.append(_LEGACY_TRANSFORMERS)
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+_CURRENT_README: Final = """
+Behind DeepSpeed-MII (`pip install -r requirements-mii.txt`), which runs FastGen in place of {runtime}: its
+kernels and its cache are its own, so times differ from those predicted.
+
+    python mii_serve.py CHECKPOINT --prompt "Once upon a time"
+    python mii_serve.py CHECKPOINT --stop
+"""
+
+
+def _legacy_readme(plan: Plan) -> str:
+    start = "python" if plan.runtime != "zero-inference" else f"deepspeed --num_gpus {plan.num_ranks}"
+    told = (
+        "\nMII goes by the thresholds of `ds_config.json`; `generate.py` keeps just what the plan keeps.\n"
+        if plan.runtime == "zero-inference"
+        else ""
+    )
+    return f"""
+Behind DeepSpeed-MII's legacy interface, in an environment of its own (`pip install -r {_REQUIREMENTS}`):
+
+    {start} mii_deploy.py CHECKPOINT --prompt "Once upon a time"
+{told}"""

@@ -1,0 +1,31 @@
+"""The servers by name. A new one is a module beside these and one line here."""
+
+from collections.abc import Callable
+from typing import Final
+
+from planner.errors import UnknownNameError
+from planner.graph.schema import ModuleGraph
+from planner.plan import Plan
+from planner.runtimes.base import Emitted
+from planner.serving.djl import serve as djl
+from planner.serving.mii import serve as mii
+
+SERVERS: Final[dict[str, Callable[[Emitted, Plan, ModuleGraph], Emitted]]] = {"djl": djl, "mii": mii}
+
+
+def serve(emitted: Emitted, plan: Plan, graph: ModuleGraph, kind: str) -> Emitted:
+    """A runtime's files with those of a server beside them.
+
+    Args:
+        emitted: what the runtime's own `emit` gave.
+        plan: the plan.
+        graph: the model's.
+        kind: `djl` or `mii`.
+
+    Raises:
+        UnknownNameError: another kind.
+        InvalidInputError: that server cannot run this plan.
+    """
+    if kind not in SERVERS:
+        raise UnknownNameError(f"unknown server {kind!r}; known are {', '.join(SERVERS)}")
+    return SERVERS[kind](emitted, plan, graph)
