@@ -40,9 +40,7 @@ def why_not(graph: ModuleGraph, degree: int) -> str | None:
 def _family_refusal(graph: ModuleGraph, nodes: list[Node], degree: int) -> str | None:
     match graph.model_type:
         case "falcon" if not any(node.name.endswith(".ln_attn") for node in nodes):
-            return (
-                "of the Falcons DeepSpeed cuts only those of the newer layout, such as Falcon-40B, by heads"
-            )
+            return "DeepSpeed cuts only Falcons of the newer layout, such as Falcon-40B, by heads"
         case "codegen":
             heads = min((n.tensor_parallel.num_groups for n in nodes if n.tensor_parallel), default=0)
             if heads % (_CODEGEN_GROUPS * degree):
@@ -65,9 +63,10 @@ def _other_refusal(graph: ModuleGraph, nodes: list[Node]) -> str | None:
             return (
                 f"DeepSpeed does not know how the parts of {node.name} of {graph.model_class} lie in its rows"
             )
-        if not node.class_name.endswith("Linear"):
-            return f"DeepSpeed cuts Linears, and {node.name} is a {node.class_name}"
-        if node.tensor_parallel is None:
+        is_whole = node.tensor_parallel is None
+        if not node.class_name.endswith("Linear") and (not is_whole or "Embedding" in node.class_name):
+            return f"DeepSpeed cuts Linears, and {node.name} is a module of class {node.class_name}"
+        if node.class_name.endswith("Linear") and is_whole:
             return f"DeepSpeed would cut {node.name}, which every rank needs whole"
     confused = mistaken(graph)
     if confused is not None:
