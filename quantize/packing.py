@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import kernels
 from .errors import InvalidSchemeError
 from .groups.blocks import output
+from .kernels import conversion
 
 
 def packed_columns(columns: int, bits: int) -> int:
@@ -38,7 +38,7 @@ def pack(codes: NDArray[np.int8], bits: int, packed: NDArray[np.int32] | None = 
     if bits == 8:
         np.bitwise_xor(codes.view(np.uint8), np.uint8(128), out=joined)
     else:
-        kernels.join_nibbles(codes.reshape(-1), np.int8(8), False, joined.reshape(-1))
+        conversion.join_nibbles(codes.reshape(-1), np.int8(8), False, joined.reshape(-1))
     return made
 
 
@@ -48,7 +48,7 @@ def unpack(packed: NDArray[np.int32], bits: int, columns: int) -> NDArray[np.int
     if bits == 8:
         return np.ascontiguousarray(joined[:, :columns] ^ np.uint8(128)).view(np.int8)
     codes = np.empty((len(packed), 2 * joined.shape[1]), np.int8)
-    kernels.split_nibbles(joined.reshape(-1), np.int8(8), False, codes.reshape(-1))
+    conversion.split_nibbles(joined.reshape(-1), np.int8(8), False, codes.reshape(-1))
     return np.ascontiguousarray(codes[:, :columns])
 
 

@@ -1,19 +1,44 @@
 """What the formulas have in common whose scale follows from the largest absolute value of a group."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import kernels
 from ..errors import ScaleOverflowError, UnsupportedBlockError
-from .blocks import Block, Encoded, Floats, chunked, largest, output, raw, tiles, widen
+from ..kernels import absmax as loops
+from .blocks import Block, Encoded, Floats, chunked, largest, narrow, output, raw, widen
 
-#: From the largest absolute values of groups, and their raw bits [groups, group], to the scales that stay.
-Rule = Callable[[Floats, NDArray[Any]], NDArray[Any]]
-#: Makes codes of raw bits [groups, group] and of the scales of those groups.
-Loop = Callable[[NDArray[Any], NDArray[Any], NDArray[np.int8]], None]
+#: Raw bits [groups, group], scales and codes to fill → the first group that has no scale, or -1.
+Loop = Callable[[NDArray[Any], Floats, NDArray[np.int8]], int]
+
+
+class Formula(NamedTuple):
+    """One of `quantize.kernels.absmax`'s rules, with its settings.
+
+    Attributes:
+        rule: the loops' name for it.
+        bits: per code.
+        steps: what the rule divides by.
+        dtype: of a block, what intermediate values are rounded to.
+        scale_dtype: of a block, what scales are stored in; they are rounded to it already.
+        epsilon: the scale in the place of 0.
+        limit: what weights exceed whose scale no float holds, in words.
+    """
+
+    rule: int
+    bits: int
+    steps: float
+    dtype: np.dtype[Any] = np.dtype(np.float32)
+    scale_dtype: np.dtype[Any] = np.dtype(np.float32)
+    epsilon: np.float32 = np.float32(0)
+    limit: str = "the range of float32"
+
+    @property
+    def like(self) -> NDArray[Any]:
+        """The dtype as the loops take it."""
+        return raw(np.zeros(1, self.dtype))
 
 
 def limits(bits: int) -> tuple[np.float32, np.float32]:
@@ -21,45 +46,71 @@ def limits(bits: int) -> tuple[np.float32, np.float32]:
     return np.float32(-(1 << bits - 1)), np.float32((1 << bits - 1) - 1)
 
 
+def scales(formula: Formula, magnitudes: Floats) -> Block:
+    """The scale of each group from its largest absolute value, float32 [groups].
+
+    Raises:
+        ScaleOverflowError: a group is too large for one.
+    """
+    found = np.empty(magnitudes.size, np.float32)
+    steps = np.float32(formula.steps)
+    bad = loops.scales_of(formula.rule, magnitudes, steps, formula.epsilon, formula.like, found)
+    if bad >= 0:
+        raise ScaleOverflowError(bad, formula.limit)
+    return narrow(found, formula.scale_dtype)
+
+
 def encode(
-    block: Block, group_numel: int, rule: Rule, loop: Loop, codes: NDArray[np.int8] | None = None
+    block: Block, group_numel: int, formula: Formula, codes: NDArray[np.int8] | None = None
 ) -> Encoded:
     """Encode chunks of `group_numel` consecutive weights, and a shorter last one; scales come flat [groups].
 
     Raises:
         NonfiniteWeightError: a weight is NaN or infinite.
-        ScaleOverflowError: `rule` finds a group too large.
+        ScaleOverflowError: a group is too large for a scale.
         UnsupportedBlockError: the block or `codes` is not what the formulas take.
     """
+
+    def loop(part: NDArray[Any], found: Floats, made: NDArray[np.int8]) -> int:
+        steps, (low, high) = np.float32(formula.steps), limits(formula.bits)
+        rule, epsilon, like = formula.rule, formula.epsilon, formula.like
+        return int(loops.encode(rule, part, steps, epsilon, low, high, like, found, made))
+
+    return encode_by(block, group_numel, loop, formula, codes)
+
+
+def encode_by(
+    block: Block, group_numel: int, loop: Loop, formula: Formula, codes: NDArray[np.int8] | None = None
+) -> Encoded:
+    """The same by another loop, which fills scales and codes and returns the first bad group, or -1."""
     bits = raw(block).reshape(-1)
     made = output(codes, block.shape, np.int8)
-    found: list[NDArray[Any]] = [rule(np.empty(0, np.float32), bits[:0].reshape(0, 1))]
+    found = np.empty(-(-bits.size // group_numel), np.float32)
     index = 0
     for (group, part), target in _both(bits, made, group_numel):
-        for tile in tiles(len(part), part.shape[1], bits.itemsize):
-            top = largest(part[tile], index + tile.start * part.shape[1])
-            try:
-                scales = rule(top, part[tile])
-            except ScaleOverflowError as e:
-                raise ScaleOverflowError(group + tile.start + e.group, e.limit) from None
-            loop(part[tile], scales, target[tile])
-            found.append(scales)
+        bad = loop(part, found[group : group + len(part)], target)
+        if bad >= 0:
+            # Says so if it is for a weight that is not finite.
+            largest(part[bad : bad + 1], index + bad * part.shape[1])
+            raise ScaleOverflowError(group + bad, formula.limit)
         index += part.size
-    return Encoded(made, np.concatenate(found))
+    return Encoded(made, narrow(found, formula.scale_dtype))
 
 
 def encode_part(
     block: Block,
     scales: NDArray[Any],
     group_numel: int,
-    loop: Loop,
+    formula: Formula,
     first: int = 0,
     codes: NDArray[np.int8] | None = None,
 ) -> NDArray[np.int8]:
     """Codes of a part of a tensor that begins at weight `first`, for scales of all of the tensor's groups."""
     made = output(codes, block.shape, np.int8)
+    low, high = limits(formula.bits)
     for (group, part), target in _both(raw(block).reshape(-1), made, group_numel, first):
-        loop(part, scales[group : group + len(part)], target)
+        there = scales[group : group + len(part)]
+        loops.encode_with(formula.rule, part, there, low, high, formula.like, target)
     return made
 
 
@@ -85,7 +136,7 @@ def decode(
             f"{-(-codes.size // group_numel)} are needed"
         )
     for (group, part), target in _both(codes.reshape(-1), raw(made), group_numel):
-        kernels.restore(part, floats[group : group + len(part)], np.float32(constant), target)
+        loops.restore(part, floats[group : group + len(part)], np.float32(constant), target)
     return made
 
 
@@ -95,18 +146,8 @@ def decode_part(
     """Code * scale of a part of a tensor that begins at weight `first`, for scales of all of its groups."""
     made = np.empty(codes.shape, dtype)
     for (group, part), target in _both(codes.reshape(-1), raw(made), group_numel, first):
-        kernels.restore(part, scales[group : group + len(part)], np.float32(1), target)
+        loops.restore(part, scales[group : group + len(part)], np.float32(1), target)
     return made
-
-
-def require_finite(usable: NDArray[np.bool_], limit: str) -> None:
-    """Check that every group can be decoded.
-
-    Raises:
-        ScaleOverflowError: one cannot, because its weights exceed `limit`.
-    """
-    if not usable.all():
-        raise ScaleOverflowError(int(np.argmin(usable)), limit)
 
 
 def _both(

@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import kernels
 from ..errors import GroupSizeError, NonfiniteWeightError, UnsupportedBlockError
+from ..kernels import absmax, conversion
 
 Block = NDArray[Any]
 Floats = NDArray[np.float32]
@@ -33,9 +33,6 @@ _INFINITY: Final[dict[np.dtype[Any], int]] = {
     np.dtype(np.int16): 0x7C00,
     np.dtype(np.uint16): 0x7F80,
 }
-#: Weights that are read twice, for their scale and for their codes, come from the cache the second time.
-#: Between tiles a thread needs the GIL: with smaller ones four threads are hardly faster than one (measured).
-_TILE_BYTES: Final = 3 << 20
 
 
 class Encoded(NamedTuple):
@@ -84,14 +81,14 @@ def widen(values: Block) -> Floats:
     """The values of a block as float32, exactly."""
     bits = raw(values)
     made = np.empty(bits.shape, np.float32)
-    kernels.widen(bits.reshape(-1), made.reshape(-1))
+    conversion.widen(bits.reshape(-1), made.reshape(-1))
     return made
 
 
 def narrow(values: Floats, dtype: np.dtype[Any]) -> Block:
     """Float32 values rounded to a block's dtype, ties to even."""
     made = np.empty(values.shape, dtype)
-    kernels.narrow(values.reshape(-1), raw(made).reshape(-1))
+    conversion.narrow(values.reshape(-1), raw(made).reshape(-1))
     return made
 
 
@@ -109,14 +106,6 @@ def output(given: NDArray[Any] | None, shape: tuple[int, ...], dtype: type[np.ge
             f"{np.dtype(dtype).name} {shape} is needed"
         )
     return given
-
-
-def tiles(num_groups: int, group_numel: int, itemsize: int, multiple: int = 1) -> Iterator[slice]:
-    """Ranges of groups that fit a core's cache together, all but the last a multiple of `multiple` long."""
-    fitting = _TILE_BYTES // (group_numel * itemsize)
-    step = max(multiple, fitting // multiple * multiple)
-    for begin in range(0, num_groups, step):
-        yield slice(begin, min(begin + step, num_groups))
 
 
 def chunked(flat: NDArray[Any], group_numel: int, first: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -146,7 +135,7 @@ def largest(bits: NDArray[Any], first_index: int = 0) -> Floats:
         NonfiniteWeightError: a weight is NaN or infinite; its index is counted from `first_index`.
     """
     found = np.empty(bits.shape[0], bits.dtype)
-    kernels.largest(bits, found)
+    absmax.largest(bits, found)
     infinity = _INFINITY[bits.dtype]
     if found.size and int(found.max()) >= infinity:
         magnitudes = bits.reshape(-1) & bits.dtype.type(np.iinfo(bits.dtype).max >> (bits.dtype.kind == "u"))

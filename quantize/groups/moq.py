@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import kernels
 from ..errors import GroupSizeError
+from ..kernels import absmax as loops
 from . import absmax
 from .blocks import Block, Encoded, Floats
 
@@ -49,10 +49,7 @@ def scale(magnitudes: Floats, bits: int = 8) -> Floats:
     Raises:
         ScaleOverflowError: twice the largest value exceeds float32; DeepSpeed's multiplier is 0 then.
     """
-    with np.errstate(over="ignore"):
-        found: Floats = _reciprocal(np.float32(2) * magnitudes + np.float32(1e-5)) * np.float32(1 << bits)
-    absmax.require_finite(found > 0, "half of float32's largest number")
-    return found
+    return absmax.scales(_formula(bits), magnitudes)
 
 
 def encode(
@@ -73,7 +70,7 @@ def encode(
         NonfiniteWeightError: a weight is NaN or infinite.
         ScaleOverflowError: a group that DeepSpeed could not decode.
     """
-    return absmax.encode(block, group_numel, lambda top, _: scale(top, bits), _loop(bits), codes)
+    return absmax.encode(block, group_numel, _formula(bits), codes)
 
 
 def encode_part(
@@ -97,7 +94,7 @@ def encode_part(
         bits: 2 to 8.
         codes: a buffer for the codes, of the block's shape.
     """
-    return absmax.encode_part(block, scales, group_numel, _loop(bits), first, codes)
+    return absmax.encode_part(block, scales, group_numel, _formula(bits), first, codes)
 
 
 def kept(scales: Floats) -> Floats:
@@ -138,6 +135,7 @@ def _reciprocal(values: Floats) -> Floats:
     return found
 
 
-def _loop(bits: int) -> absmax.Loop:
-    low, high = absmax.limits(bits)
-    return lambda weights, scales, codes: kernels.multiply(weights, scales, low, high, codes)
+def _formula(bits: int) -> absmax.Formula:
+    return absmax.Formula(
+        rule=loops.MOQ, bits=bits, steps=1 << bits, limit="half of float32's largest number"
+    )

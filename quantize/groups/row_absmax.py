@@ -14,13 +14,19 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import kernels
-from ..errors import NonfiniteWeightError, ScaleOverflowError
+from ..kernels import absmax as loops
 from . import absmax
-from .blocks import Block, Encoded, Floats, narrow, output, tiles, widen
+from .blocks import Block, Encoded, Floats
 
 #: As bitsandbytes writes 1 / 127.
 _INVERSE: Final = 7.874015718698502e-3
+_FORMULA: Final = absmax.Formula(
+    rule=loops.ROW_ABSMAX,
+    bits=8,
+    steps=1,
+    dtype=np.dtype(np.float16),
+    limit="float16's largest number, 65504",
+)
 
 
 def encode(block: Block, *, codes: NDArray[np.int8] | None = None) -> Encoded:
@@ -37,18 +43,7 @@ def encode(block: Block, *, codes: NDArray[np.int8] | None = None) -> Encoded:
         NonfiniteWeightError: a weight is NaN or infinite.
         ScaleOverflowError: a weight is too large for float16.
     """
-    made = output(codes, block.shape, np.int8)
-    found = np.empty(block.shape[0], np.float32)
-    for tile in tiles(len(block), block.shape[1], block.itemsize):
-        half = block[tile] if block.dtype == np.float16 else narrow(widen(block[tile]), np.dtype(np.float16))
-        try:
-            found[tile] = absmax.encode(half, block.shape[1], _whole, _multiply, made[tile]).scales
-        except NonfiniteWeightError as e:
-            row, column = divmod(tile.start * block.shape[1] + e.index, block.shape[1])
-            if np.isfinite(widen(block[row, column : column + 1])).all():
-                raise ScaleOverflowError(row, "float16's largest number, 65504") from None
-            raise NonfiniteWeightError(row * block.shape[1] + column) from None
-    return Encoded(made, found)
+    return absmax.encode(block, block.shape[1], _FORMULA, codes)
 
 
 def decode(
@@ -56,14 +51,3 @@ def decode(
 ) -> Block:
     """The weights [rows, in] in `dtype`, as `int8_vectorwise_dequant` gives them in float32."""
     return absmax.decode(codes, scales, codes.shape[-1], dtype, constant=_INVERSE, block=block)
-
-
-def _whole(top: Floats, _: NDArray[Any]) -> Floats:
-    return top
-
-
-def _multiply(weights: NDArray[Any], tops: Floats, codes: NDArray[np.int8]) -> None:
-    with np.errstate(divide="ignore"):
-        factors = np.float32(1) / tops * np.float32(127)
-    low, high = absmax.limits(8)
-    kernels.multiply(weights, factors, low, high, codes)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import kernels
 from ..errors import GroupSizeError
+from ..kernels import absmax as loops
 from . import absmax
 from .blocks import Block, Encoded, Floats, magnitudes
 
@@ -41,10 +41,7 @@ def scale(magnitudes: Floats, bits: int = 8) -> Floats:
     Raises:
         ScaleOverflowError: twice the largest value exceeds float32; DeepSpeed's scale is infinite then.
     """
-    with np.errstate(over="ignore"):
-        found: Floats = magnitudes * np.float32(2) / np.float32(1 << bits)
-    absmax.require_finite(np.isfinite(found), "half of float32's largest number")
-    return found
+    return absmax.scales(_formula(bits), magnitudes)
 
 
 def encode(
@@ -68,7 +65,7 @@ def encode(
     """
     if group_numel < 1 or block.size % group_numel:
         raise GroupSizeError(f"{block.size} weights are no whole groups of {group_numel}")
-    return absmax.encode(block, group_numel, lambda top, _: scale(top, bits), _loop(bits), codes)
+    return absmax.encode(block, group_numel, _formula(bits), codes)
 
 
 def encode_part(
@@ -92,7 +89,7 @@ def encode_part(
         bits: 2 to 8.
         codes: a buffer for the codes, of the block's shape.
     """
-    return absmax.encode_part(block, scales, group_numel, _loop(bits), first, codes)
+    return absmax.encode_part(block, scales, group_numel, _formula(bits), first, codes)
 
 
 def decode(
@@ -131,7 +128,7 @@ def _cut(weight: Block, dim: int, begin: int, length: int) -> Block:
     return weight[(slice(None),) * dim + (slice(begin, begin + length),)]
 
 
-def _loop(bits: int) -> absmax.Loop:
-    low, high = absmax.limits(bits)
-    unrounded = np.zeros(1, np.uint32)
-    return lambda weights, scales, codes: kernels.divide(weights, scales, low, high, codes, unrounded)
+def _formula(bits: int) -> absmax.Formula:
+    return absmax.Formula(
+        rule=loops.ROWS, bits=bits, steps=1 << bits, limit="half of float32's largest number"
+    )

@@ -15,24 +15,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import kernels
+from ..kernels import absmax as loops
 from . import absmax
-from .blocks import Block, Encoded, Floats, narrow, raw, require_multiple, widen
+from .blocks import Block, Encoded, require_multiple
 
-#: In the block's dtype; bfloat16's as bits.
-_EPSILON: Final[dict[np.dtype[Any], Any]] = {
-    np.dtype(np.float32): np.float32(2.0**-23),
-    np.dtype(np.float16): np.float16(2.0**-10),
-    np.dtype(np.uint16): np.uint16(0x3C00),
+#: By a block's dtype; uint16 is bfloat16.
+_EPSILON: Final[dict[np.dtype[Any], float]] = {
+    np.dtype(np.float32): 2.0**-23,
+    np.dtype(np.float16): 2.0**-10,
+    np.dtype(np.uint16): 2.0**-7,
 }
-
-
-def scale(magnitudes: Floats, dtype: np.dtype[Any], bits: int = 8) -> Block:
-    """The scale of each group, in a block's `dtype`, from its largest absolute value."""
-    found = narrow(magnitudes / np.float32(((1 << bits) - 1) / 2), dtype)
-    if not found.all():
-        found[found == 0] = _EPSILON[dtype]
-    return found
 
 
 def encode(
@@ -53,21 +45,25 @@ def encode(
         GroupSizeError: `group_size` does not divide `in`.
         NonfiniteWeightError: a weight is NaN or infinite.
     """
-    low, high = absmax.limits(bits)
-    like = raw(np.zeros(1, block.dtype))
-    found = absmax.encode(
-        block,
-        group_numel(block.shape, group_size),
-        lambda top, _: scale(top, block.dtype, bits),
-        lambda part, scales, made: kernels.divide(part, widen(scales), low, high, made, like),
-        codes,
-    )
+    found = absmax.encode(block, group_numel(block.shape, group_size), formula(block.dtype, bits), codes)
     return Encoded(found.codes, found.scales.reshape(block.shape[0], -1))
 
 
 def decode(codes: NDArray[np.int8], scales: Block, *, block: Block | None = None) -> Block:
     """The weights [rows, in], code * scale, in the dtype of `scales` [rows, in / group_size]."""
     return absmax.decode(codes, scales, codes.size // scales.size, scales.dtype, block=block)
+
+
+def formula(dtype: np.dtype[Any], bits: int) -> absmax.Formula:
+    """For blocks of `dtype`."""
+    return absmax.Formula(
+        rule=loops.SYMMETRIC,
+        bits=bits,
+        steps=((1 << bits) - 1) / 2,
+        dtype=dtype,
+        scale_dtype=dtype,
+        epsilon=np.float32(_EPSILON.get(dtype, 0.0)),
+    )
 
 
 def group_numel(shape: tuple[int, ...], group_size: int | None) -> int:

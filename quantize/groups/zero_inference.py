@@ -13,15 +13,15 @@ this: an error report shows it. bfloat16 and float32 do not have that problem.
 """
 
 import math
-from typing import Any
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import kernels
-from ..errors import NonfiniteWeightError
-from .absmax import require_finite
-from .blocks import Block, Encoded, Floats, narrow, output, raw, require_multiple, tiles, widen
+from ..errors import NonfiniteWeightError, ScaleOverflowError
+from ..kernels import conversion
+from ..kernels import spanning as loops
+from .blocks import Block, Encoded, narrow, output, raw, require_multiple, widen
 
 
 def encode(
@@ -53,28 +53,18 @@ def encode(
     require_multiple(block.shape[dim], group_size, f"dimension {dim} of")
     made = output(codes, _codes_shape(block.shape, bits), np.uint8)
     slabs = _slabs(block.shape, group_size, dim)
-    slab = slabs[1] * slabs[2]
-    weights, flat = raw(block).reshape(slabs), made.reshape(-1)
-    scales, minima = (np.empty((slabs[0], slabs[2]), block.dtype) for _ in range(2))
-    top, like = np.float32((1 << bits) - 1), weights.reshape(-1)[:1]
-    wide = np.empty(0, np.uint8)
-    # Two slabs hold an even number of codes, which fill whole bytes.
-    for tile in tiles(slabs[0], slab, block.itemsize, 8 // bits):
-        begin, end = tile.start * slab, tile.stop * slab
-        low, high = _extremes(weights[tile], block.dtype, begin)
-        found = _spanning(low, high, top, like)
-        scales[tile], minima[tile] = narrow(found, block.dtype), narrow(low, block.dtype)
-        if bits == 8:
-            wide = flat[begin:end]
-        elif wide.size < end - begin:
-            wide = np.empty(end - begin, np.uint8)
-        target = wide[: end - begin]
-        _quantize(weights[tile], low, found, top, target.reshape(weights[tile].shape))
-        if bits == 4:
-            kernels.join_nibbles(target, np.uint8(0), True, flat[begin // 2 : end // 2])
-    require_finite(widen(scales).reshape(-1) > 0, "the range of their dtype from the least to the greatest")
+    weights = raw(block).reshape(slabs)
+    scales, minima = (np.empty((slabs[0], slabs[2]), np.float32) for _ in range(2))
+    top, like = np.float32((1 << bits) - 1), raw(np.zeros(1, block.dtype))
+    whole = like.view(f"i{block.itemsize}")
+    if bits == 8:
+        bad = loops.encode(weights, top, like, whole, scales, minima, made.reshape(slabs))
+    else:
+        bad = loops.encode_pairs(weights, top, like, whole, scales, minima, made.reshape(-1))
+    if bad >= 0:
+        _refuse(block, slabs, bad)
     kept = (*block.shape[:dim], block.shape[dim] // group_size, 1, *block.shape[dim + 1 :])
-    return Encoded(made, scales.reshape(kept), minima.reshape(kept))
+    return Encoded(made, *(narrow(table, block.dtype).reshape(kept) for table in (scales, minima)))
 
 
 def decode(
@@ -105,16 +95,16 @@ def decode(
     tables = widen(minimum).reshape(small), widen(scales).reshape(small)
     given, target = wide.reshape(slabs), raw(made).reshape(slabs)
     if slabs[2] == 1:
-        kernels.restore_shifted_rows(given[..., 0], *(t[:, 0] for t in tables), target[..., 0])
+        loops.restore_rows(given[..., 0], *(t[:, 0] for t in tables), target[..., 0])
     else:
-        kernels.restore_shifted_columns(given, *tables, target)
+        loops.restore_columns(given, *tables, target)
     return made
 
 
 def split(joined: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The 4-bit codes in bytes of two, [..., 2 n] in [..., n]."""
     made = np.empty((*joined.shape[:-1], joined.shape[-1] * 2), np.uint8)
-    kernels.split_nibbles(joined.reshape(-1), np.uint8(0), True, made.reshape(-1))
+    conversion.split_nibbles(joined.reshape(-1), np.uint8(0), True, made.reshape(-1))
     return made
 
 
@@ -131,33 +121,10 @@ def _slabs(shape: tuple[int, ...], group_size: int, dim: int) -> tuple[int, int,
     return outer, group_size, math.prod(shape[dim + 1 :])
 
 
-def _extremes(bits: NDArray[Any], dtype: np.dtype[Any], first_index: int) -> tuple[Floats, Floats]:
-    """The least and the greatest of raw bits [slabs, group, columns]: float32 [slabs, columns] each."""
-    signed = np.dtype(f"i{bits.itemsize}")
-    found = np.empty((2, bits.shape[0], bits.shape[2]), signed)
-    if bits.shape[2] == 1:
-        kernels.extremes_along_rows(bits[..., 0], found[0, :, 0], found[1, :, 0])
-    else:
-        kernels.extremes_along_columns(bits, found[0], found[1])
-    # What sorts as an integer becomes a float's bits again by what made it sort.
-    found ^= (found >> (8 * bits.itemsize - 1)) & np.iinfo(signed).max
-    low, high = widen(found.view(dtype))
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        weights = widen(bits.view(dtype)).reshape(-1)
-        raise NonfiniteWeightError(first_index + int(np.argmin(np.isfinite(weights))))
-    return low, high
-
-
-def _spanning(low: Floats, high: Floats, top: np.float32, like: NDArray[Any]) -> Floats:
-    found = np.empty_like(low)
-    kernels.spanning_scales(low.reshape(-1), high.reshape(-1), top, like, found.reshape(-1))
-    return found
-
-
-def _quantize(
-    bits: NDArray[Any], minima: Floats, scales: Floats, high: np.float32, codes: NDArray[np.uint8]
-) -> None:
-    if bits.shape[2] == 1:
-        kernels.shift_and_multiply_rows(bits[..., 0], minima[:, 0], scales[:, 0], high, codes[..., 0])
-    else:
-        kernels.shift_and_multiply_columns(bits, minima, scales, high, codes)
+def _refuse(block: Block, slabs: tuple[int, int, int], group: int) -> NoReturn:
+    """Say what is wrong with the first group that has no scale."""
+    begin = group // slabs[2] * slabs[1] * slabs[2]
+    is_finite = np.isfinite(widen(block.reshape(-1)[begin : begin + slabs[1] * slabs[2]]))
+    if not is_finite.all():
+        raise NonfiniteWeightError(begin + int(np.argmin(is_finite)))
+    raise ScaleOverflowError(group, "the range of their dtype from the least to the greatest")

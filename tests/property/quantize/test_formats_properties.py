@@ -96,7 +96,7 @@ def test_search_is_never_worse_than_the_covering_scale(
     assert (ours <= theirs * (1 + 1e-4) + 1e-30).all()
 
 
-@pytest.mark.parametrize("bits,share", [(8, 0.96), (4, 0.86)])
+@pytest.mark.parametrize("bits,share", [(8, 0.93), (4, 0.86)])
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
 def test_search_is_better_on_ordinary_weights(bits: int, share: float, dtype: str) -> None:
     """Bits per weight are equal; the squared error is at most this share of the covering scale's."""

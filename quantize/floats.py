@@ -3,7 +3,7 @@
 An array's dtype says what its bits are: uint32 for float32, int16 for float16 and uint16 for bfloat16, so
 numba compiles a loop for each of them by itself. float16 takes the CPU's own instructions where there are.
 
-numba's cache does not look here: after a change in this file, change `quantize/kernels.py` as well.
+numba's cache does not look here: after a change in this file, change the loops' modules as well.
 """
 
 import platform
@@ -163,3 +163,16 @@ def sortable(_typing: Any, bits: Any) -> Any:
         return builder.xor(args[0], builder.and_(sign, kind((1 << kind.width - 1) - 1)))
 
     return made(bits), emit
+
+
+@_intrinsic
+def bits_of_sortable(_typing: Any, value: Any, like: Any) -> Any:
+    """The raw bits, of the dtype of `like`, of an integer that `sortable` made, however wide it is by now."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        kind = args[1].type
+        same = args[0] if args[0].type == kind else builder.trunc(args[0], kind)
+        sign = builder.ashr(same, kind(kind.width - 1))
+        return builder.xor(same, builder.and_(sign, kind((1 << kind.width - 1) - 1)))
+
+    return like(value, like), emit
