@@ -10,7 +10,7 @@ from planner.accuracy.published import Row, rows
 from planner.accuracy.setups import Setup, setup_of
 from planner.accuracy.ways import Outcome, graph_of, outcome
 from planner.graph.schema import ModuleGraph
-from planner.tensor_parallel.shard import features, is_embedding
+from planner.tensor_parallel.cuts import features, is_embedding
 
 #: Batch sizes of BLOOM's tables.
 LADDER: Final = (1, 8, 16, 32, 64, 128, 256, 512)

@@ -7,8 +7,8 @@ from planner.graph.schema import ModuleGraph, Node
 from planner.hardware.schema import Fabric
 from planner.memory import phase_cost, self_context
 from planner.tensor_parallel.all_reduce import all_gather_s, all_reduce_s
+from planner.tensor_parallel.cuts import features, is_embedding, is_head, is_row, is_stack
 from planner.tensor_parallel.rules import Rules
-from planner.tensor_parallel.shard import features, is_embedding, is_head, is_row, is_stack
 from planner.workload import Workload
 
 

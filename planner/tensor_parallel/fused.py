@@ -3,8 +3,8 @@
 import msgspec
 
 from planner.graph.schema import ItemsizeCost, ModuleGraph, Node, PhaseCost, Poly
+from planner.tensor_parallel.cuts import features, is_row
 from planner.tensor_parallel.rules import FusedBlock, Rules
-from planner.tensor_parallel.shard import features, is_row
 from planner.time import CACHE_PASSES
 
 

@@ -76,7 +76,7 @@ class TensorParallelLaw(Law):
         """See `planner.runtimes.base.Law.buffers`: what NCCL keeps."""
         if profile.fabric is None:
             return Buffers()
-        return Buffers(device=communicator_bytes(settings.num_ranks, profile.fabric))
+        return Buffers(workspace=communicator_bytes(settings.num_ranks, profile.fabric))
 
     def movement(
         self,

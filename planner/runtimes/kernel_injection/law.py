@@ -3,6 +3,8 @@
 Cuts, sums between ranks and fused operations are priced by the law that all tensor-parallel runtimes share.
 """
 
+from dataclasses import replace
+
 from planner.graph.schema import ModuleGraph
 from planner.hardware.schema import HardwareProfile
 from planner.runtimes.base import Buffers, Settings
@@ -48,7 +50,9 @@ class KernelInjectionLaw(TensorParallelLaw):
         self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
     ) -> Buffers:
         """See `planner.runtimes.base.Law.buffers`: the workspace, reserved before the first token."""
-        return Buffers(workspace=workspace_bytes(graph, workload, settings.num_ranks))
+        shared = super().buffers(graph, profile, workload, settings)
+        own = workspace_bytes(graph, workload, settings.num_ranks)
+        return replace(shared, workspace=shared.workspace + own)
 
 
 def max_out_tokens(workload: Workload) -> int:
