@@ -21,6 +21,8 @@ from planner.pricing import price
 from planner.problem import Problem
 from planner.runtimes.registry import emit
 from planner.runtimes.zero_inference.law import LAW
+from planner.runtimes.zero_inference.parameters import parameters
+from planner.runtimes.zero_inference.sizes import MIN_SWAPPED_BYTES
 from planner.search.best import Candidate
 from planner.units import chain_of
 from planner.verify.tiers import one_tier_down
@@ -28,7 +30,7 @@ from planner.workload import Workload
 
 EIGHT = ("gptj", "opt", "bloom", "gpt_neox", "gpt_neo", "gpt2", "llama", "t5")
 
-#: Partitions under 1 MiB never leave memory: 512 × 2048 elements of float32 are 4 MiB, 2 for each of two ranks.
+#: Partitions under 1 MiB never leave memory: 512 × 2048 elements of float32 are 4 MiB, 2 for each of two.
 _WIDTH = 512
 _WIDE = {
     "gptj": {"n_embd": _WIDTH, "rotary_dim": 64},
@@ -111,7 +113,15 @@ def _assignment(problem: Problem, store: str, kept: int) -> Assignment:
     return Assignment(executes=("gpu:0",) * len(problem.units), lives=tuple(lives))
 
 
-def emitted_for_cpu(plan: Plan, checkpoint: Path, folder: Path) -> Path:
+def tier_down(plan: Plan, checkpoint: Path, folder: Path) -> Path:
     """The plan's folder, one tier down: it runs on a machine without a GPU."""
     emit(one_tier_down(plan), graph_for(resolve(str(checkpoint))), folder)
     return folder
+
+
+def swapped_parts(plan: Plan, checkpoint: Path) -> list[int]:
+    """Bytes of every part of one rank that is large enough for NVMe."""
+    found = parameters(graph_for(resolve(str(checkpoint))))
+    itemsize = plan.workload.itemsize_bytes
+    parts = [one.partition_elements(plan.num_ranks) * itemsize for one in found]
+    return [num_bytes for num_bytes in parts if num_bytes >= MIN_SWAPPED_BYTES]

@@ -123,7 +123,8 @@ def whole(checkpoint: str) -> Any:
         )
     except RuntimeError as error:
         # Tensors of other shapes: this way of loading cannot ignore them.
-        stop(f"{checkpoint} is not a checkpoint of {PLAN['model']['name']}: {error}", 3)
+        words = " ".join(str(error).split())
+        stop(f"{checkpoint} is not a checkpoint of {PLAN['model']['name']}: {words}", 3)
     check_loaded(info, checkpoint)
     return model
 

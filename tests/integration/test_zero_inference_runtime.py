@@ -1,0 +1,114 @@
+"""ZeRO-Inference from its emitted folder, a tier down: swap files, residency, and the plain model's tokens.
+
+All families, stores and degrees are in `tests/benchmarks/zero_inference_families.py`; here are those that
+differ in kind.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from fixtures.train import TRAINED
+from planner.errors import ModelError, RuntimeFailure
+from planner.graph.store import graph_for
+from planner.models.resolve import resolve
+from planner.plan import Plan, read
+from planner.runtimes.registry import emit
+from planner.runtimes.zero_inference.parameters import parameters, resident
+from planner.verify.children import run_child
+from planner.verify.run import VerifyReport, verify
+from tests.integration.zero_inference_cases import plan_for, save_wide, swapped_parts, tier_down
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 400
+
+needs_async_io = pytest.mark.skipif(
+    shutil.which("g++") is None or not Path("/usr/include/libaio.h").exists(),
+    reason="NVMe offload needs libaio-dev and g++, which are not here",
+)
+
+
+def proved(plan: Plan, checkpoint: Path, folder: Path, *, new_tokens: int = 6) -> VerifyReport:
+    emit(plan, graph_for(resolve(str(checkpoint))), folder)
+    report = verify(folder, checkpoint, on="cpu", new_tokens=new_tokens, batch_size=None, timeout_s=TIMEOUT_S)
+    assert report.passed, report
+    assert report.num_ranks == plan.num_ranks
+    assert report.script.num_tokens > 0
+    return report
+
+
+def test_the_trained_model_over_two_ranks_says_the_same(tmp_path: Path) -> None:
+    """In float16, which no CPU's configuration takes; three sequences, so that one rank repeats one."""
+    plan = plan_for(TRAINED, store="cpu", num_ranks=2, kept=3, dtype="float16", batch_size=3)
+    report = proved(plan, TRAINED, tmp_path / "plan", new_tokens=24)
+    assert report.script.num_tokens == 3 * 24
+    assert report.plan.offload_files == 0
+
+
+@needs_async_io
+@pytest.mark.parametrize("family, num_ranks, kept", [("opt", 1, 3), ("t5", 2, 2)])
+def test_weights_come_from_files(family: str, num_ranks: int, kept: int, tmp_path: Path) -> None:
+    checkpoint = save_wide(family, tmp_path / family)
+    plan = plan_for(checkpoint, store="disk", num_ranks=num_ranks, kept=kept)
+    report = proved(plan, checkpoint, tmp_path / "plan")
+    if num_ranks == 1:
+        # Bit for bit; two ranks multiply smaller batches, which sum in another order.
+        assert report.script.logit_error == 0.0
+    parts = swapped_parts(plan, checkpoint)
+    assert len(parts) >= 8
+    assert report.plan.offload_files == num_ranks * len(parts)
+    assert report.plan.offload_bytes == num_ranks * sum(parts)
+
+
+@pytest.mark.parametrize("store", ["cpu", pytest.param("disk", marks=needs_async_io)])
+def test_exactly_what_the_plan_keeps_stays(store: str, tmp_path: Path) -> None:
+    checkpoint = save_wide("gptj", tmp_path / "gptj")
+    plan = plan_for(checkpoint, store=store, kept=3)
+    folder, out = tier_down(plan, checkpoint, tmp_path / "plan"), tmp_path / "whole.json"
+    graph = graph_for(resolve(str(checkpoint)))
+    kept = resident(read(folder), graph)
+    matrices = {one.fqn for one in parameters(graph) if not one.is_vector}
+    assert matrices - kept
+    assert matrices & kept
+    script = ROOT / "tests/integration/zero_inference_residency.py"
+    (tmp_path / "offload").mkdir()
+    argv = [sys.executable, str(script), str(folder), str(checkpoint), str(tmp_path / "offload"), str(out)]
+    run_child(argv, "the emitted plan", tmp_path, timeout_s=TIMEOUT_S)
+    for moment in json.loads(out.read_text()):
+        assert set(moment) == kept
+
+
+@pytest.mark.parametrize("damage", ["missing", "mismatched"])
+def test_another_models_weights_are_refused(damage: str, tmp_path: Path) -> None:
+    name = "transformer.h.1.mlp.fc_in.weight"
+    weights = load_file(TRAINED / "model.safetensors")
+    weights |= {name: weights[name][:-1].copy()}
+    if damage == "missing":
+        del weights[name]
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_bytes((TRAINED / "config.json").read_bytes())
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    folder = tier_down(plan_for(TRAINED, store="cpu", dtype="float32"), TRAINED, tmp_path / "plan")
+    argv = [sys.executable, str(folder / "generate.py"), str(checkpoint), "--prompt-tokens", "4"]
+    with pytest.raises(ModelError, match=name):
+        run_child(argv, "the emitted plan", tmp_path, timeout_s=TIMEOUT_S)
+
+
+@needs_async_io
+def test_a_part_that_is_not_on_the_disk_is_noticed(tmp_path: Path) -> None:
+    """With a larger aio block nothing swaps, and every token would be right all the same."""
+    checkpoint = save_wide("llama", tmp_path / "llama")
+    folder = tier_down(plan_for(checkpoint, store="disk"), checkpoint, tmp_path / "plan")
+    script = folder / "generate.py"
+    script.write_text(script.read_text().replace('config["aio"]["block_size"])', "2**18)"))
+    config = json.loads((folder / "ds_config.json").read_text())
+    config["aio"]["block_size"] = 2**26
+    (folder / "ds_config.json").write_text(json.dumps(config))
+    argv = [sys.executable, str(script), str(checkpoint), "--prompt-tokens", "4", "--new-tokens", "2"]
+    with pytest.raises(RuntimeFailure, match=r"parts of weights should be in .*, and 0 are"):
+        run_child(argv, "the emitted plan", tmp_path, timeout_s=TIMEOUT_S)

@@ -1,0 +1,34 @@
+"""Loads an emitted folder as its generate.py does; says which parameters are whole, forward after forward.
+
+Usage: `zero_inference_residency.py FOLDER CHECKPOINT OFFLOAD_FOLDER OUT`, one process, a decoder.
+"""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Write the names of whole parameters before the first forward and after each of five."""
+    folder, checkpoint, offload_folder, out = sys.argv[1:]
+    sys.path.insert(0, folder)
+    script = runpy.run_path(str(Path(folder) / "generate.py"), run_name="emitted")
+    model = script["load"](checkpoint, offload_folder)
+
+    import torch
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    def whole() -> list[str]:
+        return [n for n, p in model.named_parameters() if p.ds_status is ZeroParamStatus.AVAILABLE]
+
+    found = [whole()]
+    with torch.no_grad():
+        for length in (4, 1, 1, 3, 1):
+            model(input_ids=torch.full((1, length), 7))
+            found.append(whole())
+    Path(out).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
