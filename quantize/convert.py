@@ -1,14 +1,17 @@
 """A checkpoint into a quantized one: streamed, bounded, resumable, on `reshard`'s machinery."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
+from reshard.cuts import CHUNKS
 from reshard.encoding import Encoder
-from reshard.errors import UnsupportedSourceError
+from reshard.errors import CannotSplitError, UnsupportedSourceError
 from reshard.formats.base import Source
 from reshard.job import Job, Request
+from reshard.rules import Rules
 from reshard.run import Report, reshard
 from reshard.tensors import Logical
 
@@ -89,6 +92,33 @@ def check_chosen(source: Source, decisions: Mapping[str, Decision]) -> None:
     raise NothingToQuantizeError(f"{source.folder.path('')} has nothing to quantize{why}")
 
 
+def _check_chunks(source: Source, made: Quantization, degrees: Iterable[int]) -> None:
+    """See to it that no weight is cut whose scales are of chunks that are no whole rows.
+
+    Raises:
+        CannotSplitError: one is; the message says how many groups would work.
+    """
+    rules = Rules(source.model, source.tensors)
+    coded = [rule for rule in map(rules.rule, made.derived()) if rule.outputs or rule.inputs]
+    wanted = [degree for degree in degrees if degree > 1]
+    chunked = [r.name for r in coded if any(n.endswith(CHUNKS) for n in made.derived()[r.name])]
+    if not wanted or not chunked:
+        return
+    rows = {rule.name: source.tensors[rule.name].shape[0] for rule in coded}
+
+    def works(groups: int) -> bool:
+        cuts = [(rule.outputs, rows[rule.name] // groups) for rule in coded]
+        made = [msgspec.structs.replace(cut, ratio=ratio) for cut, ratio in cuts if cut is not None]
+        return all(cut.works(degree) for cut in made for degree in wanted)
+
+    common = math.gcd(*rows.values())
+    fitting = [n for n in range(1, common + 1) if common % n == 0 and works(n)]
+    raise CannotSplitError(
+        f"{chunked[0]} would have chunks that are no whole rows, which no rank's part of it is made of; at "
+        f"tp_size={', '.join(map(str, wanted))} --groups {', '.join(map(str, fitting)) or '(none)'} works"
+    )
+
+
 def quantize(
     request: Request,
     output: Output,
@@ -119,7 +149,9 @@ def quantize(
         decisions = decide(source, include, exclude)
         decided(decisions)
         check_chosen(source, decisions)
-        return Quantization(source, output, decisions)
+        made = Quantization(source, output, decisions)
+        _check_chunks(source, made, request.degrees)
+        return made
 
     wanted = msgspec.structs.replace(request, format=output.target)
     return reshard(wanted, progress=progress, started=started, transform=transform)

@@ -6,10 +6,11 @@ Source: compressed-tensors 0.20, `quantization/quant_args.py`; transformers 5.23
 from collections.abc import Mapping
 from typing import Any, Final
 
+from reshard.cuts import CHUNKS
 from reshard.errors import UnsupportedSourceError
 from reshard.formats.base import Source
 
-from .formats.plain import CHUNKS, METHOD
+from .formats.plain import METHOD
 
 #: What stands beside codes, and goes when they are decoded.
 COMPANIONS: Final = (

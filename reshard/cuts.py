@@ -22,6 +22,8 @@ COMPANIONS: Final = ("weight_scale", "weight_minimum", "weight_zero_point", "SCB
 SCALARS: Final = ("weight_format", "input_scale", "input_zero_point")
 #: The shape of a packed weight, as a tensor of two numbers.
 SHAPE: Final = "weight_shape"
+#: Scales of chunks that begin and end inside rows, by a number of groups for the whole weight.
+CHUNKS: Final = "weight_chunk_scale"
 #: Parameters of Linears and embeddings that can be cut.
 _KNOWN: Final = (*PLAIN, *COMPANIONS, *SCALARS)
 
@@ -51,23 +53,23 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True):
             raise CannotSplitError(f"{name}: {error}") from None
         if self.ratio == 1:
             return found
-        if not self._works(tp_size):
+        if not self.works(tp_size):
             raise CannotSplitError(
                 f"{name}: a cut at tp_size={tp_size} goes through a group of {self.ratio} quantized "
                 f"elements; degrees that work: {', '.join(map(str, self._degrees()))}"
             )
         return tuple((begin // self.ratio, end // self.ratio) for begin, end in found)
 
-    def _degrees(self) -> list[int]:
-        return [n for n in range(1, 65) if self._works(n)]
-
-    def _works(self, tp_size: int) -> bool:
+    def works(self, tp_size: int) -> bool:
         """Whether no rank's interval begins or ends inside a group."""
         try:
             bounds = [b for r in range(tp_size) for i in rank_intervals(self.axis, tp_size, r) for b in i]
         except CannotSplitError:
             return False
         return all(bound % self.ratio == 0 for bound in bounds)
+
+    def _degrees(self) -> list[int]:
+        return [n for n in range(1, 65) if self.works(n)]
 
 
 def check_parameter(name: str, param: str) -> None:
@@ -81,6 +83,12 @@ def check_parameter(name: str, param: str) -> None:
         raise CannotSplitError(
             f"{name} holds the shape of the whole weight, which no rank's part of it has; a pack-quantized "
             "checkpoint stays at tp_size=1: cut it unpacked, as int-quantized"
+        )
+    if param == CHUNKS:
+        raise CannotSplitError(
+            f"{name} has the scales of chunks that are no whole rows, and no rank's part of the weight is of "
+            "whole chunks; quantize with a number of --groups that divides the rows of every weight and is a "
+            "multiple of the degree"
         )
     if param not in _KNOWN:
         raise CannotSplitError(

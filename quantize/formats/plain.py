@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from reshard.cuts import CHUNKS
 from reshard.encoding import Encoded, Encoder
 from reshard.errors import UnsupportedTargetError
 from reshard.formats.base import Source
@@ -27,8 +28,6 @@ from .encoders import FlatEncoder, RowEncoder
 METHOD: Final = "offload-planner"
 SCALE: Final = "weight_scale"
 MINIMUM: Final = "weight_minimum"
-#: Scales of chunks that are no whole rows: a name that `reshard` does not know how to share out, and says so.
-CHUNKS: Final = "weight_chunk_scale"
 
 
 def output(scheme: Scheme, *, allow_nonfinite: bool = False) -> Output:

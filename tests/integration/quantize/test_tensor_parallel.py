@@ -115,8 +115,8 @@ def test_shards_mean_what_the_whole_means(name: str, work: Path) -> None:
         (ZeroInference(group_size=32), 2, "goes through a group of 32"),
         (Rows(group_rows=32), 4, "goes through a group of 32"),
         # Chunks that are no whole rows mean nothing to a rank's columns.
-        (Moq(groups=128), 2, "how a weight_chunk_scale is shared out is not known"),
-        (Moq(groups=7), 2, "how a weight_chunk_scale is shared out is not known"),
+        (Moq(groups=128), 2, "chunks that are no whole rows"),
+        (Moq(groups=7), 2, "chunks that are no whole rows"),
     ],
 )
 def test_groups_that_straddle_a_cut_are_refused(
@@ -129,3 +129,15 @@ def test_groups_that_straddle_a_cut_are_refused(
     make(work / "model", work / "whole", output(scheme))
     with pytest.raises(CannotSplitError, match=message):
         cut(work / "whole", work / "cut", tp_size)
+
+
+@pytest.mark.parametrize("tp_size,groups", [(2, (2, 4, 8, 16, 32)), (4, (4, 8, 16, 32))])
+def test_the_numbers_of_groups_that_are_said_to_work_do(
+    tp_size: int, groups: tuple[int, ...], work: Path
+) -> None:
+    """Rows are 64 and 96: their divisors in common, as far as ranks hold whole chunks."""
+    save("llama", work / "model", **SETTINGS)
+    with pytest.raises(CannotSplitError, match=f"--groups {', '.join(map(str, groups))} works"):
+        make(work / "model", work / "out", output(Moq(groups=128)), tp_size)
+    for number in groups:
+        make(work / "model", work / f"out{number}", output(Moq(groups=number)), tp_size)

@@ -55,7 +55,7 @@ def test_sums_are_those_of_whole_numbers(bits: int, middle: int) -> None:
 @pytest.mark.parametrize("bits,most", [(8, 18360), (4, 2200)])
 @pytest.mark.parametrize("weight", [LARGEST, -LARGEST])
 def test_the_largest_sums_do_not_overflow(bits: int, most: int, weight: int) -> None:
-    """As many of the largest weight as are summed at once, by the largest factor that the search lets through.
+    """As many of the largest weight as are summed at once, by the largest factor that the search takes.
 
     That is 1.1 * 64 * 65536 / 32767 * (2^bits - 1) / 2, by the least share: 0.978 for 8 bits, 0.48 for 4.
     """
