@@ -6,7 +6,7 @@ from planner.breakdown import PHASES, MemoryBreakdown, TimeBreakdown, worst_by_d
 from planner.comparison import best_by_runtime
 from planner.explain import Place
 from planner.plan import Alternative, Plan, Prediction
-from planner.sizes import format_bytes, format_seconds
+from planner.sizes import format_bytes, format_seconds, format_seconds_briefly
 from planner.what_if import Change
 
 from .render import Bar, Column, show_bars, show_facts, show_table, show_text
@@ -56,7 +56,7 @@ def show_comparison(plan: Plan) -> None:
     priced = [one for one in best_by_runtime(plan) if one.batch_size]
     refused = [one for one in best_by_runtime(plan) if not one.batch_size]
     is_priced = plan.hardware.usd_per_hour is not None
-    titles = ("batch", "prefill", "step", "tokens/s", *(["$/Mtok"] if is_priced else []), "load")
+    titles = ("batch", "prefill", "step", "tok/s", *(["$/Mtok"] if is_priced else []), "load")
     columns = (
         Column("runtime"),
         *(Column(title, is_number=True) for title in titles),
@@ -74,13 +74,17 @@ def _runtime(one: Alternative, *, is_priced: bool) -> tuple[str, ...]:
     return (
         name,
         str(one.batch_size),
-        format_seconds(one.prefill_s),
-        format_seconds(one.decode_s) if one.decode_s else "",
+        format_seconds_briefly(one.prefill_s),
+        format_seconds_briefly(one.decode_s) if one.decode_s else "",
         f"{one.tokens_per_s:.3g}",
-        *([f"{price:,.2f}" if price is not None else ""] if is_priced else []),
-        format_seconds(one.load_s),
+        *([_dollars(price) if price is not None else ""] if is_priced else []),
+        format_seconds_briefly(one.load_s),
         one.reason,
     )
+
+
+def _dollars(price: float) -> str:
+    return f"{price:.2f}" if price < 100 else f"{price:.0f}"
 
 
 def show_alternatives(alternatives: Iterable[Alternative]) -> None:

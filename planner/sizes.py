@@ -82,6 +82,14 @@ def format_count(count: float) -> str:
     return f"{value}{prefix}"
 
 
+def format_seconds_briefly(seconds: float) -> str:
+    """Seconds in one unit and three digits, for a narrow column: `92.4 ms`, `6.24 min`, `13 h`."""
+    for limit, unit, size in ((60.0, "", 1.0), (3600.0, "min", 60.0), (float("inf"), "h", 3600.0)):
+        if seconds < limit:
+            return f"{seconds / size:.3g} {unit}" if unit else format_seconds(seconds)
+    return "forever"
+
+
 def format_seconds(seconds: float) -> str:
     """A time in three digits, as in `25.0 µs`, `64.0 ms`, `1.77 s`; minutes and hours above 100 s."""
     if seconds == 0:

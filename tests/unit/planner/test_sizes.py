@@ -9,6 +9,7 @@ from planner.sizes import (
     format_flops,
     format_rate,
     format_seconds,
+    format_seconds_briefly,
     parse_bytes,
     parse_nvme,
     parse_rate,
@@ -152,3 +153,8 @@ def test_shows_rates_flops_and_counts() -> None:
 )
 def test_shows_seconds(seconds: float, expected: str) -> None:
     assert format_seconds(seconds) == expected
+
+
+def test_brief_times_have_one_unit() -> None:
+    found = [format_seconds_briefly(s) for s in (0.0924, 59.9, 60, 374.2, 46620, 1e6, float("inf"))]
+    assert found == ["92.4 ms", "59.9 s", "1 min", "6.24 min", "12.9 h", "278 h", "forever"]
