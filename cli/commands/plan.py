@@ -10,6 +10,7 @@ from planner.planning import choose
 from planner.report.page import check_path, write_report
 from planner.request import OBJECTIVES, Request
 from planner.runtimes.registry import LAWS, emit
+from planner.serving.registry import SERVERS
 
 from ..choices import machine, model_and_machine, traced_model
 from ..options import output_options
@@ -29,6 +30,9 @@ from ..report import headline, show_alternatives, show_comparison, show_places, 
 )
 @click.option("--all", "show_all", is_flag=True, help="Show every way that was priced, not the best of each.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write pictures: .html, .png or .svg.")
+@click.option(
+    "--serve", "server", type=click.Choice(list(SERVERS)), help="With --out: files for a server, too."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Write a folder that runs the plan.")
 @output_options
 def command(
@@ -46,6 +50,7 @@ def command(
     weight_bits: str | None,
     show_all: bool,
     report: Path | None,
+    server: str | None,
     out: Path | None,
     as_json: bool,
     **overrides: Any,
@@ -54,6 +59,8 @@ def command(
 
     Nothing is downloaded and no GPU is needed. `--dtype any` lets the planner choose.
     """
+    if server is not None and out is None:
+        raise click.UsageError("--serve writes files beside the plan's; give --out FOLDER with it")
     request = Request(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
@@ -72,7 +79,7 @@ def command(
     plan, candidate = choose(traced, profile, request)
     if report is not None:
         write_report(plan, candidate, report)
-    files = emit(plan, traced.graph, out) if out is not None else ()
+    files = emit(plan, traced.graph, out, server=server) if out is not None else ()
     if as_json:
         show_json(plan)
         return

@@ -15,6 +15,8 @@ from planner.runtimes.deepspeed_tp.law import LAW as DEEPSPEED_TP
 from planner.runtimes.folder import write_folder
 from planner.runtimes.transformers_tp.law import LAW as TRANSFORMERS_TP
 from planner.runtimes.zero_inference.law import LAW as ZERO_INFERENCE
+from planner.serving.launch import across_hosts
+from planner.serving.registry import serve
 
 LAWS: Final[dict[str, Law]] = {
     law.name: law for law in (ACCELERATE, CPU, ZERO_INFERENCE, DEEPSPEED_TP, TRANSFORMERS_TP)
@@ -35,15 +37,23 @@ def laws(names: Iterable[str] | None = None) -> tuple[Law, ...]:
     return tuple(LAWS[name] for name in names)
 
 
-def emit(plan: Plan, graph: ModuleGraph, folder: Path) -> tuple[Path, ...]:
+def emit(plan: Plan, graph: ModuleGraph, folder: Path, *, server: str | None = None) -> tuple[Path, ...]:
     """Write the folder that runs a plan; see the runtime's own `emit` module.
 
+    Args:
+        plan: what to run.
+        graph: the model's.
+        folder: where.
+        server: a server to put in front (see `planner.serving.registry`), or None.
+
     Raises:
-        UnknownNameError: the plan names a runtime that is not known.
-        InvalidInputError: `folder` holds something other than a plan.
+        UnknownNameError: the plan names a runtime that is not known, or `server` is none.
+        InvalidInputError: `folder` holds something other than a plan, or the server cannot run this one.
     """
     laws([plan.runtime])
     package = plan.runtime.replace("-", "_")
     module = importlib.import_module(f"planner.runtimes.{package}.emit")
-    emitted: Emitted = module.emit(plan, graph)
+    emitted: Emitted = across_hosts(module.emit(plan, graph), plan)
+    if server is not None:
+        emitted = serve(emitted, plan, graph, server)
     return write_folder(plan, emitted, folder)
