@@ -20,6 +20,15 @@ from planner.runtimes.zero_inference.sizes import MIN_SWAPPED_BYTES
 #: Asked for only where ranks are running.
 _ASKED_LATER: Final = frozenset({"bfloat16", "data_parallel_size", "sequence_parallel_size"})
 
+#: DeepSpeed's classes of the blocks that it checks strictly → the blocks.
+_BLOCKS: Final = {
+    "DeepSpeedZeroConfig": "zero_optimization",
+    "DeepSpeedZeroOffloadParamConfig": "zero_optimization.offload_param",
+    "DeepSpeedFP16Config": "fp16",
+    "DeepSpeedBF16Config": "bf16",
+    "WeightQuantConfig": "weight_quantization",
+}
+
 _MICRO, _BATCH, _STEPS = "train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps"
 
 
@@ -177,28 +186,26 @@ def _rejected(config: dict[str, Any]) -> Iterable[Finding]:
 
 def _strict(title: str, error: Any) -> Finding:
     """One error of a strict block, in words."""
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadParamConfig
-
-    blocks: dict[str, tuple[str, Any]] = {
-        "DeepSpeedZeroConfig": ("zero_optimization.", DeepSpeedZeroConfig),
-        "DeepSpeedZeroOffloadParamConfig": (
-            "zero_optimization.offload_param.",
-            DeepSpeedZeroOffloadParamConfig,
-        ),
-    }
-    prefix, fields = blocks.get(title, (f"{title}: ", None))
     *path, name = [str(part) for part in error["loc"]] or [""]
-    if path == ["offload_param"]:
-        fields = DeepSpeedZeroOffloadParamConfig
-    where = prefix + ".".join([*path, name])
+    where = ".".join([_BLOCKS.get(title, title), *path, name])
     if error["type"] == "extra_forbidden":
-        known = {} if fields is None else fields.model_fields
-        names = {alias for key, field in known.items() for alias in (key, field.alias) if alias}
-        return Finding(kind="rejected", sentence=f"DeepSpeed rejects {where}{_nearest(name, names)}")
+        return Finding(
+            kind="rejected", sentence=f"DeepSpeed rejects {where}{_nearest(name, _fields(title, path))}"
+        )
     return Finding(
         kind="rejected", sentence=f"DeepSpeed rejects {where} = {error['input']!r}: {error['msg']}"
     )
+
+
+def _fields(title: str, path: list[str]) -> set[str]:
+    """Keys of a strict block, as they may be written."""
+    from deepspeed.runtime.config_utils import DeepSpeedConfigModel
+    from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadParamConfig
+
+    classes = {one.__name__: one for one in DeepSpeedConfigModel.__subclasses__()}
+    found = DeepSpeedZeroOffloadParamConfig if path == ["offload_param"] else classes.get(title)
+    fields = {} if found is None else found.model_fields
+    return {written for key, field in fields.items() for written in (key, field.alias) if written}
 
 
 def _batch(config: dict[str, Any], num_ranks: int) -> Iterable[Finding]:

@@ -1,0 +1,228 @@
+"""What ZeRO-Inference costs, worked out by hand, and what its configuration says."""
+
+import msgspec
+import pytest
+
+from fixtures.graphs import layered_graph
+from planner.evaluate import Assignment, memory, time
+from planner.graph.network import placement_units
+from planner.hardware.load import load
+from planner.hardware.overrides import apply
+from planner.hardware.schema import HardwareProfile
+from planner.models.traced import Model
+from planner.planning import make_plan
+from planner.pricing import price
+from planner.problem import Problem
+from planner.request import Request
+from planner.runtimes.base import Settings
+from planner.runtimes.zero_inference.law import LAW
+from planner.runtimes.zero_inference.parameters import marked, parameters
+from planner.runtimes.zero_inference.sizes import sizes_for
+from planner.units import chain_of
+from planner.workload import Workload
+
+HIDDEN, VOCABULARY, LAYERS = 64, 256, 3
+#: Of a block: 4·64² in its attention, and 4·64² in each of two linear layers.
+MATRIX = 4 * HIDDEN**2
+TABLE = VOCABULARY * HIDDEN
+
+
+def way(profile: HardwareProfile, store: str, num_ranks: int, bits: int | None = None) -> Settings:
+    """The law's own settings of that kind."""
+    (found,) = [
+        one
+        for one in LAW.settings(profile)
+        if (one.store, one.num_ranks, one.weight_bits, one.kv_cache) == (store, num_ranks, bits, "device")
+    ]
+    return found
+
+
+def problem(profile: HardwareProfile, settings: Settings, *, layers: int = LAYERS) -> Problem:
+    graph = layered_graph(layers, hidden=HIDDEN, vocabulary=VOCABULARY)
+    workload = Workload(batch_size=1, prompt_tokens=8, new_tokens=4, dtype="float16")
+    return price(graph, chain_of(graph, placement_units(graph)), profile, workload, settings, LAW)
+
+
+def streamed(found: Problem) -> Assignment:
+    """Everything in the store."""
+    store = found.settings.store
+    return Assignment(
+        executes=("gpu:0",) * len(found.units),
+        lives=tuple((store,) * len(unit.leaves) for unit in found.units),
+    )
+
+
+def test_no_gpu_no_zero_inference() -> None:
+    profile = load("cpu-16c-64g")
+    assert LAW.settings(profile) == ()
+    assert "no GPU" in LAW.absent(profile)
+
+
+def test_ways_on_one_gpu_and_on_all() -> None:
+    one, eight = load("a100-80g"), load("8xa100-80g")
+    assert {(s.store, s.num_ranks) for s in LAW.settings(one)} == {("cpu", 1), ("disk", 1)}
+    both = {(s.store, s.num_ranks) for s in LAW.settings(eight)}
+    assert {("cpu", 1), ("cpu", 8), ("disk", 8), ("peers", 8)} <= both
+    assert ("peers", 1) not in both
+    without = msgspec.structs.replace(one, disk=None)
+    assert {s.store for s in LAW.settings(without)} == {"cpu"}
+    assert all(s.num_streams == s.num_ranks for s in LAW.settings(eight))
+
+
+def test_one_rank_copies_all_of_it_over_its_link() -> None:
+    profile = load("a100-80g")
+    link = profile.host_to_device
+    assert link is not None
+    moved = LAW.movement(
+        num_bytes=10**9,
+        num_tensors=2,
+        lives="cpu",
+        executes="gpu:0",
+        settings=way(profile, "cpu", 1),
+        profile=profile,
+    )
+    assert moved.copy_s == pytest.approx(2 * link.latency_s.value + 1e9 / link.pinned_bytes_per_s.value)
+    assert moved.host_s == pytest.approx(2 * 0.15e-3)
+
+
+def test_eight_ranks_copy_an_eighth_each_and_gather_the_rest() -> None:
+    profile = load("8xa100-80g")
+    link, peer, gpu = profile.host_to_device, profile.peer, profile.gpu
+    assert link is not None
+    assert peer is not None
+    assert gpu is not None
+    moved = LAW.movement(
+        num_bytes=8 * 10**9,
+        num_tensors=1,
+        lives="cpu",
+        executes="gpu:0",
+        settings=way(profile, "cpu", 8),
+        profile=profile,
+    )
+    memory_s = 8e9 / profile.host.memory_bandwidth_bytes_per_s.value
+    copy = max(link.latency_s.value + 1e9 / link.pinned_bytes_per_s.value, memory_s)
+    gathered = peer.latency_s.value + 7e9 / peer.pinned_bytes_per_s.value
+    # Each part of what was gathered together is copied into its place: read and written.
+    parted = 2 * 8e9 / (gpu.memory_bandwidth_bytes_per_s.value * gpu.bandwidth_efficiency.value)
+    assert moved.copy_s == pytest.approx(copy + gathered + parted)
+    on_gpus = LAW.movement(
+        num_bytes=8 * 10**9,
+        num_tensors=1,
+        lives="peers",
+        executes="gpu:0",
+        settings=way(profile, "peers", 8),
+        profile=profile,
+    )
+    assert on_gpus.copy_s == pytest.approx(gathered + parted)
+
+
+def test_nvme_is_read_while_the_part_before_is_copied() -> None:
+    profile = load("a100-80g")
+    disk = profile.disk
+    assert disk is not None
+    moved = LAW.movement(
+        num_bytes=10**9,
+        num_tensors=1,
+        lives="disk",
+        executes="gpu:0",
+        settings=way(profile, "disk", 1),
+        profile=profile,
+    )
+    assert moved.copy_s == pytest.approx(disk.latency_s.value + 1e9 / disk.read_bytes_per_s.value)
+
+
+def test_quantized_weights_move_fewer_bytes() -> None:
+    profile = load("a100-80g")
+    times = [
+        LAW.movement(
+            num_bytes=10**9,
+            num_tensors=0,
+            lives="cpu",
+            executes="gpu:0",
+            settings=way(profile, "cpu", 1, bits),
+            profile=profile,
+        ).copy_s
+        for bits in (None, 8, 4)
+    ]
+    assert times == pytest.approx([times[0], times[0] / 2, times[0] / 4])
+
+
+def test_the_store_holds_everything_whatever_is_resident() -> None:
+    profile = load("a100-80g")
+    found = problem(profile, way(profile, "cpu", 1))
+    # Powers of two already: the embedding, the head and three matrices in each of three blocks.
+    stored = 2 * (2 * TABLE + LAYERS * 3 * MATRIX)
+    assert found.buffers.host == stored
+    everything = Assignment(
+        executes=("gpu:0",) * len(found.units),
+        lives=tuple(("gpu:0",) * len(unit.leaves) for unit in found.units),
+    )
+    for assignment in (streamed(found), everything):
+        host = memory(found, assignment)["cpu"]["decode"]
+        assert host.weights == 0
+        assert host.staging == stored
+    gpu = memory(found, streamed(found))["gpu:0"]["decode"]
+    assert gpu.weights == sum(unit.buffer_bytes for unit in found.units)
+
+
+def test_a_store_on_the_gpus_is_shared_among_them() -> None:
+    profile = load("8xa100-80g")
+    found = problem(profile, way(profile, "peers", 8))
+    stored = 2 * (2 * TABLE + LAYERS * 3 * MATRIX)
+    sizes = sizes_for(found.graph)
+    whole = TABLE * 2 + LAYERS * 3 * MATRIX
+    ahead = 2 * min(sizes.max_live + sizes.prefetch_bucket, whole)
+    assert found.buffers.device == ahead + stored // 8
+    assert found.buffers.host == 0
+    by_device = memory(found, streamed(found))
+    assert set(by_device) == {"cpu", *(f"gpu:{rank}" for rank in range(8))}
+    assert by_device["gpu:7"] == by_device["gpu:0"]
+
+
+def test_nvme_takes_disk_for_all_and_memory_for_buffers() -> None:
+    profile = load("8xa100-80g")
+    found = problem(profile, way(profile, "disk", 8))
+    assert found.buffers.disk == 2 * (2 * TABLE + LAYERS * 3 * MATRIX)
+    sizes = sizes_for(found.graph)
+    # Parts below 1 MiB stay in memory; here that is all of them, and the buffers stand by.
+    parts = 2 * (2 * TABLE + LAYERS * 3 * MATRIX) // 8
+    staged = sizes.num_buffers * (max(TABLE, MATRIX) // 8) * 2
+    assert found.buffers.host == 8 * (parts + (1 << (staged - 1).bit_length()))
+
+
+def test_hooks_are_always_there() -> None:
+    profile = load("a100-80g")
+    found = problem(profile, way(profile, "cpu", 1))
+    resident = Assignment(
+        executes=("gpu:0",) * len(found.units),
+        lives=tuple(("gpu:0",) * len(unit.leaves) for unit in found.units),
+    )
+    num_modules = sum(1 for node in found.graph.nodes if node.tensors)
+    spent = time(found, resident)["decode"]
+    # Kernels of this size end before the host has issued them.
+    assert spent.host_overhead >= 0.99 * num_modules * LAW.hook(profile).value
+
+
+def test_thresholds_keep_what_deepspeed_would_keep() -> None:
+    found = parameters(layered_graph(2, hidden=HIDDEN, vocabulary=VOCABULARY, tied=True))
+    assert sum(one.num_elements for one in found) == TABLE + 2 * 3 * MATRIX
+    small = marked(found, each=MATRIX, together=10**9)
+    assert small == {one.fqn for one in found}
+    # Two fit; the third would exceed, and nothing after it is smaller.
+    assert len(marked(found, each=MATRIX, together=2 * MATRIX)) == 2
+    assert marked(found, each=MATRIX - 1, together=10**9) == frozenset()
+
+
+def test_a_plan_that_only_zero_inference_can_make_fits() -> None:
+    """Host memory of eight GPUs' machine, one link each: the weights of a model that no GPU holds."""
+    graph = layered_graph(24, hidden=8192, vocabulary=32000)
+    model = Model(name="layered", auto_class="causal-lm", dtype="float16", graph=graph)
+    profile = apply(load("8xa100-80g"), gpu_memory_bytes=int(12e9))
+    plan = make_plan(
+        model, profile, Request(runtimes=("zero-inference",), objective="throughput", new_tokens=4)
+    )
+    assert plan.runtime == "zero-inference"
+    assert plan.num_streams == plan.num_ranks
+    for phases in plan.prediction.memory.values():
+        for part in phases.values():
+            assert part.total <= part.capacity
