@@ -1,8 +1,8 @@
 """Every family through the emitted folders of the tensor-parallel runtimes, and a table of what came out.
 
 `python tests/benchmarks/tensor_parallel.py OUT.md [--jobs N] [--family NAME ...]` builds tiny checkpoints,
-cuts them, emits plans for 2 and 4 ranks, runs each in real processes (gloo, on the CPU) and compares tokens and
-logits with the plain model's. A family that a runtime does not run stands in the table with the reason.
+cuts them, emits plans for 2 and 4 ranks, runs each in real processes (gloo, on the CPU) and compares tokens
+and logits with the plain model's. A family that a runtime does not run stands in the table with the reason.
 """
 
 import argparse
@@ -136,8 +136,8 @@ def heading(num_runs: int) -> str:
     return f"""# Tensor parallelism through emitted folders
 
 `python tests/benchmarks/tensor_parallel.py`: {num_runs} cases of tiny checkpoints (float32, two layers or
-more, {WORKLOAD.batch_size} × {WORKLOAD.new_tokens} greedy tokens). Each is a plan's folder, run as it is by real
-processes with gloo on the CPU.
+more, {WORKLOAD.batch_size} × {WORKLOAD.new_tokens} greedy tokens). Each is a plan's folder, run as it is by
+real processes with gloo on the CPU.
 deepspeed {deepspeed.__version__}, transformers {transformers.__version__}, torch {torch.__version__},
 Python {platform.python_version()}.
 Tokens are compared with the plain model's; the error is the largest difference of a logit as a share of the
