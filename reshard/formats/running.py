@@ -128,19 +128,20 @@ def _numbers(name: str, weight: WeightRoles, shape: tuple[int, ...]) -> "torch.T
 def _read_off(
     key: str, numbers: "torch.Tensor", num_groups: int, shapes: Mapping[str, tuple[int, ...]], name: str
 ) -> WeightRoles:
-    long = [dim for dim, extent in enumerate(numbers.shape) if extent > 1]
+    # Experts that stay stacked are cut alike: the numbers change along one dimension, whatever it is now.
+    along = [d for d in range(numbers.dim()) if (numbers != numbers.select(d, 0).unsqueeze(d)).any()]
     shape = shapes.get(key, ())
-    if len(long) != 1 or len(shape) != numbers.dim() or shape[long[0]] != numbers.shape[long[0]]:
+    if len(along) != 1 or len(shape) != numbers.dim() or shape[along[0]] != numbers.shape[along[0]]:
         raise UnsupportedTargetError(
             f"the roles name {name}, which transformers stores as {key}, and the checkpoint has "
             f"{f'that with shape {list(shape)}' if shape else 'no such tensor'}; give the roles of what it "
             "has"
         )
     groups: list[list[Interval]] = [[] for _ in range(num_groups)]
-    for begin, end, group in _runs(numbers.reshape(-1).tolist()):
+    for begin, end, group in _runs(numbers.movedim(along[0], 0).flatten(1)[:, 0].tolist()):
         if group:
             groups[group - 1].append((begin, end))
-    return WeightRoles(dim=long[0], groups=tuple(map(tuple, groups)))
+    return WeightRoles(dim=along[0], groups=tuple(map(tuple, groups)))
 
 
 def _runs(values: Iterable[int]) -> list[tuple[int, int, int]]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import pytest
 
 from reshard.errors import CannotSplitError, InconsistentShardsError, UnsupportedTargetError
@@ -48,8 +49,23 @@ def apart(roles: Roles, module: str, gate: str, up: str, down: str) -> Roles:
     )
 
 
-#: Settings, roles of what runs, roles of what is stored. Only the first family has a table.
+def renamed(roles: Roles, **names: str) -> Roles:
+    """As a checkpoint has it that keeps experts stacked, and calls them otherwise."""
+
+    def name_of(name: str) -> str:
+        module, _, last = name.rpartition(".experts.")
+        return f"{module}.{names[last]}.weight" if last in names else name
+
+    return msgspec.structs.replace(roles, weights={name_of(n): w for n, w in roles.weights.items()})
+
+
+#: Settings, roles of what runs, roles of what is stored. Only Mixtral has a table.
 CASES: Final[dict[str, tuple[dict[str, Any], Roles, Roles]]] = {
+    "granitemoe": (
+        _MOE | {"num_local_experts": 4},
+        running := stacked("granitemoe", "block_sparse_moe.experts."),
+        renamed(running, gate_up_proj="input_linear", down_proj="output_linear"),
+    ),
     "mixtral": (
         _MOE | {"num_local_experts": 4},
         running := stacked("mixtral", "mlp.experts."),

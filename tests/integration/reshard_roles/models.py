@@ -37,20 +37,23 @@ _SMALL: Final = {
 
 #: What a default configuration leaves unset, or would contradict when it is shrunk.
 _MORE: Final[dict[str, dict[str, Any]]] = {
-    "deepseek_v2": {"head_dim": 8, "num_key_value_heads": 4, "moe_intermediate_size": 32},
-    "deepseek_v3": {"head_dim": 8, "num_key_value_heads": 4},
+    "bamba": {"attn_layer_indices": [1]},
+    "deepseek_v2": {"moe_intermediate_size": 32},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "moe_intermediate_size": 32},
     "glm": {"head_dim": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": [2, 2]},
+    "jamba": {
+        "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
+    },
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "ministral": {"head_dim": 16},
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "nemotron": {"num_key_value_heads": 2, "head_dim": 16},
     "reformer": {"is_decoder": True, "axial_pos_embds": False, "attn_layers": ["local", "lsh"]},
     "xmod": {"default_language": "en_XX"},
-}
+}  # fmt: skip
 
 
 _MOST: Final = 20_000_000
@@ -74,6 +77,9 @@ def _small(default: Any) -> dict[str, Any]:
         for key, extent in _SMALL.items()
         if is_settable(key) and (type(known(key)) is int or (key.endswith("_id") and hasattr(default, key)))
     }
+    if "qk_rope_head_dim" in settings:
+        # Latent attention: as many heads of keys as of queries, and rotary tables of the rotated part alone.
+        settings |= {"num_key_value_heads": 4, **({"head_dim": 8} if "head_dim" in settings else {})}
     kinds = known("layer_types")
     if isinstance(kinds, list) and kinds and is_settable("layer_types"):
         chosen = list(dict.fromkeys(kinds))[:2]
