@@ -24,7 +24,20 @@ from planner.runtimes.base import Emitted
 
 #: Model types of `deepspeed.inference.v2.engine_factory`, 0.19.8.
 FASTGEN: Final = frozenset(
-    ("opt", "llama", "mistral", "mixtral", "falcon", "phi", "phi3", "qwen", "qwen2", "qwen2_moe", "exaone4")
+    (
+        "opt",
+        "llama",
+        "mistral",
+        "mixtral",
+        "falcon",
+        "phi",
+        "phi3",
+        "qwen",
+        "qwen2",
+        "qwen2_moe",
+        "exaone4",
+        "exaone4_5",
+    )
 )
 #: Runtimes that legacy MII runs itself.
 _LEGACY: Final = frozenset({"kernel-injection", "deepspeed-tp", "zero-inference"})

@@ -90,4 +90,10 @@ def _problem(key: str, value: str) -> str | None:
         "devices": all(part.removeprefix("gpu").removeprefix("-").isdecimal() for part in value.split(";")),
         "text": value == value.strip() and value.isascii() and value.isprintable(),
     }
-    return None if fits[known.type] else f"{key} takes a {known.type}, not {value!r}"
+    words = {
+        "integer": "an integer",
+        "boolean": "true or false",
+        "devices": "devices, as in 0;1",
+        "text": "a word",
+    }
+    return None if fits[known.type] else f"{key} takes {words[known.type]}, not {value!r}"
