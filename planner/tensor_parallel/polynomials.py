@@ -19,10 +19,12 @@ def lowest(polys: Iterable[Poly]) -> Poly:
 
 
 def shrunk(poly: Poly, base: Poly, degree: int) -> Poly:
-    """What exceeds `base` divided by `degree`, coefficient by coefficient; what does not stays."""
-    return Poly(
-        *(
-            min(have, keep) + max(0.0, have - keep) / degree
-            for have, keep in ((getattr(poly, n), getattr(base, n)) for n in _FIELDS)
-        )
-    )
+    """What exceeds `base` divided by `degree`, coefficient by coefficient; what does not stays.
+
+    A negative coefficient takes something off another one, which is divided, so it is divided as well.
+    """
+    return Poly(*(_shrunk(getattr(poly, name), getattr(base, name), degree) for name in _FIELDS))
+
+
+def _shrunk(have: float, keep: float, degree: int) -> float:
+    return have if 0 <= have < keep else keep + (have - keep) / degree
