@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from reshard.roles import FILE, digest
+from cli.commands.roles import command as roles_command
+from cli.program import run_program
+from reshard.roles import FILE, digest, read
 from tests.integration.reshard.reshard_roles_cases import CASES, build, oracle, write
 from tests.integration.reshard.variants import assert_equal, load
 
@@ -115,3 +117,18 @@ def test_degrees_formats_and_options_that_make_no_sense(
     ran = program(biogpt, "--verify", "--roles", file)
     assert ran.status == 2
     assert "--roles makes no sense with it" in ran.err
+
+
+def test_what_the_planner_derives_is_what_reshard_takes(
+    biogpt: Path, program: Program, tmp_path: Path
+) -> None:
+    derived = tmp_path / "derived.json"
+    assert run_program(roles_command, "planner roles", ["--model", str(biogpt), "--out", str(derived)]) == 0
+    assert read(derived).bias_once == ROLES.bias_once
+    for name, weight in ROLES.weights.items():
+        assert read(derived).weights[name] == weight
+    assert program(biogpt, "--tp", "3", "--roles", derived, "--output", tmp_path / "three").status == 0
+    original = load(biogpt)
+    for rank in range(3):
+        found = load(tmp_path / "three", f"*-rank-{rank:02d}-*")
+        assert_equal(found, oracle(ROLES, original, 3, rank))
