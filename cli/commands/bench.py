@@ -1,0 +1,216 @@
+"""`planner bench`: run a plan or a baseline at several batch sizes, predicted beside measured."""
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from planner.bench.baselines import BASELINES, write_baseline
+from planner.bench.rows import Row, append, record_of
+from planner.bench.run import Job, bench
+from planner.bench.weights import write_random
+from planner.contenders import dtypes_for
+from planner.errors import InvalidInputError
+from planner.hardware.overrides import apply
+from planner.hardware.schema import HardwareProfile
+from planner.models.traced import Model
+from planner.plan import Plan, read
+from planner.request import Request
+from planner.sizes import format_bytes, format_seconds
+from planner.workload import Workload
+
+from ..choices import machine_named, traced_model
+from ..options import output_options
+from ..params import Size
+from ..render import Column, show_json, show_table, show_text
+
+
+@click.command(name="bench")
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+@click.option("--baseline", type=click.Choice(BASELINES), help="Run this instead of a plan.")
+@click.option("--model", help="Of a baseline: short name, folder with config.json, or hub id.")
+@click.option("--hardware", help="Of a baseline: a profile name, or a .toml file such as probe writes.")
+@click.option("--dtype", help="Of a baseline: float16, bfloat16 or float32; the model's own by default.")
+@click.option("--batch", "batches", help="Batch sizes with commas, as in 1,8,16; the plan's by default.")
+@click.option("--until-oom", is_flag=True, help="Go on to the largest batch that runs.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Real weights; random ones by default.")
+@click.option(
+    "--random-weights", type=click.Path(path_type=Path), help="Where random weights are written and kept."
+)
+@click.option(
+    "--memory-cap", "memory_cap_bytes", type=Size(), help="Stands in for a smaller GPU, as in 16GiB."
+)
+@click.option("--prompt", "prompt_tokens", type=click.IntRange(min=1), help="The plan's, or 128, by default.")
+@click.option("--new-tokens", type=click.IntRange(min=1), help="The plan's, or 32, by default.")
+@click.option(
+    "--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="Calls of each batch."
+)
+@click.option("--isolate", is_flag=True, help="A process of its own for every batch.")
+@click.option("--timeout", "timeout_s", type=float, help="Seconds that each process may take.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Add the rows to a .jsonl file.")
+@output_options
+def command(
+    folder: Path | None,
+    baseline: str | None,
+    model: str | None,
+    hardware: str | None,
+    dtype: str | None,
+    batches: str | None,
+    checkpoint: Path | None,
+    random_weights: Path | None,
+    memory_cap_bytes: int | None,
+    prompt_tokens: int | None,
+    new_tokens: int | None,
+    out: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Benchmark the plan in FOLDER, or a baseline, at several batch sizes, predicted beside measured.
+
+    Out of memory is a row like any other. Without a checkpoint the weights are random, of the real shape.
+    """
+    if (folder is None) == (baseline is None):
+        raise click.UsageError("give either a FOLDER with a plan or --baseline")
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        work = Path(scratch)
+        if folder is not None:
+            plan, speaks, name = read(folder), True, folder.name
+            spec, traced = traced_model(_model_of(plan, checkpoint, model), trust_remote_code=False)
+        else:
+            if model is None or hardware is None:
+                raise click.UsageError("--baseline needs --model and --hardware")
+            name = str(baseline)
+            spec, traced = traced_model(str(checkpoint or model), trust_remote_code=False)
+            profile = _capped(machine_named(hardware), memory_cap_bytes)
+            workload = Workload(
+                batch_size=_numbers(batches, 1)[0],
+                prompt_tokens=prompt_tokens or 128,
+                new_tokens=new_tokens or 32,
+                dtype=dtypes_for(traced, profile, Request(dtype=dtype))[0],
+            )
+            folder = work / "plan"
+            plan, speaks = write_baseline(name, spec, traced, profile, workload, folder)
+        _check_model(plan, traced)
+        job = Job(
+            name=name,
+            folder=folder,
+            plan=plan,
+            graph=traced.graph,
+            speaks=speaks,
+            checkpoint=checkpoint
+            or write_random(random_weights or work / "random", spec, traced.graph, plan.workload.dtype),
+            weights="random" if checkpoint is None else "checkpoint",
+            batches=_numbers(batches, plan.workload.batch_size),
+            prompt_tokens=prompt_tokens or plan.workload.prompt_tokens,
+            new_tokens=new_tokens or plan.workload.new_tokens,
+            memory_cap_bytes=memory_cap_bytes,
+            **options,
+        )
+        rows = bench(job, lambda row: click.echo(_line(row), err=True))
+    if out is not None:
+        append(out, [record_of(plan), *rows])
+    if as_json:
+        show_json(rows)
+        return
+    _show(job, rows)
+    if out is not None:
+        show_text(f"added to {out}")
+
+
+def _model_of(plan: Plan, checkpoint: Path | None, model: str | None) -> str:
+    """Where the model's configuration is: the checkpoint's folder, what was said, or what was planned."""
+    return str(checkpoint.resolve()) if checkpoint is not None else model or plan.model.name
+
+
+def _check_model(plan: Plan, model: Model) -> None:
+    if model.graph.config_sha256 != plan.model.config_sha256:
+        raise InvalidInputError(
+            f"{model.name} is not the model that was planned ({plan.model.name}): its configuration differs"
+        )
+
+
+def _capped(profile: HardwareProfile, cap: int | None) -> HardwareProfile:
+    return profile if cap is None or profile.gpu is None else apply(profile, gpu_memory_bytes=cap)
+
+
+def _numbers(text: str | None, default: int) -> tuple[int, ...]:
+    try:
+        return (default,) if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InvalidInputError(f"--batch takes numbers with commas, as in 1,8,16, not {text!r}") from None
+
+
+def _line(row: Row) -> str:
+    one = row.measured
+    took = row.said if one is None else f"{format_seconds(one.mean_decode_s)} a step"
+    return f"{row.name}, batch {row.batch_size}: {row.status.replace('_', ' ')}, {took}"
+
+
+def _show(job: Job, rows: tuple[Row, ...]) -> None:
+    cap = (
+        "" if job.memory_cap_bytes is None else f", GPU memory capped to {format_bytes(job.memory_cap_bytes)}"
+    )
+    show_text(
+        f"{job.plan.model.name}, {job.name} ({job.plan.label}), {job.prompt_tokens} prompt and "
+        f"{job.new_tokens} new tokens, {job.plan.workload.dtype}, {job.weights} weights{cap}"
+    )
+    _table("measured", "batch load prefill P50 P90 P99 tokens/s per-sequence", map(_times, rows))
+    _table("memory", "batch allocated reserved predicted host predicted-host fits", map(_bytes, rows))
+    ran = [row for row in rows if row.measured is not None]
+    titles = "batch prefill predicted step predicted-step tokens/s predicted-tokens/s"
+    _table("predicted beside measured", titles, map(_beside, ran))
+    show_text(*(f"batch {row.batch_size}: {row.said}" for row in rows if row.said))
+
+
+def _table(title: str, titles: str, rows: Iterable[tuple[str, ...]]) -> None:
+    columns = [Column(word.replace("-", " "), is_number=True) for word in titles.split()]
+    show_table(columns, rows, title=title)
+
+
+def _times(row: Row) -> tuple[str, ...]:
+    one = row.measured
+    if one is None:
+        return (str(row.batch_size), row.status.replace("_", " "), "", "", "", "", "", "")
+    steps = (one.decode_at(share) for share in (0.5, 0.9, 0.99))
+    return (
+        str(row.batch_size),
+        format_seconds(one.load_s),
+        format_seconds(one.prefill_s),
+        *(format_seconds(step) for step in steps),
+        f"{row.tokens_per_s:.3g}",
+        format_seconds(one.mean_decode_s / row.batch_size),
+    )
+
+
+def _bytes(row: Row) -> tuple[str, ...]:
+    one, said = row.measured, row.predicted
+    return (
+        str(row.batch_size),
+        _largest(one.gpu_peak_allocated_bytes) if one else row.status.replace("_", " "),
+        _largest(one.gpu_peak_reserved_bytes) if one else "",
+        _largest(said.gpu_bytes) if said else "",
+        format_bytes(one.host_peak_bytes) if one else "",
+        format_bytes(said.host_bytes) if said else "",
+        ("yes" if said.fits else "no") if said else "",
+    )
+
+
+def _largest(each: tuple[int, ...]) -> str:
+    return format_bytes(max(each)) if each else ""
+
+
+def _beside(row: Row) -> tuple[str, ...]:
+    one, said = row.measured, row.predicted
+    if one is None:
+        return ()
+    return (
+        str(row.batch_size),
+        format_seconds(one.prefill_s),
+        format_seconds(said.prefill_s) if said else "",
+        format_seconds(one.mean_decode_s),
+        format_seconds(said.decode_s) if said else "",
+        f"{row.tokens_per_s:.3g}",
+        f"{said.tokens_per_s:.3g}" if said else "",
+    )

@@ -1,0 +1,135 @@
+"""What people run without a plan, as folders that are benchmarked like plans."""
+
+import json
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+from planner.bench.scripts import __name__ as _SCRIPTS
+from planner.device_map import check
+from planner.errors import InvalidInputError, PlannerError, UnknownNameError
+from planner.evaluate import Assignment, memory, objective_s, shortage, time
+from planner.graph.network import placement_units
+from planner.hardware.schema import HardwareProfile
+from planner.models.spec import ModelSpec
+from planner.models.traced import Model
+from planner.plan import Plan
+from planner.planning import plan_of
+from planner.prediction import candidate_of
+from planner.pricing import price
+from planner.runtimes.base import Emitted, Settings
+from planner.runtimes.folder import SCRIPT, write_folder
+from planner.runtimes.registry import laws
+from planner.search.best import Candidate
+from planner.units import chain_of
+from planner.workload import Workload
+
+#: Name → script, and how it is described.
+_SCRIPT_OF: Final = {
+    "accelerate-auto": "accelerate_auto",
+    "zero-four-lines": "zero_four_lines",
+    "cpu": "resident",
+    "resident": "resident",
+}
+BASELINES: Final = tuple(_SCRIPT_OF)
+
+
+def write_baseline(
+    name: str, spec: ModelSpec, model: Model, profile: HardwareProfile, workload: Workload, folder: Path
+) -> tuple[Plan, bool]:
+    """Write a baseline's folder.
+
+    Args:
+        name: one of `BASELINES`.
+        spec: the model's configuration.
+        model: the same with its graph.
+        profile: the machine, its GPU's memory as it will be allowed.
+        workload: lengths, batch and dtype.
+        folder: new.
+
+    Returns:
+        The plan that the baseline amounts to, and whether the cost model can speak for it.
+
+    Raises:
+        UnknownNameError: no baseline is called so.
+        InvalidInputError: it needs a GPU and the machine has none.
+    """
+    if name not in BASELINES:
+        raise UnknownNameError(f"unknown baseline {name!r}; choose from {', '.join(BASELINES)}")
+    if profile.num_gpus == 0 and name in ("zero-four-lines", "resident"):
+        raise InvalidInputError(f"the baseline {name} needs a GPU, and {profile.name} has none")
+    files: dict[str, bytes] = {SCRIPT: _script(name)}
+    config = four_lines(workload)
+    if name == "zero-four-lines":
+        files["ds_config.json"] = json.dumps(config, indent=1).encode()
+    make: dict[str, Callable[[], Candidate]] = {
+        "accelerate-auto": lambda: _automatic(spec, model, profile, workload),
+        "zero-four-lines": lambda: _four_lines(model, profile, workload, config),
+        "cpu": lambda: _whole(model, profile, workload, "cpu"),
+        "resident": lambda: _whole(model, profile, workload, "accelerate"),
+    }
+    try:
+        candidate, speaks = make[name](), True
+    except (PlannerError, ImportError, AttributeError):
+        # Another release of transformers may lack what its own map is computed with; the baseline still runs.
+        candidate, speaks = (
+            _whole(model, profile, workload, "accelerate" if profile.num_gpus else "cpu"),
+            False,
+        )
+    plan = plan_of(model, candidate, objective="latency")
+    write_folder(plan, Emitted(files=files, needs="torch and transformers"), folder)
+    return plan, speaks
+
+
+def four_lines(workload: Workload) -> dict[str, Any]:
+    """The configuration of ZeRO-Inference's announcement, and what DeepSpeed insists on."""
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": workload.batch_size,
+        "zero_optimization": {"stage": 3, "offload_param": {"device": "cpu", "pin_memory": True}},
+    }
+    if workload.dtype in ("float16", "bfloat16"):
+        config["fp16" if workload.dtype == "float16" else "bf16"] = {"enabled": True}
+    return config
+
+
+def _script(name: str) -> bytes:
+    return resources.files(_SCRIPTS).joinpath(f"{_SCRIPT_OF[name]}.py").read_bytes()
+
+
+def _automatic(spec: ModelSpec, model: Model, profile: HardwareProfile, workload: Workload) -> Candidate:
+    from planner.runtimes.accelerate.auto_map import auto_device_map
+
+    given = auto_device_map(spec, profile, workload.dtype)
+    places = check(given, model.graph, num_gpus=profile.num_gpus)
+    return candidate_of(model, profile, workload, places, host_copies="pageable")
+
+
+def _four_lines(
+    model: Model, profile: HardwareProfile, workload: Workload, config: dict[str, Any]
+) -> Candidate:
+    from planner.runtimes.zero_inference import given
+
+    return given.candidate_of(model, profile, workload, config)
+
+
+def _whole(model: Model, profile: HardwareProfile, workload: Workload, runtime: str) -> Candidate:
+    """Everything on the first GPU, or on the CPU."""
+    (law,) = laws([runtime])
+    main = "cpu" if runtime == "cpu" else "gpu:0"
+    settings = next((way for way in law.settings(profile) if way.main == main), None) or Settings(
+        runtime=runtime, label=runtime, main=main
+    )
+    chain = chain_of(model.graph, placement_units(model.graph))
+    problem = price(model.graph, chain, profile, workload, settings, law)
+    assignment = Assignment(
+        executes=(main,) * len(problem.units),
+        lives=tuple((main,) * len(unit.leaves) for unit in problem.units),
+    )
+    lack = shortage(memory(problem, assignment))
+    return Candidate(
+        problem=problem,
+        assignment=assignment,
+        total_s=objective_s(problem, time(problem, assignment)),
+        shortage_bytes={} if lack is None else {lack.device: lack.num_bytes},
+    )

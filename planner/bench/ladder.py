@@ -1,0 +1,212 @@
+"""The process that runs an emitted folder at several batch sizes: `python ladder.py FOLDER CHECKPOINT …`.
+
+It imports the folder's own `generate.py` and `generation.py`, so that what is timed is what users run. The
+model is loaded once; of each batch a line of JSON is written as soon as it is done. Out of memory is a line
+like any other. With several ranks the script starts them, as the folder's own does.
+"""
+
+import argparse
+import gc
+import importlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+#: What a failing allocation says, of whatever library and device.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "OutOfMemory")
+#: New tokens of the run that is not counted: every kernel of prefill and decode has then run once.
+_WARM_TOKENS = 2
+_OF_EACH_GPU = ("devices", "gpu_peak_allocated_bytes", "gpu_peak_reserved_bytes")
+
+
+def main() -> None:
+    """Load once, run every batch."""
+    args = _arguments()
+    # The folder's modules stand in for this file's neighbours.
+    sys.path[0] = str(args.folder)
+    # First, because it sets torch's allocator up.
+    import generation
+
+    generation.launch_ranks()
+    os.environ["GPU_MEMORY_CAP_BYTES"] = str(args.memory_cap or 0)
+    _cap(args.memory_cap)
+    generate = importlib.import_module("generate")
+    with tempfile.TemporaryDirectory(prefix="offload-") as offload_folder:
+        runner = _Runner(args, generation)
+        if runner.load(generate, offload_folder):
+            runner.all_batches()
+    if generation.NUM_RANKS > 1:
+        import torch
+
+        torch.distributed.destroy_process_group()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--batches", required=True, help="asked for, with commas")
+    parser.add_argument("--went", default="{}", help="JSON: batch → whether it ran, of an earlier process")
+    parser.add_argument("--until-oom", action="store_true")
+    parser.add_argument("--stop-at-oom", action="store_true", help="the runtime is of no use after it")
+    parser.add_argument("--prompt-tokens", type=int, required=True)
+    parser.add_argument("--new-tokens", type=int, required=True)
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--memory-cap", type=int, help="bytes for each GPU's allocator")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines are added to it")
+    return parser.parse_args()
+
+
+def _cap(num_bytes: int | None) -> None:
+    """Refuse allocations beyond so many bytes on every GPU, as a smaller one would."""
+    import torch
+
+    if num_bytes is None or not torch.cuda.is_available():
+        return
+    for index in range(torch.cuda.device_count()):
+        total = torch.cuda.get_device_properties(index).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, num_bytes / total), index)
+
+
+class _Runner:
+    """One loaded model and the batches it runs."""
+
+    def __init__(self, args: argparse.Namespace, generation: Any) -> None:
+        self.args, self.generation = args, generation
+        self.wanted = [int(batch) for batch in args.batches.split(",")]
+        self.went = {int(batch): fine for batch, fine in json.loads(args.went).items()}
+        self.load_s, self.load_peak = 0.0, 0
+        self.model: Any = None
+        lengths = ["--prompt-tokens", str(args.prompt_tokens), "--new-tokens", str(args.new_tokens)]
+        sys.argv = ["generate.py", args.checkpoint, *lengths, "--ignore-eos"]
+        self.options = generation.arguments(None)
+
+    def load(self, generate: Any, offload_folder: str) -> bool:
+        """Load the model; out of memory here is out of memory at every batch."""
+        start = time.perf_counter()
+        try:
+            self.model = generate.load(self.args.checkpoint, offload_folder)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            for batch in self.wanted:
+                self._write(
+                    {"batch": batch, "status": "out_of_memory", "said": f"while loading: {_first(error)}"}
+                )
+            return False
+        self.load_s = time.perf_counter() - start
+        self.load_peak = _host_peak()
+        return True
+
+    def all_batches(self) -> None:
+        """Every batch that there is something to learn from."""
+        from planner.bench.batches import next_batch
+
+        while (batch := next_batch(self.wanted, self.went, until_oom=self.args.until_oom)) is not None:
+            self._write({"batch": batch, "status": "started"})
+            try:
+                row = self.one(batch)
+                said = ""
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                said = _first(error)
+            self.went[batch] = not said
+            if not said:
+                self._write(row)
+                continue
+            self._write({"batch": batch, "status": "out_of_memory", "said": said})
+            if self.args.stop_at_oom:
+                return
+            self._recover()
+
+    def one(self, batch: int) -> dict[str, Any]:
+        """Warm up, then measure."""
+        generation, options = self.generation, self.options
+        options.batch_size = batch
+        everything, _ = generation.inputs_for(options, self.model)
+        inputs = generation.share(everything)
+        options.new_tokens = min(_WARM_TOKENS, self.args.new_tokens)
+        generation.run(self.model, inputs, options, generation.Clock(keep=False))
+        options.new_tokens = self.args.new_tokens
+        _forget_peaks()
+        reports = []
+        for _ in range(self.args.repeat):
+            clock = generation.Clock(keep=False)
+            generation.synchronize()
+            start = time.perf_counter()
+            generation.run(self.model, inputs, options, clock)
+            reports.append(generation.measured(clock, start, self.load_s))
+        mine = {
+            "prefill_s": statistics.median(report["prefill_s"] for report in reports),
+            "decode_s": [step for report in reports for step in report["decode_s"]],
+            "load_s": self.load_s,
+            "host_peak_rss_bytes": _host_peak(),
+            "load_host_peak_bytes": self.load_peak,
+            **{name: reports[-1][name] for name in _OF_EACH_GPU},
+        }
+        return {"batch": batch, "status": "ok", **_merged(generation.gathered(mine))}
+
+    def _recover(self) -> None:
+        """Give back what the failed batch held."""
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        """Rank 0 speaks for all; a rank out of memory speaks for itself."""
+        if self.generation.RANK == 0 or row["status"] == "out_of_memory":
+            with self.args.out.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+
+
+def _merged(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of all ranks: the slowest one's times, everybody's memory."""
+    slowest = max(ranks, key=lambda rank: rank["prefill_s"] + sum(rank["decode_s"]))
+    sums = ("host_peak_rss_bytes", "load_host_peak_bytes")
+    return {
+        **slowest,
+        **{name: [entry for rank in ranks for entry in rank[name]] for name in _OF_EACH_GPU},
+        **{name: sum(rank[name] for rank in ranks) for name in sums},
+    }
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = f"{type(error).__name__}: {error}"
+    return isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY)
+
+
+def _first(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _host_peak() -> int:
+    """The largest resident set since `_forget_peaks`, or since the start where the kernel cannot forget."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _forget_peaks() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""A written plan as a priced problem again, at any batch and lengths. Pure."""
+
+from planner.bench.rows import Predicted
+from planner.errors import InvalidInputError
+from planner.evaluate import Assignment, memory, predict, shortage
+from planner.graph.network import placement_units
+from planner.graph.schema import ModuleGraph
+from planner.hardware.overrides import apply
+from planner.hardware.schema import HardwareProfile
+from planner.plan import Plan, Prediction
+from planner.pricing import price
+from planner.problem import Problem
+from planner.runtimes.base import Law, Settings
+from planner.runtimes.registry import laws
+from planner.units import chain_of
+from planner.workload import Workload
+
+
+def repriced(
+    plan: Plan, graph: ModuleGraph, workload: Workload, *, memory_cap_bytes: int | None = None
+) -> tuple[Problem, Assignment]:
+    """The plan's placement under another workload.
+
+    Args:
+        plan: written earlier.
+        graph: of its model.
+        workload: of all streams together.
+        memory_cap_bytes: the GPUs' memory instead of the profile's.
+
+    Raises:
+        InvalidInputError: the runtime knows no such way to run on the plan's machine.
+    """
+    (law,) = laws([plan.runtime])
+    profile = plan.hardware
+    if memory_cap_bytes is not None and profile.gpu is not None:
+        profile = apply(profile, gpu_memory_bytes=memory_cap_bytes)
+    settings = settings_of(plan, law, profile)
+    part = law.rank_graph(graph, settings)
+    problem = price(
+        part,
+        chain_of(part, placement_units(part)),
+        profile,
+        workload.with_batch(-(-workload.batch_size // settings.num_streams)),
+        settings,
+        law,
+        num_sequences=workload.batch_size,
+    )
+    return problem, assignment_of(plan, problem)
+
+
+def predicted(problem: Problem, assignment: Assignment) -> Predicted:
+    """The prediction in a row's terms."""
+    prediction = predict(problem, assignment)
+    return Predicted(
+        load_s=prediction.load_s,
+        prefill_s=prediction.time["prefill"].total,
+        decode_s=prediction.time["decode"].total,
+        tokens_per_s=prediction.tokens_per_s,
+        gpu_bytes=_gpu_bytes(prediction),
+        host_bytes=max(part.total for part in prediction.memory["cpu"].values()),
+        fits=shortage(memory(problem, assignment)) is None,
+        time=prediction.time,
+        source=prediction.source,
+    )
+
+
+def settings_of(plan: Plan, law: Law, profile: HardwareProfile) -> Settings:
+    """The way of running that the plan was made with.
+
+    Raises:
+        InvalidInputError: the runtime knows no such way.
+    """
+    streamed = {p.lives for p in plan.placements if p.lives != p.executes}
+    on_disk = "disk" in streamed
+    fitting = [
+        settings
+        for settings in law.settings(profile)
+        if settings.main == plan.main_device
+        and settings.host_copies == plan.host_copies
+        and settings.kv_cache == plan.kv_cache
+        and settings.num_ranks == plan.num_ranks
+        and settings.num_streams == plan.num_streams
+        and settings.weight_bits == plan.weight_bits
+        and (settings.disk or not on_disk)
+        and (not settings.store or not streamed or settings.store in streamed)
+    ]
+    # Ways that differ only in what they may do are alike once the placement is given; the label decides.
+    named = [settings for settings in fitting if settings.label == plan.label]
+    if not fitting:
+        raise InvalidInputError(
+            f"the {law.name} runtime knows no way to run on {profile.name} that is {plan.label!r}; plan again"
+        )
+    return (named or fitting)[0]
+
+
+def assignment_of(plan: Plan, problem: Problem) -> Assignment:
+    """Where the plan puts everything."""
+    places = {p.module: (p.lives, p.executes) for p in plan.placements}
+    main = problem.settings.main
+    executes, lives = [], []
+    for unit in problem.units:
+        found = [
+            next((places[entry] for entry in leaf.leaf.entries if entry in places), None)
+            for leaf in unit.leaves
+        ]
+        runs = next((place[1] for place in found if place is not None), main)
+        executes.append(runs)
+        lives.append(tuple(runs if place is None else place[0] for place in found))
+    return Assignment(executes=tuple(executes), lives=tuple(lives))
+
+
+def _gpu_bytes(prediction: Prediction) -> tuple[int, ...]:
+    gpus = sorted(
+        (device for device in prediction.memory if device.startswith("gpu:")),
+        key=lambda device: int(device.removeprefix("gpu:")),
+    )
+    return tuple(
+        max(part.total - part.context for part in prediction.memory[device].values()) for device in gpus
+    )

@@ -1,0 +1,193 @@
+"""Benchmarks a folder: processes that run its batches, and the prediction beside each."""
+
+import datetime
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from planner.bench.batches import next_batch
+from planner.bench.repricing import predicted, repriced
+from planner.bench.rows import Measured, Predicted, Row, record_of
+from planner.errors import InvalidInputError, PlannerError
+from planner.graph.schema import ModuleGraph
+from planner.plan import Plan
+from planner.verify.children import run_child
+from planner.workload import Workload
+
+_LADDER: Final = Path(__file__).with_name("ladder.py")
+#: Runtimes whose model still works after a batch that ran out of memory.
+_SURVIVING: Final = ("accelerate", "cpu")
+_VERSIONS: Final = ("torch", "transformers", "accelerate", "deepspeed")
+_OUT_OF_MEMORY: Final = ("out of memory", "OutOfMemory", "can't allocate memory")
+_KILLED: Final = "SIGKILL"
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What to benchmark, and how.
+
+    Attributes:
+        name: for the rows.
+        folder: with `generate.py`, `generation.py` and `plan.json`.
+        plan, graph: of it.
+        speaks: whether the cost model can predict it.
+        checkpoint: what the script loads.
+        weights: `checkpoint` or `random`.
+        batches: sequences of all streams together.
+        until_oom: whether to look for the largest batch.
+        prompt_tokens, new_tokens: lengths.
+        repeat: measured calls of each batch.
+        memory_cap_bytes: what stands in for each GPU's memory, its context included; None: all.
+        isolate: a process of its own for every batch.
+        timeout_s: of each process; None: no limit.
+    """
+
+    name: str
+    folder: Path
+    plan: Plan
+    graph: ModuleGraph
+    checkpoint: Path
+    batches: tuple[int, ...]
+    weights: str = "random"
+    speaks: bool = True
+    until_oom: bool = False
+    prompt_tokens: int = 128
+    new_tokens: int = 32
+    repeat: int = 1
+    memory_cap_bytes: int | None = None
+    isolate: bool = False
+    timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.batches or any(batch < 1 for batch in self.batches):
+            raise InvalidInputError(f"batches must be numbers of at least 1, not {list(self.batches)}")
+
+
+def bench(job: Job, told: Callable[[Row], None] = lambda _: None) -> tuple[Row, ...]:
+    """Run every batch; what fails is a row as well.
+
+    Args:
+        job: what and how.
+        told: hears each row when it is known.
+
+    Raises:
+        InvalidInputError: the plan cannot be priced on its machine any more.
+    """
+    rows: dict[int, Row] = {}
+    went: dict[int, bool] = {}
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        turn = 0
+        while (batch := next_batch(job.batches, went, until_oom=job.until_oom)) is not None:
+            turn += 1
+            work = Path(scratch) / str(turn)
+            work.mkdir()
+            for row in _run(job, batch, went, work):
+                rows[row.batch_size], went[row.batch_size] = row, row.status == "ok"
+                told(row)
+            if rows[batch].status == "failed":
+                break
+    return tuple(rows[batch] for batch in sorted(rows))
+
+
+def _run(job: Job, batch: int, went: dict[int, bool], work: Path) -> list[Row]:
+    """One process, and the rows of what it did; at least that of `batch`."""
+    out, why = work / "rows.jsonl", ""
+    batches = (batch,) if job.isolate else tuple(b for b in job.batches if b not in went) or (batch,)
+    try:
+        run_child(
+            _argv(job, batches, went, out), f"{job.name} at batch {batch}", work, timeout_s=job.timeout_s
+        )
+    except PlannerError as error:
+        why = str(error)
+    lines = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else []
+    done = {line["batch"]: line for line in lines if line["status"] != "started"}
+    begun = [line["batch"] for line in lines if line["status"] == "started"]
+    unfinished = [b for b in begun if b not in done] or ([batch] if batch not in done else [])
+    for one in unfinished:
+        done[one] = {"batch": one, "status": _status(why), "said": why or "its process said nothing of it"}
+    return [_row(job, line) for line in done.values()]
+
+
+def _status(why: str) -> str:
+    """A process that was killed unasked was most likely the largest when host memory ran out."""
+    is_memory = _KILLED in why or any(words in why for words in _OUT_OF_MEMORY)
+    return "out_of_memory" if is_memory else "failed"
+
+
+def _argv(job: Job, batches: Sequence[int], went: dict[int, bool], out: Path) -> list[str]:
+    alone = job.isolate or job.plan.num_ranks > 1
+    argv = [sys.executable, str(_LADDER), str(job.folder), str(job.checkpoint), "--out", str(out)]
+    argv += ["--batches", ",".join(map(str, batches)), "--repeat", str(job.repeat)]
+    argv += ["--prompt-tokens", str(job.prompt_tokens), "--new-tokens", str(job.new_tokens)]
+    if not job.isolate:
+        argv += ["--went", json.dumps(went), *(["--until-oom"] if job.until_oom else [])]
+    if alone or job.plan.runtime not in _SURVIVING:
+        argv.append("--stop-at-oom")
+    cap, gpu = job.memory_cap_bytes, job.plan.hardware.gpu
+    if cap is not None and gpu is not None:
+        left = cap - round(gpu.context_bytes.value)
+        if left <= 0:
+            raise InvalidInputError(f"a memory cap of {cap} bytes is less than a CUDA context takes")
+        argv += ["--memory-cap", str(left)]
+    return argv
+
+
+def _row(job: Job, line: dict[str, Any]) -> Row:
+    workload = Workload(
+        batch_size=line["batch"],
+        prompt_tokens=job.prompt_tokens,
+        new_tokens=job.new_tokens,
+        dtype=job.plan.workload.dtype,
+    )
+    ours = {name: metadata.version(name) for name in _VERSIONS if _is_installed(name)}
+    return Row(
+        date=datetime.date.today().isoformat(),
+        name=job.name,
+        plan_sha256=record_of(job.plan).sha256,
+        model=job.plan.model.name,
+        runtime=job.plan.runtime,
+        dtype=job.plan.workload.dtype,
+        batch_size=line["batch"],
+        prompt_tokens=job.prompt_tokens,
+        new_tokens=job.new_tokens,
+        weights="random" if job.weights == "random" else "checkpoint",
+        memory_cap_bytes=job.memory_cap_bytes,
+        status=line["status"],
+        said=line.get("said", ""),
+        measured=_measured(line) if line["status"] == "ok" else None,
+        predicted=_predicted(job, workload),
+        versions=ours,
+    )
+
+
+def _predicted(job: Job, workload: Workload) -> Predicted | None:
+    if not job.speaks:
+        return None
+    cap = job.memory_cap_bytes
+    return predicted(*repriced(job.plan, job.graph, workload, memory_cap_bytes=cap))
+
+
+def _measured(line: dict[str, Any]) -> Measured:
+    return Measured(
+        load_s=line["load_s"],
+        prefill_s=line["prefill_s"],
+        decode_s=tuple(line["decode_s"]),
+        gpu_peak_allocated_bytes=tuple(line["gpu_peak_allocated_bytes"]),
+        gpu_peak_reserved_bytes=tuple(line["gpu_peak_reserved_bytes"]),
+        host_peak_bytes=line["host_peak_rss_bytes"],
+        load_host_peak_bytes=line["load_host_peak_bytes"],
+        devices=tuple(line["devices"]),
+    )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
