@@ -12,7 +12,7 @@ from planner.bench.rows import Row, append, record_of
 from planner.bench.run import Job, bench
 from planner.bench.weights import write_random
 from planner.contenders import dtypes_for
-from planner.errors import InvalidInputError
+from planner.errors import InvalidInputError, RuntimeFailure
 from planner.hardware.overrides import apply
 from planner.hardware.schema import HardwareProfile
 from planner.models.traced import Model
@@ -113,10 +113,13 @@ def command(
         append(out, [record_of(plan), *rows])
     if as_json:
         show_json(rows)
-        return
-    _show(job, rows)
-    if out is not None:
-        show_text(f"added to {out}")
+    else:
+        _show(job, rows)
+        if out is not None:
+            show_text(f"added to {out}")
+    failed = [row for row in rows if row.status == "failed"]
+    if failed:
+        raise RuntimeFailure(f"batch {failed[0].batch_size} failed: {failed[0].said}")
 
 
 def _model_of(plan: Plan, checkpoint: Path | None, model: str | None) -> str:

@@ -1,5 +1,7 @@
 """A written plan as a priced problem again, at any batch and lengths. Pure."""
 
+from typing import Final
+
 from planner.bench.rows import Predicted
 from planner.errors import InvalidInputError
 from planner.evaluate import Assignment, memory, predict, shortage
@@ -14,6 +16,9 @@ from planner.runtimes.base import Law, Settings
 from planner.runtimes.registry import laws
 from planner.units import chain_of
 from planner.workload import Workload
+
+#: No batch beyond this is tried.
+_LARGEST: Final = 2**20
 
 
 def repriced(
@@ -117,3 +122,26 @@ def _gpu_bytes(prediction: Prediction) -> tuple[int, ...]:
     return tuple(
         max(part.total - part.context for part in prediction.memory[device].values()) for device in gpus
     )
+
+
+def largest_feasible(
+    plan: Plan, graph: ModuleGraph, workload: Workload, *, memory_cap_bytes: int | None = None
+) -> int:
+    """The largest batch that the cost model calls feasible for the plan's placement; 0 when none is.
+
+    Memory grows with the batch, so the border is found by halving.
+    """
+
+    def fits(batch: int) -> bool:
+        problem, assignment = repriced(
+            plan, graph, workload.with_batch(batch), memory_cap_bytes=memory_cap_bytes
+        )
+        return shortage(memory(problem, assignment)) is None
+
+    low, high = 0, 1
+    while high < _LARGEST and fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
