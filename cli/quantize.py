@@ -18,6 +18,8 @@ from .quantize_choice import FORMATS, SCHEMES, choose_format, choose_output, cho
 from .render import Column, show_facts, show_json, show_table, show_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from quantize.formats.base import Output
     from quantize.scheme import Scheme
     from quantize.select import Decision
@@ -106,7 +108,8 @@ def command(**options: Any) -> None:
         _write_ds_config(source(), scheme, options)
     else:
         request = _request(options, "int" + options["bits"])
-        _quantize(request, choose_output(name, scheme, options, source), options)
+        output = choose_output(name, scheme, options, source)
+        _quantize(request, output, options, lambda: output.notes(source()))
 
 
 def _request(options: dict[str, Any], suffix: str) -> "Request":
@@ -125,7 +128,9 @@ def _request(options: dict[str, Any], suffix: str) -> "Request":
     )
 
 
-def _quantize(request: "Request", output: "Output", options: dict[str, Any]) -> None:
+def _quantize(
+    request: "Request", output: "Output", options: dict[str, Any], notes: "Callable[[], tuple[str, ...]]"
+) -> None:
     from quantize.convert import quantize
 
     decided: dict[str, Decision] = {}
@@ -140,19 +145,28 @@ def _quantize(request: "Request", output: "Output", options: dict[str, Any]) -> 
             decided=decided.update,
         )
     if options["as_json"]:
-        show_json({"report": report, "decisions": list(decided.values())})
+        show_json({"report": report, "decisions": list(decided.values()), "notes": notes()})
         return
     _show_report(report, output.name)
-    kept: dict[str, list[Decision]] = {}
+    alike: dict[tuple[bool, str], list[Decision]] = {}
     for decision in decided.values():
-        kept.setdefault(decision.reason, []).append(decision)
-    rows = [(str(len(of)), of[0].name, reason) for reason, of in kept.items()]
-    show_table((Column("tensors", is_number=True), Column("such as"), Column("why", wraps=True)), rows)
-    show_text(*(f"Note: {note}." for note in (*output.notes, *report.notes)))
+        alike.setdefault((decision.is_quantized, decision.reason), []).append(decision)
+    rows = [
+        (str(len(of)), "quantized" if is_quantized else "kept", of[0].name, reason)
+        for (is_quantized, reason), of in sorted(alike.items(), key=lambda item: not item[0][0])
+    ]
+    columns = (
+        Column("tensors", is_number=True),
+        Column(""),
+        Column("such as", wraps=True),
+        Column("why", wraps=True),
+    )
+    show_table(columns, rows)
+    show_text(*(f"Note: {note}." for note in (*notes(), *report.notes)))
 
 
 def _write_ds_config(source: "Source", scheme: "Scheme", options: dict[str, Any]) -> None:
-    from quantize.formats.zero_inference import write_ds_config
+    from quantize.formats.zero_inference import notes, write_ds_config
     from quantize.scheme import ZeroInference
     from quantize.select import decide
 
@@ -164,10 +178,12 @@ def _write_ds_config(source: "Source", scheme: "Scheme", options: dict[str, Any]
     write_ds_config(options["output"], source, decisions, scheme, overwrite=options["overwrite"])
     count = sum(d.is_quantized for d in decisions.values())
     if options["as_json"]:
-        show_json({"output": options["output"], "decisions": list(decisions.values())})
+        show_json(
+            {"output": options["output"], "decisions": list(decisions.values()), "notes": notes(scheme)}
+        )
         return
     show_facts([("output", str(options["output"])), ("quantized while loading", f"{count} Linears")])
-    show_text("ZeRO-Inference quantizes as it loads: give DeepSpeed this file and the plain checkpoint.")
+    show_text(*(f"Note: {note}." for note in notes(scheme)))
 
 
 def _dequantize(options: dict[str, Any]) -> None:

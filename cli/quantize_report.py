@@ -99,4 +99,4 @@ def _show(errors: "tuple[TensorError, ...]", model: "ModelErrors | None", plot: 
     for error in errors:
         if not error.decision.is_quantized:
             kept[error.decision.reason] = kept.get(error.decision.reason, 0) + 1
-    show_text(*(f"{count} stay: {reason}." for reason, count in kept.items()))
+    show_text(*(f"Kept, {count}: {reason}." for reason, count in kept.items()))

@@ -28,6 +28,8 @@ _REASONS: Final[dict[Role, str]] = {
 FLOAT32: Final[dict[str, str]] = {"t5": "wo"}
 #: Model types whose Linears are of a class of their own, which runtimes do not replace (transformers 5.23).
 OWN_LINEARS: Final = ("falcon",)
+#: Model types whose initialisation looks at weights of Linears, compressed or not (transformers 5.23).
+LOOKS_AT_WEIGHTS: Final = ("bert", "falcon", "gpt_bigcode", "t5")
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,8 +92,7 @@ def _possible(source: Source, rule: Rule) -> tuple[bool, str]:
     """Whether the tensor is the weight of a Linear at all."""
     tensor = source.tensors[rule.name]
     if rule.param != "weight" or len(tensor.shape) != 2:
-        kind = "norm" if "norm" in rule.role else "bias, or no matrix"
-        return False, f"{kind}: it stays"
+        return False, "a norm" if "norm" in rule.role else "a bias, or no matrix"
     if tensor.dtype not in _FLOATING:
         return False, f"it is {tensor.dtype} already"
     if rule.entry.conv1d:

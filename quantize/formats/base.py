@@ -21,7 +21,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
         derived: a weight's name and description → the tensors that are stored in its place.
         encoder: makes the encoder of a weight.
         config: what the checkpoint's configuration says under `quantization_config`; None: nothing.
-        notes: who loads it.
+        notes: from the checkpoint to who loads it, and how.
     """
 
     name: str
@@ -29,4 +29,4 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     derived: Callable[[str, Logical], dict[str, Logical]]
     encoder: Callable[[str, Logical], Encoder]
     config: Callable[[Source, Mapping[str, Decision]], dict[str, Any] | None]
-    notes: tuple[str, ...] = ()
+    notes: Callable[[Source], tuple[str, ...]] = lambda _: ()

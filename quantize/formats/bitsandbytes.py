@@ -39,7 +39,7 @@ def output(*, allow_nonfinite: bool = False) -> Output:
         derived=_derived,
         encoder=encoder,
         config=_config,
-        notes=("transformers loads it, with bitsandbytes installed",),
+        notes=lambda _: ("transformers loads it, with bitsandbytes installed",),
     )
 
 

@@ -17,7 +17,7 @@ from reshard.tensors import Logical
 from ..errors import GroupSizeError
 from ..groups import blocks, search, symmetric
 from ..packing import pack, packed_columns, weight_shape
-from ..select import FLOAT32, Decision
+from ..select import FLOAT32, LOOKS_AT_WEIGHTS, Decision
 from .base import Output
 from .encoders import RowEncoder
 
@@ -64,8 +64,20 @@ def output(
         derived=derived,
         encoder=encoder,
         config=config,
-        notes=("transformers (with compressed-tensors installed) and vLLM load it",),
+        notes=_notes,
     )
+
+
+def _notes(source: Source) -> tuple[str, ...]:
+    loaded = "transformers (with compressed-tensors installed) and vLLM load it"
+    kind = source.model.model_type
+    if kind not in LOOKS_AT_WEIGHTS:
+        return (loaded,)
+    decoded = (
+        f"transformers loads {kind} only with quantization_config=CompressedTensorsConfig(dequantize=True), "
+        "which decodes the weights: its initialisation looks at weights that compressed Linears do not have"
+    )
+    return loaded, decoded
 
 
 def _derived(

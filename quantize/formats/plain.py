@@ -26,6 +26,7 @@ from .base import Output
 from .encoders import FlatEncoder, RowEncoder
 
 METHOD: Final = "offload-planner"
+_NOTE: Final = "this project's runtimes decode it; `quantize --dequantize` makes a plain checkpoint of it"
 SCALE: Final = "weight_scale"
 MINIMUM: Final = "weight_minimum"
 
@@ -62,7 +63,7 @@ def output(scheme: Scheme, *, allow_nonfinite: bool = False) -> Output:
         derived=derived,
         encoder=encoder,
         config=config,
-        notes=("this project's runtimes decode it; `quantize --dequantize` makes a plain checkpoint of it",),
+        notes=lambda _: (_NOTE,),
     )
 
 

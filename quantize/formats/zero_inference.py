@@ -30,6 +30,24 @@ from ..select import FLOAT32, OWN_LINEARS, Decision
 _HEAD: Final = "lm_head"
 
 
+def notes(scheme: ZeroInference) -> tuple[str, ...]:
+    """What somebody who runs it must know."""
+    what = (
+        "ZeRO-Inference quantizes as it loads: give DeepSpeed this file and the plain checkpoint, in float16"
+    )
+    order = (
+        "quantize before initialize: build the model, deepspeed.inference.quantization."
+        "_init_group_wise_weight_quantization(model, the configuration without zero_optimization), "
+        "deepspeed.zero.Init(module=model, config_dict_or_path=all of it), then deepspeed.initialize"
+    )
+    kernel = (
+        f"groups of {scheme.group_size} along the input are decoded by DeepSpeed's CUDA kernel, and fail "
+        "without a GPU"
+    )
+    needs_kernel = scheme.dim == 1 and scheme.group_size % 8 == 0
+    return (what, order, kernel) if needs_kernel else (what, order)
+
+
 def weight_quantization(
     source: Source, decisions: Mapping[str, Decision], scheme: ZeroInference
 ) -> dict[str, Any]:

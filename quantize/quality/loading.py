@@ -59,7 +59,7 @@ def output_of(scheme: Scheme, *, allow_nonfinite: bool = False) -> Output:
         derived=derived,
         encoder=encoder,
         config=config,
-        notes=(_NOTE,),
+        notes=lambda _: (_NOTE,),
     )
 
 

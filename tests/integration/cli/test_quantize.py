@@ -81,6 +81,21 @@ def test_as_a_process_beside_the_checkpoint(checkpoint: Path, repository: Path) 
     assert "model.layers.0.self_attn.k_proj.weight" in load(output)
 
 
+def test_the_order_of_deepspeeds_calls_is_said(tmp_path: Path, repository: Path) -> None:
+    model, output = "fixtures/trained", str(tmp_path / "ds_config.json")
+    ran = subprocess.run(
+        [sys.executable, "-m", "cli.quantize", model, "--format", "zero-inference", "--output", output],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    words = " ".join(ran.stdout.split())
+    assert "Note: quantize before initialize" in words
+    assert "the configuration without zero_optimization" in words
+    assert "groups of 64 along the input are decoded by DeepSpeed's CUDA kernel" in words
+
+
 @pytest.mark.parametrize(
     "arguments, name, method",
     [

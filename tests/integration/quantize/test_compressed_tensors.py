@@ -16,6 +16,7 @@ from quantize.errors import GroupSizeError
 from quantize.formats.compressed_tensors import output
 from quantize.groups import search, symmetric
 from reshard.errors import UnsupportedTargetError
+from reshard.job import open_source
 from tests.integration.reshard.variants import assert_equal, load
 
 from .making import chosen, generated, load_model, logits, make, plain_model, restored, save
@@ -120,6 +121,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 #: Families whose initialisation looks at weights that compressed Linears do not have (transformers 5.23).
 DECODED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "bert": ("bert", {}, {}),
     "falcon": ("falcon-grouped", {}, {}),
     "gpt_bigcode": ("gpt_bigcode", {}, {}),
     "t5": ("t5", {}, {"exclude": ("*.wo",)}),
@@ -202,3 +204,11 @@ def test_the_configuration_says_what_was_done(work: Path) -> None:
     assert said["config_groups"]["group_0"]["weights"]["num_bits"] == 4
     heads = [f"model.layers.{layer}.self_attn.k_proj" for layer in (0, 1)]
     assert said["ignore"] == ["lm_head", *heads]
+
+
+def test_families_that_load_decoded_only_are_told_apart(work: Path) -> None:
+    for family in ("falcon-grouped", "gpt_bigcode", "t5", "bert", "llama", "bloom"):
+        save(family, work / family)
+        notes = " ".join(output().notes(open_source(str(work / family))))
+        assert "vLLM load it" in notes
+        assert ("CompressedTensorsConfig(dequantize=True)" in notes) == (family not in ("llama", "bloom"))

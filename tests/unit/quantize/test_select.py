@@ -58,8 +58,8 @@ def test_linears_of_blocks_and_nothing_else(tmp_path: Path) -> None:
     assert set(quantized(found)) == {f"model.layers.{layer}.{name}" for layer in (0, 1) for name in LINEARS}
     assert found["lm_head.weight"].reason == "the head stays: its errors go straight into the logits"
     assert found["model.embed_tokens.weight"].reason.startswith("embeddings stay")
-    assert found["model.norm.weight"].reason == "norm: it stays"
-    assert found["model.layers.0.self_attn.q_proj.bias"].reason == "bias, or no matrix: it stays"
+    assert found["model.norm.weight"].reason == "a norm"
+    assert found["model.layers.0.self_attn.q_proj.bias"].reason == "a bias, or no matrix"
     query = found["model.layers.0.self_attn.q_proj.weight"]
     assert (query.role, query.module) == ("query", "model.layers.0.self_attn.q_proj")
 
