@@ -67,7 +67,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 def lines() -> tuple[Line, ...]:
-    """All rows, in the file's order. Several seconds: one model is not shipped, and traced."""
+    """All rows, in the file's order."""
     return tuple(_line(row, setup_of(row)) for row in rows())
 
 

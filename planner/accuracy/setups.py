@@ -15,7 +15,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     Attributes:
         rows: columns of `published.csv` and what they hold in these rows.
         reason: why the cost model has no answer for them, or empty when it has.
-        model: a folder in `models/`, or a model known to the planner.
+        model: a model known to the planner.
         machine: a file in `machines/`, or a profile's name.
         dtype: what everything is in.
         way: how it is run; see `planner.accuracy.ways`.
@@ -65,9 +65,3 @@ def machine_file(name: str) -> str:
     """What `planner.hardware.load.load` takes for a setup's machine."""
     path = resources.files("planner.accuracy") / "machines" / f"{name}.toml"
     return str(path) if path.is_file() else name
-
-
-def model_folder(name: str) -> str:
-    """What `planner.models.resolve.resolve` takes for a setup's model."""
-    path = resources.files("planner.accuracy") / "models" / name
-    return str(path) if path.is_dir() else name

@@ -15,7 +15,7 @@ from planner.accuracy.old_accelerate import (
     returned_cache_s,
     with_returned_cache,
 )
-from planner.accuracy.setups import Setup, machine_file, model_folder
+from planner.accuracy.setups import Setup, machine_file
 from planner.breakdown import PHASES, MemoryBreakdown
 from planner.evaluate import Assignment, predict, shortage
 from planner.graph.network import placement_units
@@ -208,7 +208,7 @@ def _problem(
 @cache
 def graph_of(model: str) -> ModuleGraph:
     """The whole model's graph."""
-    return graph_for(resolve(model_folder(model)))
+    return graph_for(resolve(model))
 
 
 @cache
