@@ -28,14 +28,14 @@ _ASSUMED: Final = """\
 ## What is assumed
 
 - No number is fitted to these rows. What is told below of the releases of their time was looked for after a
-  first comparison had missed it; each has a source of its own. Host time per operation on A100 hosts is the median of four rows of another
-  benchmark (see the profile of an A100 80 GB); on the Titan RTX host, whose processor is not published, it is
-  the default of all profiles.
+  first comparison had missed it; each has a source of its own.
+- Host time per operation on A100 hosts is the median of four rows of another benchmark (see the profile of an
+  A100 80 GB). On the Titan RTX host, whose processor is not published, it is the default of all profiles.
 - BLOOM's scripts and their logs settle what a row means: ZeRO-3's batch is of each of 8 streams, and its time
   is divided by the tokens of all of them.
 - Releases of 2022 are priced as they were. Until May 2023 Accelerate sent the whole cache to the first GPU at
   each token (its issue 1394); its maps of that time fill device after device, or leave the first one empty.
-  ZeRO-3 gathers a bias with its weight when nothing is kept, through a flat tensor as large as the weight, and
+  ZeRO-3 gathers a bias with its weight when nothing is kept, through a flat tensor as large as the weight;
   NCCL keeps buffers on every GPU.
 - PyTorch had no expandable segments then. What comes and goes on a GPU takes {fragmentation:g} times its live
   bytes. {note}.
