@@ -24,6 +24,8 @@ if "LOCAL_WORLD_SIZE" in os.environ:
 
 import torch
 import transformers
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 FOLDER = Path(__file__).resolve().parent
 PLAN = json.loads((FOLDER / "plan.json").read_text())
@@ -96,10 +98,17 @@ def launch_ranks() -> None:
         found = torch.cuda.device_count()
         stop(f"the plan runs on {NUM_RANKS} GPUs and {found} are visible; see README.md for several hosts", 4)
     ranks = ["--standalone", "--nproc_per_node", str(NUM_RANKS)]
-    command = [sys.executable, "-m", "torch.distributed.run", *ranks, *sys.argv]
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // NUM_RANKS)))
     sys.stdout.flush()
-    os.execv(sys.executable, command)
+    try:
+        torchrun.main([*ranks, *sys.argv])
+    except ChildFailedError as error:
+        failed = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+        for rank, failure in failed:
+            print(f"rank {rank} ended with status {failure.exitcode}", file=sys.stderr)
+        # Others are ended by a signal, or end with 1 because they wait for the one that says why it stops.
+        raise SystemExit(max(1, *(failure.exitcode for _, failure in failed))) from None
+    raise SystemExit(0)
 
 
 def inputs_for(args: argparse.Namespace, model: Any) -> tuple[dict[str, torch.Tensor], Any]:

@@ -29,8 +29,8 @@ _UNFIT: Final = 3
 #: How long processes may take to end by themselves.
 _GRACE_S: Final = 10.0
 _POLL_S: Final = 0.05
-#: In torchrun's account of a failure, which ends with what it takes for the cause.
-_FAILED_RANK: Final = re.compile(r"\brank\s*:\s*(\d+).*?\bexitcode\s*:\s*(-?\d+)", re.DOTALL)
+#: What a script of several ranks says of each that failed.
+_FAILED_RANK: Final = re.compile(r"^rank (\d+) ended with status (-?\d+)$", re.MULTILINE)
 
 
 def run_child(
@@ -105,10 +105,9 @@ def _failure(what: str, status: int, logs: Path) -> Exception:
     statuses = {
         int(rank): int(code) for rank, code in _FAILED_RANK.findall("\n".join(own)) if int(rank) in ranks
     }
-    # torchrun names the first that it saw last; a rank that says why it stopped knows better, unless
-    # torchrun ended it on its way out because another had said so before.
-    speaking = sorted((rank for rank in statuses if _said(ranks[rank])), key=lambda rank: statuses[rank] < 0)
-    for rank in [*speaking, *reversed(statuses)][:1]:
+    if statuses:
+        # In order of time. A rank that says why it stopped knows best; one that was told to end knows least.
+        rank = min(statuses, key=lambda rank: (not _said(ranks[rank]), statuses[rank] == -signal.SIGTERM))
         own, status, what = ranks[rank], statuses[rank], f"rank {rank} of {what}"
     said = _said(own)
     last = said[-1] if said else own[-1] if own else "it said nothing"

@@ -1,7 +1,10 @@
 """What verification starts: it ends whole, whoever started it, and an error names the process that failed."""
 
+import json
 import os
+import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,8 @@ import pytest
 from planner.errors import ModelError, RuntimeFailure
 from planner.verify.children import run_child
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+#: What a script of several ranks reads of its plan before it starts them.
+TWO_RANKS = {"num_ranks": 2, "num_streams": 1, "main_device": "cpu", "workload": {"dtype": "float32"}}
 #: Starts a process in a session of its own, which writes down who it is and outlives its parent.
 SPAWN = """
 import os, subprocess, sys, time
@@ -27,6 +31,15 @@ def script(folder: Path, text: str) -> Path:
     path = folder / "generate.py"
     path.write_text(text)
     return path
+
+
+def of_two_ranks(folder: Path, text: str) -> list[str]:
+    """The command of a script that starts two ranks of itself, as an emitted one does, and runs `text`."""
+    shared = resources.files("planner.runtimes").joinpath("generation.py").read_bytes()
+    (folder / "generation.py").write_bytes(shared)
+    (folder / "plan.json").write_text(json.dumps(TWO_RANKS))
+    start = "import os, sys, time\nfrom generation import launch_ranks, stop\nlaunch_ranks()\n"
+    return [sys.executable, str(script(folder, start + text))]
 
 
 def started_in(work: Path) -> list[str]:
@@ -78,7 +91,6 @@ def test_an_interrupt_ends_them_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "failing, kind, words",
     [
-        ("sys.exit('gave up')", RuntimeFailure, "rank 1 of the plan failed with status 1: gave up"),
         ("os.kill(os.getpid(), 9)", RuntimeFailure, "rank 1 of the plan was killed by SIGKILL: working"),
         (
             "print('generate.py: the shard is of another rank', file=sys.stderr); sys.exit(3)",
@@ -90,25 +102,36 @@ def test_an_interrupt_ends_them_too(tmp_path: Path) -> None:
 def test_an_error_is_that_of_the_rank_that_failed(
     tmp_path: Path, failing: str, kind: type[Exception], words: str
 ) -> None:
-    path = script(
+    argv = of_two_ranks(
         tmp_path,
-        "import os, sys, time\n"
         "print('working', file=sys.stderr, flush=True)\n"
         f"if os.environ['RANK'] == '1':\n    {failing}\n"
         "time.sleep(99)\n",
     )
     with pytest.raises(kind, match=words):
-        run_child([*TORCHRUN, str(path)], "the plan", tmp_path)
+        run_child(argv, "the plan", tmp_path)
     assert not started_in(tmp_path)
 
 
 def test_a_rank_that_says_why_it_stopped_is_believed(tmp_path: Path) -> None:
     """Others fail because it did, and torchrun may see them first."""
-    path = script(
+    argv = of_two_ranks(
         tmp_path,
-        "import os, sys\n"
-        "if os.environ['RANK'] == '0':\n    raise ConnectionError('closed by peer')\n"
-        "print('generate.py: out of GPU memory at batch 8', file=sys.stderr)\nsys.exit(4)\n",
+        "if os.environ['RANK'] == '1':\n"
+        "    print('generate.py: out of GPU memory at batch 8', file=sys.stderr, flush=True)\n"
+        f"    open({str(tmp_path / 'said')!r}, 'w').close()\n    os._exit(4)\n"
+        f"while not os.path.exists({str(tmp_path / 'said')!r}):\n    time.sleep(0.01)\n"
+        "raise ConnectionError('closed by peer')\n",
     )
     with pytest.raises(RuntimeFailure, match="rank 1 of the plan failed with status 4: out of GPU memory"):
-        run_child([*TORCHRUN, str(path)], "the plan", tmp_path)
+        run_child(argv, "the plan", tmp_path)
+    logs = tmp_path / "logs of the plan"
+    assert "rank 1 ended with status 4" in (logs / "err").read_text()
+
+
+def test_the_script_itself_ends_with_the_status_of_the_rank_that_stopped(tmp_path: Path) -> None:
+    argv = of_two_ranks(tmp_path, "if os.environ['RANK'] == '1':\n    stop('unfit', 3)\ntime.sleep(99)\n")
+    ended = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert ended.returncode == 3
+    assert "generate.py: unfit\n" in ended.stderr
+    assert "Traceback" not in ended.stderr
