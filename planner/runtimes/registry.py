@@ -13,13 +13,15 @@ from planner.runtimes.base import Emitted, Law
 from planner.runtimes.cpu.law import LAW as CPU
 from planner.runtimes.deepspeed_tp.law import LAW as DEEPSPEED_TP
 from planner.runtimes.folder import write_folder
+from planner.runtimes.kernel_injection.law import LAW as KERNEL_INJECTION
 from planner.runtimes.transformers_tp.law import LAW as TRANSFORMERS_TP
 from planner.runtimes.zero_inference.law import LAW as ZERO_INFERENCE
 from planner.serving.launch import across_hosts
 from planner.serving.registry import serve
 
 LAWS: Final[dict[str, Law]] = {
-    law.name: law for law in (ACCELERATE, CPU, ZERO_INFERENCE, DEEPSPEED_TP, TRANSFORMERS_TP)
+    law.name: law
+    for law in (ACCELERATE, CPU, ZERO_INFERENCE, DEEPSPEED_TP, KERNEL_INJECTION, TRANSFORMERS_TP)
 }
 
 
