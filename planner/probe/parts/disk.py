@@ -27,6 +27,8 @@ _CHUNK: Final = 4 * 2**20
 _PAGE: Final = 4096
 _BLOCKS: Final = (128 * 2**10, 2**20, 8 * 2**20)
 _READERS: Final = (1, 4, 16)
+#: File systems that are in memory, or on another machine.
+_NOT_LOCAL: Final = frozenset({"tmpfs", "ramfs", "devtmpfs", "nfs", "nfs4", "cifs", "smb3", "ceph", "9p"})
 #: Each way of reading stops after so long.
 _WAY_S: Final = 0.4
 
@@ -39,12 +41,15 @@ def measure(findings: Findings, folder: Path) -> None:
         folder: on the disk in question.
 
     Raises:
-        OSError: the folder cannot be written, or its file system keeps files in memory.
+        OSError: the folder cannot be written, or its file system cannot be read past the cache.
+        ValueError: its file system is in memory or on another machine.
     """
+    kind = file_system(folder)
+    if kind in _NOT_LOCAL or kind.startswith("fuse"):
+        raise ValueError(f"{folder} is on {kind}, which is no local disk; name a folder that is on one")
     capacity = shutil.disk_usage(folder).free
     with _random_file(folder) as file:
         rates = [size / seconds for size, seconds in (_sequential(file) for _ in range(3))]
-        _check_cold(file)
         findings.quantities["disk.read_bytes_per_s"] = measured(
             rates, f"{_size(file.stat().st_size)} read in order, page cache evicted before"
         )
@@ -99,9 +104,18 @@ def _sequential(file: Path) -> tuple[int, float]:
         return total, time.perf_counter() - start
 
 
-def _check_cold(file: Path) -> None:
-    """Refuse a file system in memory: a read past the cache is not possible there."""
-    os.close(os.open(file, os.O_RDONLY | os.O_DIRECT))
+def file_system(folder: Path) -> str:
+    """The kind of file system that a folder is on, as in `ext4`; empty when the kernel does not say.
+
+    Source: proc(5), /proc/self/mountinfo.
+    """
+    device = os.stat(folder).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        mount, _, rest = line.partition(" - ")
+        if mount.split()[2] == wanted:
+            return rest.split()[0]
+    return ""
 
 
 def _direct(file: Path, block: int, *, num_readers: int) -> list[float]:

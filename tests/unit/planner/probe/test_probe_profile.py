@@ -1,0 +1,173 @@
+"""Findings become a profile that loads; what is missing is left out with a sentence, never made up."""
+
+from pathlib import Path
+
+import pytest
+
+from planner.errors import RuntimeFailure
+from planner.hardware.load import load
+from planner.hardware.schema import HardwareProfile
+from planner.probe.findings import Findings
+from planner.probe.fits import Line, Measurement
+from planner.probe.profile import Probed, note, probed, to_toml
+from planner.sources import Source
+
+LINKS = [f"{way}.{key}" for way in ("host_to_device", "device_to_host", "peer") for key in (
+    "pinned_bytes_per_s", "pageable_bytes_per_s", "latency_s"
+)]  # fmt: skip
+
+
+def one(value: float, method: str = "a run") -> Measurement:
+    return Measurement(value=value, spread=0.05, num_samples=7, method=method)
+
+
+def findings(num_gpus: int) -> Findings:
+    """Everything that a machine with so many GPUs shows."""
+    found = Findings(facts={"num_cores": 8, "cpu_name": 'a "quoted" name', "num_gpus": num_gpus})
+    found.quantities = {
+        "host.installed_memory_bytes": one(64 * 2**30),
+        "host.op_overhead_s": one(5e-5),
+        "host.hook_overhead_s": one(2e-5),
+        "host.tensor_move_overhead_s": one(4e-4),
+        "host.flops_per_s.float32": one(4e11),
+        "host.flops_per_s.bfloat16": one(2e12),
+        "host.flops_per_s.float16": one(3e11),
+        "cpu_vector_bytes_per_s.float32": one(60e9, "by float32"),
+        "cpu_vector_bytes_per_s.bfloat16": one(50e9, "by bfloat16"),
+        "cpu_vector_bytes_per_s.float16": one(4e9, "by float16"),
+        "disk.capacity_bytes": one(1e12),
+        "disk.read_bytes_per_s": one(2e9),
+        "disk.latency_s": one(8e-5),
+    }
+    if num_gpus:
+        found.facts["gpu_name"] = "Some GPU 80GB"
+        found.quantities |= {
+            "gpu.memory_bytes": one(80e9),
+            "gpu.context_bytes": one(7e8),
+            "gpu.memory_bandwidth_bytes_per_s": one(3e12),
+            "gpu.gemm_efficiency": one(0.8),
+            "gpu.bandwidth_efficiency": one(0.9),
+            "gpu.flops_per_s.float16": one(7e14),
+        }
+        found.quantities |= {
+            path: one(1e-5 if path.endswith("_s") and "bytes" not in path else 5e10) for path in LINKS
+        }
+        found.quantities["fabric.bus_bytes_per_s"] = one(2e11)
+        found.facts["fabric_kind"] = "nvlink"
+    return found
+
+
+def result_of(found: Findings) -> Probed:
+    return probed(found, date="2026-01-02", versions={"torch": "2.11"})
+
+
+def loaded(found: Findings, folder: Path) -> HardwareProfile:
+    file = folder / "here.toml"
+    file.write_text(to_toml(result_of(found)))
+    return load(str(file))
+
+
+@pytest.mark.parametrize("num_gpus", [0, 1, 4])
+def test_a_complete_probe_is_a_profile(num_gpus: int, tmp_path: Path) -> None:
+    profile = loaded(findings(num_gpus), tmp_path)
+    assert profile.num_gpus == num_gpus
+    assert (profile.gpu is None) == (num_gpus == 0)
+    assert (profile.peer is not None) == (num_gpus > 1)
+    assert (profile.fabric is not None) == (num_gpus > 1)
+    assert profile.host.num_cores == 8
+    assert profile.host.op_overhead_s.value == pytest.approx(5e-5)
+    assert profile.host.op_overhead_s.source is Source.MEASURED
+    assert "2026-01-02" in profile.host.op_overhead_s.note
+    assert "spread 5.0%" in profile.host.op_overhead_s.note
+    assert '"quoted"' in profile.description
+    if profile.gpu is not None:
+        assert profile.gpu.gemm_efficiency.source is Source.MEASURED
+        assert profile.gpu.flops_per_s["float16"].value == pytest.approx(7e14)
+    if profile.fabric is not None:
+        assert profile.fabric.kind == "nvlink"
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "gpu.memory_bytes",
+        "gpu.context_bytes",
+        "gpu.flops_per_s.float16",
+        "host_to_device.pageable_bytes_per_s",
+    ],
+)
+def test_a_gpu_of_which_too_little_is_known_is_left_out(lost: str, tmp_path: Path) -> None:
+    found = findings(2)
+    del found.quantities[lost]
+    profile = loaded(found, tmp_path)
+    assert profile.num_gpus == 0
+    assert profile.host_to_device is None
+    (sentence,) = [s for s in result_of(found).missing if "the profile has no GPU" in s]
+    assert lost.removesuffix(".float16") in sentence
+
+
+def test_gpus_that_cannot_reach_each_other_are_one(tmp_path: Path) -> None:
+    found = findings(4)
+    del found.quantities["peer.pinned_bytes_per_s"]
+    profile = loaded(found, tmp_path)
+    assert (profile.num_gpus, profile.peer, profile.fabric) == (1, None, None)
+    assert any("1 of 4 GPUs" in sentence for sentence in result_of(found).missing)
+
+
+def test_half_a_disk_is_none(tmp_path: Path) -> None:
+    found = findings(0)
+    del found.quantities["disk.read_bytes_per_s"]
+    assert loaded(found, tmp_path).disk is None
+
+
+def test_an_emulated_dtype_is_left_out_where_plans_would_run_in_it(tmp_path: Path) -> None:
+    without = loaded(findings(0), tmp_path)
+    assert set(without.host.flops_per_s) == {"float32", "bfloat16"}
+    assert without.host.memory_bandwidth_bytes_per_s.note.startswith("by float32")
+    beside = loaded(findings(1), tmp_path)
+    assert set(beside.host.flops_per_s) == {"float32", "bfloat16", "float16"}
+    assert beside.host.memory_bandwidth_bytes_per_s.note.startswith("by bfloat16")
+
+
+def test_without_a_processor_there_is_no_profile() -> None:
+    found = findings(0)
+    for path in [path for path in found.quantities if path.startswith("cpu_vector")]:
+        del found.quantities[path]
+    found.missing.append("the processor could not be measured: it went away")
+    with pytest.raises(RuntimeFailure, match="it went away"):
+        result_of(found)
+
+
+def test_a_number_that_no_profile_may_hold_is_refused() -> None:
+    found = findings(0)
+    found.quantities["host.op_overhead_s"] = one(-1.0)
+    with pytest.raises(RuntimeFailure, match="makes no profile"):
+        to_toml(result_of(found))
+
+
+def test_a_measurement_that_fails_is_a_sentence() -> None:
+    found = Findings()
+
+    def broken(findings: Findings) -> None:
+        findings.quantities["gpu.memory_bytes"] = one(1.0)
+        raise RuntimeError("CUDA error: the card fell off the bus\nand a page of advice")
+
+    found.attempt("the GPU's memory bandwidth", broken)
+    (sentence,) = found.missing
+    assert sentence.startswith("the GPU's memory bandwidth could not be measured: RuntimeError: CUDA error")
+    assert sentence.endswith("fell off the bus")
+
+
+def test_findings_merge_and_lines_are_recorded() -> None:
+    first, second = Findings(missing=["a"]), Findings(missing=["b"], facts={"num_gpus": 1})
+    line = Line(latency_s=1e-5, bytes_per_s=5e10, error=0.02)
+    second.record_line("host_to_device.pinned_bytes_per_s", line, {1: [1.0, 2.0], 2: [3.0]}, "copies")
+    first.merge(second)
+    assert first.missing == ["a", "b"]
+    assert first.quantities["host_to_device.pinned_bytes_per_s"].num_samples == 3
+    assert first.quantities["host_to_device.pinned_bytes_per_s"].value == 5e10
+
+
+def test_a_note_of_one_reading_speaks_of_no_spread() -> None:
+    said = note(Measurement(value=1, spread=0, num_samples=1, method="read"), "2026-01-02", {"torch": "2.11"})
+    assert said == "read; torch 2.11, 2026-01-02"
