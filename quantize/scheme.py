@@ -246,21 +246,6 @@ SCHEMES: Final[dict[str, type[Scheme]]] = {
 }
 
 
-def bits_per_weight(scheme: Scheme, shape: Shape, scale_bits: int) -> float:
-    """What a weight takes on average, its share of scales and minima included.
-
-    Args:
-        scheme: the scheme.
-        shape: the tensor's.
-        scale_bits: of one scale.
-    """
-    scales = 1
-    for length in scheme.scale_shape(shape):
-        scales *= length
-    tables = 1 if scheme.is_symmetric else 2
-    return scheme.bits + tables * scales * scale_bits / (shape[0] * shape[1])
-
-
 def _require_bits(scheme: _Named, bits: int, known: range | tuple[int, ...]) -> None:
     if bits not in known:
         raise InvalidSchemeError(

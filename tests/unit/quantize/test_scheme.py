@@ -14,7 +14,6 @@ from quantize.scheme import (
     Symmetric,
     SymmetricSearch,
     ZeroInference,
-    bits_per_weight,
 )
 
 ALL = (
@@ -66,19 +65,6 @@ def test_what_a_scheme_makes_of_a_shape(
 ) -> None:
     assert scheme.group_numel(shape) == group_numel
     assert scheme.scale_shape(shape) == scale_shape
-
-
-@pytest.mark.parametrize(
-    "scheme,bits",
-    [
-        (Symmetric(group_size=128), 8 + 16 / 128),
-        (SymmetricSearch(bits=4, group_size=32), 4 + 16 / 32),
-        # A scale and a minimum per group.
-        (ZeroInference(bits=4, group_size=64), 4 + 2 * 16 / 64),
-    ],
-)
-def test_bits_per_weight_count_scales_and_minima(scheme: Scheme, bits: float) -> None:
-    assert bits_per_weight(scheme, (256, 512), 16) == bits
 
 
 @pytest.mark.parametrize(
