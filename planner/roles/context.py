@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch.utils._pytree import tree_leaves
 
-from .feature_sets import FeatureSets, Ids
+from .feature_sets import FeatureSets, Ids, distinct_pairs
 from .storages import Axis, Storages
 
 #: How a parameter meets features: it makes them, it sums over them, or it goes with each of them.
@@ -136,4 +136,4 @@ class Context:
 def _pairs(coordinates: Ids, ids: Ids) -> Ids:
     flat = ids.reshape(len(coordinates), -1)
     spread = np.broadcast_to(coordinates[:, None], flat.shape)
-    return np.unique(np.stack([spread.ravel(), flat.ravel()], axis=1), axis=0)
+    return distinct_pairs(spread, flat)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 EVERYWHERE: Final = 0
+_HALF: Final = 32
 
 
 class FeatureSets:
@@ -35,7 +36,7 @@ class FeatureSets:
 
     def unite(self, some: Ids, others: Ids) -> None:
         """Puts the ids at equal places of two arrays of one shape into one set; zeros join nothing."""
-        pairs = _distinct_pairs(some, others)
+        pairs = _joining_pairs(some, others)
         if len(pairs):
             self._pending.append(pairs)
 
@@ -46,7 +47,7 @@ class FeatureSets:
             The ids of the result, in the shape both broadcast to.
         """
         some, others = np.broadcast_arrays(some, others)
-        pairs = _distinct_pairs(some, others)
+        pairs = _joining_pairs(some, others)
         if len(pairs):
             self._note_shared(pairs)
             self._pending.append(pairs)
@@ -88,7 +89,8 @@ class FeatureSets:
     def _note_shared(self, pairs: Ids) -> None:
         labels = self.labels()
         between = labels[pairs]
-        between = np.unique(between[between[:, 0] != between[:, 1]], axis=0)
+        between = between[between[:, 0] != between[:, 1]]
+        between = distinct_pairs(between[:, 0], between[:, 1])
         for side in (0, 1):
             sets, counts = np.unique(between[:, side], return_counts=True)
             _, other_counts = np.unique(between[:, 1 - side], return_counts=True)
@@ -97,15 +99,22 @@ class FeatureSets:
                     self.shared[int(label)] = np.flatnonzero(labels == label)
 
 
+def distinct_pairs(firsts: Ids, seconds: Ids) -> Ids:
+    """The different pairs of two arrays of one shape, a row for each."""
+    # As one number each: that sorts many times as fast as rows do.
+    packed = np.unique((firsts.ravel() << _HALF) | seconds.ravel())
+    return np.stack([packed >> _HALF, packed & ((1 << _HALF) - 1)], axis=1)
+
+
 def _without(shape: tuple[int, ...], axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(extent for dim, extent in enumerate(shape) if dim not in axes)
 
 
-def _distinct_pairs(some: Ids, others: Ids) -> Ids:
+def _joining_pairs(some: Ids, others: Ids) -> Ids:
     differ = (some > 0) & (others > 0) & (some != others)
     if not differ.any():
         return np.empty((0, 2), dtype=np.int64)
-    return np.unique(np.stack([some[differ], others[differ]], axis=1), axis=0)
+    return distinct_pairs(some[differ], others[differ])
 
 
 def _joined(size: int, pairs: Ids) -> Ids:
@@ -119,6 +128,7 @@ def _joined(size: int, pairs: Ids) -> Ids:
             if np.array_equal(further, smallest):
                 break
             smallest = further
-        pairs = np.unique(smallest[pairs], axis=0)
+        pairs = smallest[pairs]
         pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+        pairs = distinct_pairs(pairs[:, 0], pairs[:, 1])
     return smallest

@@ -8,7 +8,7 @@ import numpy as np
 from planner.graph.forwards import Replay
 
 from .context import Context, Kind
-from .feature_sets import Ids
+from .feature_sets import Ids, distinct_pairs
 from .schema import Groups, ParameterRole, Role, Roles
 
 _UNSEEN = -1
@@ -22,12 +22,11 @@ class Circuit:
         families: labels of the sets, one array for each family.
     """
 
-    def __init__(self, name: str, labels: Ids, makers: dict[int, frozenset[str]]) -> None:
+    def __init__(self, name: str, labels: Ids, makers: Ids) -> None:
+        """`makers` has one number for all labels whose features the same weights make."""
         self.name = name
-        by_maker: dict[frozenset[str], list[int]] = {}
-        for label in labels:
-            by_maker.setdefault(makers.get(int(label), frozenset()), []).append(int(label))
-        self.families = [np.asarray(found) for found in by_maker.values()]
+        numbers, first = np.unique(makers[labels], return_index=True)
+        self.families = [labels[makers[labels] == number] for number in numbers[np.argsort(first)]]
 
     @property
     def num_groups(self) -> int:
@@ -56,6 +55,7 @@ class Resolver:
         for name, kind, dim in context.uses:
             self._dims.setdefault((name, kind), []).append(dim)
         self._inputs = self._row_inputs()
+        self._circuit_of = np.full(len(self._labels), _UNSEEN)
         self._circuits = self._find_circuits()
 
     def parameters(self) -> dict[str, ParameterRole]:
@@ -75,7 +75,7 @@ class Resolver:
         cut = []
         for (module, _), pairs in self._context.constants.items():
             labels = self._function(pairs, int(max(p[:, 0].max() for p in pairs)) + 1)
-            if labels is not None and len(self._in_circuits(labels)) > 1:
+            if labels is not None and self._is_cut(labels):
                 cut.append(module)
         return tuple(dict.fromkeys(cut))
 
@@ -90,7 +90,7 @@ class Resolver:
 
     def _function(self, pairs: list[Ids], extent: int) -> Ids | None:
         together = np.concatenate(pairs)
-        together = np.unique(np.stack([together[:, 0], self._labels[together[:, 1]]], axis=1), axis=0)
+        together = distinct_pairs(together[:, 0], self._labels[together[:, 1]])
         if len(np.unique(together[:, 0])) != len(together):
             return None
         labels = np.full(extent, _UNSEEN)
@@ -109,47 +109,48 @@ class Resolver:
         return found
 
     # ---- circuits
-    def _find_circuits(self) -> dict[int, Circuit]:
-        """Label → circuit."""
-        members: dict[int, list[str]] = {}
-        joined: dict[str, str] = {}
-
-        def root(name: str) -> str:
-            while joined.setdefault(name, name) != name:
-                name = joined[name]
-            return name
-
-        for name, (_, labels) in self._inputs.items():
-            root(name)
-            for label in np.unique(labels).tolist():
-                members.setdefault(label, []).append(name)
-        for names in members.values():
-            for other in names[1:]:
-                joined[root(other)] = root(names[0])
+    def _find_circuits(self) -> list[Circuit]:
+        """The circuits; `_circuit_of` gets the number of each label's."""
+        root = list(range(len(self._inputs)))
+        owner = np.full(len(self._labels), _UNSEEN)
+        for number, (_, labels) in enumerate(self._inputs.values()):
+            for other in np.unique(owner[labels]).tolist():
+                if other != _UNSEEN:
+                    root = [root[number] if r == root[other] else r for r in root]
+            owner[labels] = number
         makers = self._makers()
-        gathered: dict[str, list[Ids]] = {}
-        for name, (_, labels) in self._inputs.items():
-            gathered.setdefault(root(name), []).append(labels)
-        circuits: dict[int, Circuit] = {}
-        for name, arrays in gathered.items():
-            every = np.concatenate(arrays)
+        circuits: list[Circuit] = []
+        for one in dict.fromkeys(root):
+            names = [name for name, r in zip(self._inputs, root, strict=True) if r == one]
+            every = np.concatenate([self._inputs[name][1] for name in names])
             _, first = np.unique(every, return_index=True)
-            circuit = Circuit(name, every[np.sort(first)], makers)
-            circuits |= dict.fromkeys((int(label) for label in every), circuit)
+            self._circuit_of[every] = len(circuits)
+            circuits.append(Circuit(names[0], every[np.sort(first)], makers))
         return circuits
 
-    def _makers(self) -> dict[int, frozenset[str]]:
-        """Label → the weights that make its features."""
-        made: dict[int, set[str]] = {}
+    def _makers(self) -> Ids:
+        """For each label a number that says which weights make its features."""
+        numbers = np.zeros(len(self._labels), dtype=np.int64)
         for name in self._names("output"):
             for dim in self._dims[name, "output"]:
                 labels = self._assigned(name, "output", dim)
-                for label in () if labels is None else np.unique(labels).tolist():
-                    made.setdefault(label, set()).add(name)
-        return {label: frozenset(names) for label, names in made.items()}
+                if labels is not None:
+                    made = np.unique(labels[labels > 0])
+                    _, kinds = np.unique(numbers[made], return_inverse=True)
+                    numbers[made] = numbers.max() + 1 + kinds
+        return numbers
 
-    def _in_circuits(self, labels: Ids) -> list[int]:
-        return [label for label in np.unique(labels).tolist() if label in self._circuits]
+    def _in_circuits(self, labels: Ids) -> Ids:
+        """The circuit of each index that has one."""
+        inside = labels[labels > 0]
+        found: Ids = self._circuit_of[inside[self._circuit_of[inside] != _UNSEEN]]
+        return found
+
+    def _is_cut(self, labels: Ids) -> bool:
+        """Whether the indices belong to several groups, all of one circuit."""
+        seen = labels[labels > 0]
+        inside = seen[self._circuit_of[seen] != _UNSEEN]
+        return len(np.unique(inside)) > 1 and len(np.unique(self._circuit_of[inside])) == 1
 
     def _cut(self, name: str, kind: Kind, role: Role) -> ParameterRole | None:
         for dim in self._dims[name, kind]:
@@ -158,8 +159,7 @@ class Resolver:
                 labels = self._in_every_circuit(name, dim)
             if labels is None:
                 continue
-            inside = self._in_circuits(labels)
-            if len(inside) > 1 and len({id(self._circuits[label]) for label in inside}) == 1:
+            if self._is_cut(labels):
                 return self._role(role, name, dim, labels)
         return None
 
@@ -170,10 +170,10 @@ class Resolver:
         """
         pairs = np.concatenate(self._context.uses[name, "elementwise", dim])
         labels = self._labels[pairs[:, 1]]
-        circuits = {id(c): c for label in np.unique(labels).tolist() if (c := self._circuits.get(label))}
+        circuits = [self._circuits[number] for number in np.unique(self._in_circuits(labels)).tolist()]
         first: Ids | None = None
         groups: tuple[Groups, ...] = ()
-        for circuit in circuits.values():
+        for circuit in circuits:
             inside = np.isin(labels, np.concatenate(circuit.families))
             one = self._function([pairs[inside]], self._context.shapes[name][dim])
             if one is None:
@@ -185,7 +185,7 @@ class Resolver:
         return first
 
     def _role(self, role: Role, name: str, dim: int, labels: Ids) -> ParameterRole:
-        circuit = self._circuits[self._in_circuits(labels)[0]]
+        circuit = self._circuits[int(self._in_circuits(labels)[0])]
         families = circuit.groups(labels)
         cut = np.any([groups >= 0 for groups in families], axis=0)
         return ParameterRole(
