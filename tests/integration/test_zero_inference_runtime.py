@@ -64,10 +64,13 @@ def test_weights_come_from_files(family: str, num_ranks: int, kept: int, tmp_pat
     assert report.plan.offload_bytes == num_ranks * sum(parts)
 
 
-@pytest.mark.parametrize("store", ["cpu", pytest.param("disk", marks=needs_async_io)])
-def test_exactly_what_the_plan_keeps_stays(store: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "store, weight_bits", [("cpu", None), ("cpu", 8), pytest.param("disk", None, marks=needs_async_io)]
+)
+def test_exactly_what_the_plan_keeps_stays(store: str, weight_bits: int | None, tmp_path: Path) -> None:
     checkpoint = save_wide("gptj", tmp_path / "gptj")
-    plan = plan_for(checkpoint, store=store, kept=3)
+    dtype = "float32" if weight_bits is None else "float16"
+    plan = plan_for(checkpoint, store=store, kept=3, dtype=dtype, weight_bits=weight_bits)
     folder, out = tier_down(plan, checkpoint, tmp_path / "plan"), tmp_path / "whole.json"
     graph = graph_for(resolve(str(checkpoint)))
     kept = resident(read(folder), graph)

@@ -176,9 +176,12 @@ def keep_resident(model: Any) -> None:
     """
     kept = [p["module"] for p in PLAN["placements"] if p["lives"] == p["executes"]]
     ids = {id(p) for module in kept for p in model.get_submodule(module).parameters()}
+    # Codes of a quantized matrix are one long vector, scales and all.
+    coded = {id(m.weight) for m in model.modules() if type(m).__name__.startswith("Quantized")}
     for parameter in model.parameters():
+        is_vector = len(parameter.ds_shape) < 2 and id(parameter) not in coded
         # What the thresholds of ds_config.json keep is near the plan's choice, and is not it.
-        parameter.ds_persist = id(parameter) in ids or len(parameter.ds_shape) < 2
+        parameter.ds_persist = is_vector or id(parameter) in ids
         if parameter.ds_persist:
             parameter.all_gather()
             parameter.partition = stay

@@ -160,7 +160,10 @@ class ZeroInferenceLaw(Law):
             small = sum(_held_bytes(part, settings) for part in parts if part < MIN_SWAPPED_BYTES)
             staged = _held_bytes(_staged_bytes(sizes, ranks, itemsize), settings)
             return Buffers(device=device, host=ranks * (small + staged), disk=ranks * sum(parts))
-        return Buffers(device=device, host=ranks * sum(_held_bytes(part, settings) for part in parts))
+        # Quantized first and cut then, every rank loads the whole model as it is.
+        loaded = 0 if settings.weight_bits is None else whole * itemsize
+        held = sum(_held_bytes(part, settings) for part in parts)
+        return Buffers(device=device, host=ranks * (held + loaded))
 
     def absent(self, profile: HardwareProfile) -> str:
         """Without a GPU there is nothing to stream to."""

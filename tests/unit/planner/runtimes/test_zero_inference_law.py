@@ -165,6 +165,14 @@ def test_the_store_holds_everything_whatever_is_resident() -> None:
     assert gpu.weights == sum(unit.buffer_bytes for unit in found.units)
 
 
+def test_quantizing_needs_the_whole_model_in_host_memory_first() -> None:
+    profile = load("a100-80g")
+    plain, coded = (problem(profile, way(profile, "cpu", 1, bits)).buffers for bits in (None, 8))
+    # Codes of one byte, and 4 bytes of scale and minimum for each 64 of them, rounded up to powers of two.
+    assert plain.host < coded.host <= 2 * plain.host + plain.host // 2
+    assert coded.device == plain.device
+
+
 def test_a_store_on_the_gpus_is_shared_among_them() -> None:
     profile = load("8xa100-80g")
     found = problem(profile, way(profile, "peers", 8))
