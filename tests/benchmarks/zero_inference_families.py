@@ -2,7 +2,7 @@
 
 `python -m tests.benchmarks.zero_inference_families OUT.md` plans with one leaf in three resident, runs each
 plan a tier down in child processes beside the plain model, and writes a row for it: what was compared, the
-largest difference of logits, and the files that weights came from. It takes a quarter of an hour on four cores.
+largest difference of logits, and the files that weights came from. It takes a quarter of an hour.
 """
 
 import platform
@@ -58,8 +58,8 @@ def main(out: Path) -> None:
 Written by `python -m tests.benchmarks.zero_inference_families` with {versions}.
 
 Models of two layers and a width of 512, float32, two sequences, 8 new tokens; one leaf in three resident. The
-difference is the largest of any logit, as a share of the plain model's largest. Two ranks multiply one sequence
-each where the plain model multiplies two, so their sums are taken in another order.
+difference is the largest of any logit, as a share of the plain model's largest. Two ranks multiply one
+sequence each where the plain model multiplies two, so their sums are taken in another order.
 
 {HEAD}"""
     with tempfile.TemporaryDirectory() as scratch:

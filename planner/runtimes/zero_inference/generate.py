@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,9 @@ def load(checkpoint: str, offload_folder: str) -> Any:
 def join_ranks() -> None:
     """A process that nobody launched is a group of its own."""
     if "RANK" in os.environ:
+        found = os.environ["WORLD_SIZE"]
+        if int(found) != NUM_RANKS:
+            stop(f"the plan runs in {NUM_RANKS} processes, and {found} were started", 4)
         return
     if NUM_RANKS > 1:
         stop(f"the plan runs in {NUM_RANKS} processes; start generate.py as README.md says", 4)
@@ -101,7 +105,7 @@ def check_async_io() -> None:
         lock = Path(_get_build_directory(name, verbose=False)) / "lock"
         if lock.exists():
             hint = f"{lock} is there: another process compiles {name} now, or was killed while it did"
-            print(f"generate.py: {hint}; if this goes on for minutes, remove that file", flush=True)
+            print(f"generate.py: {hint}; if this goes on for minutes, remove that file", file=sys.stderr)
 
 
 def built_in_parts(checkpoint: str, config: dict[str, Any]) -> Any:
