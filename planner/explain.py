@@ -169,7 +169,10 @@ def _why(plan: Plan, lives: str, executes: str) -> str:
     if executes == "cpu":
         room = "host memory has no room left"
     if lives == "disk":
-        return f"read from disk at every forward: {room}, and nor has the tier between"
+        between = "" if plan.runtime == "zero-inference" else ", and nor has the tier between"
+        return f"read from disk at every forward: {room}{between}"
+    if lives == "peers":
+        return f"cut over the ranks' GPUs and gathered at every forward: {room} for all of it"
     return f"streamed from {copies} at every forward: {room}"
 
 
