@@ -165,6 +165,7 @@ Behind DJL Serving:
     curl -X POST http://127.0.0.1:8080/predictions/model -H "content-type: application/json" \\
       -d '{{"inputs": "Once upon a time", "parameters": {{"max_new_tokens": 20}}}}'
 
-{where} Requests of up to {plan.workload.batch_size} texts are answered together; a text has at most
+{where}
+Texts that are answered together: at most {plan.workload.batch_size}. A text has at most
 {plan.workload.prompt_tokens} tokens, and an answer {plan.workload.new_tokens}.
 """

@@ -77,7 +77,10 @@ def serve(emitted: Emitted, plan: Plan, graph: ModuleGraph) -> Emitted:
     reasons = {"mii.serve": current_refusal(plan, graph), "mii.deploy": legacy_refusal(plan)}
     if all(reasons.values()):
         told = "; ".join(f"{form}: {reason}" for form, reason in reasons.items())
-        raise InvalidInputError(f"DeepSpeed-MII cannot run this plan ({told}). Use --serve djl")
+        raise InvalidInputError(
+            f"DeepSpeed-MII cannot run this plan ({told}); use --serve djl, or one of its runtimes: "
+            f"{', '.join(f'--runtime {name}' for name in sorted(_LEGACY))}"
+        )
     files = dict(emitted.files)
     readme = [emitted.readme]
     if reasons["mii.serve"] is None:

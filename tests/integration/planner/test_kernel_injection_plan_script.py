@@ -1,7 +1,7 @@
 """What kernel injection's script refuses before DeepSpeed would be silently wrong, in processes of its own.
 
-The kernels themselves run in `tests/benchmarks/kernel_injection_plan_gpu.py`; all that comes before them needs
-no GPU and no old transformers.
+The kernels themselves run in `tests/benchmarks/kernel_injection_plan_gpu.py`; all that comes before needs no
+GPU and no old transformers.
 """
 
 import json
