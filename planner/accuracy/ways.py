@@ -143,9 +143,12 @@ def _on_ranks(
 
 def _whole_load_s(setup: Setup, problem: Problem) -> float:
     model_bytes = graph_of(setup.model).num_parameters * problem.workload.itemsize_bytes
+    held = sum(unit.stored_bytes for unit in problem.units)
+    if problem.settings.store == PEERS:
+        held //= problem.settings.num_ranks
     return KERNEL_INJECTION.whole_load_s(
         model_bytes=model_bytes,
-        device_bytes=sum(unit.stored_bytes for unit in problem.units),
+        device_bytes=held,
         settings=problem.settings,
         profile=problem.profile,
     )
