@@ -108,7 +108,9 @@ def _stored(
     undone = _undone(model, name, _numbers(name, weight, shape))
     if set(undone) == {name}:
         return {name: weight}
-    return {key: _read_off(key, numbers, len(weight.groups), shapes, name) for key, numbers in undone.items()}
+    # A fused parameter may come apart into tensors of which nothing is cut.
+    cut = {key: numbers for key, numbers in undone.items() if numbers.any()}
+    return {key: _read_off(key, numbers, len(weight.groups), shapes, name) for key, numbers in cut.items()}
 
 
 def _numbers(name: str, weight: WeightRoles, shape: tuple[int, ...]) -> "torch.Tensor":
@@ -138,7 +140,7 @@ def _read_off(
             "has"
         )
     groups: list[list[Interval]] = [[] for _ in range(num_groups)]
-    for begin, end, group in _runs(numbers.movedim(along[0], 0).flatten(1)[:, 0].tolist()):
+    for begin, end, group in _runs(numbers.movedim(along[0], 0).reshape(shape[along[0]], -1)[:, 0].tolist()):
         if group:
             groups[group - 1].append((begin, end))
     return WeightRoles(dim=along[0], groups=tuple(map(tuple, groups)))
