@@ -11,9 +11,9 @@ from fixtures.plans import plan_with
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
 from planner.plan import Plan
+from planner.roles.policy import injection_policy
 from planner.runtimes.base import Settings
 from planner.runtimes.deepspeed_tp.emit import CONFIG_FILE
-from planner.runtimes.deepspeed_tp.policy import injection_policy
 from planner.runtimes.registry import LAWS, emit
 from planner.verify.tiers import one_tier_down
 from planner.workload import Workload

@@ -5,9 +5,9 @@ from typing import Any, Final
 
 from planner.graph.schema import ModuleGraph
 from planner.plan import Plan
+from planner.roles.policy import injection_policy
 from planner.runtimes.base import Emitted
 from planner.runtimes.deepspeed_tp.families import AUTO_TP
-from planner.runtimes.deepspeed_tp.policy import injection_policy
 from planner.runtimes.folder import SCRIPT, script
 
 CONFIG_FILE: Final = "inference_config.json"

@@ -6,7 +6,7 @@ Source: deepspeed.module_inject.auto_tp and fusedqkv_utils (0.19.8).
 from typing import Final
 
 from planner.graph.schema import ModuleGraph, Node
-from planner.runtimes.deepspeed_tp.policy import injection_policy, is_row_parallel, mistaken, nodes_by_block
+from planner.roles.policy import injection_policy, relative_name
 
 # fmt: off
 #: Families in which DeepSpeed itself finds the row-parallel Linears, and cuts fused ones as they lie. Each
@@ -25,7 +25,7 @@ _CODEGEN_GROUPS: Final = 4
 
 def why_not(graph: ModuleGraph, degree: int) -> str | None:
     """Why DeepSpeed cannot run the model over `degree` ranks, as a clause; None when it can."""
-    nodes = [node for _, inside in nodes_by_block(graph) for node in inside]
+    nodes = [node for node in graph.nodes if node.block in graph.blocks]
     transposed = next((node for node in nodes if node.class_name == "Conv1D"), None)
     if transposed is not None:
         return (
@@ -77,6 +77,18 @@ def _other_refusal(graph: ModuleGraph, nodes: list[Node]) -> str | None:
 def _shared_refusal(nodes: list[Node]) -> str | None:
     for node in nodes:
         role = node.tensor_parallel
-        if role is not None and role.sharded < 1.0 and not is_row_parallel(node):
+        if role is not None and role.role == "column" and role.sharded < 1.0:
             return f"DeepSpeed would cut the keys and values in {node.name}, of which every rank needs all"
+    return None
+
+
+def mistaken(graph: ModuleGraph) -> str | None:
+    """A Linear that DeepSpeed would take for a row-parallel one of the same name; None when there is none."""
+    policy = injection_policy(graph)
+    class_of = dict(zip(graph.blocks, graph.block_classes, strict=True))
+    for node in graph.nodes:
+        if node.block not in class_of or (node.tensor_parallel and node.tensor_parallel.role == "row"):
+            continue
+        if relative_name(node.name, node.block) in policy.get(class_of[node.block], ()):
+            return node.name
     return None

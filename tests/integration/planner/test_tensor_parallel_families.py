@@ -15,8 +15,8 @@ from planner.graph.meta_model import build as build_meta
 from planner.graph.store import graph_for
 from planner.models.build import build
 from planner.models.resolve import resolve
+from planner.roles.policy import injection_policy
 from planner.runtimes.deepspeed_tp.families import AUTO_TP, why_not
-from planner.runtimes.deepspeed_tp.policy import injection_policy
 from planner.runtimes.transformers_tp.families import PLANNED
 from tests.integration.tensor_parallel_cases import save
 

@@ -9,8 +9,8 @@ from planner.graph.schema import ModuleGraph, Node, Tensor, TensorParallel
 from planner.graph.store import graph_for
 from planner.hardware.load import load
 from planner.models.resolve import resolve
-from planner.runtimes.deepspeed_tp.families import why_not
-from planner.runtimes.deepspeed_tp.policy import injection_policy, mistaken
+from planner.roles.policy import injection_policy
+from planner.runtimes.deepspeed_tp.families import mistaken, why_not
 from planner.runtimes.registry import LAWS
 from planner.workload import Workload
 
