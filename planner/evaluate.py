@@ -228,7 +228,8 @@ def unit_time(
     problem: Problem, unit: UnitPrice, executes: str, lives: tuple[str, ...], phase: str, *, hooked: bool
 ) -> TimeBreakdown:
     """One unit's share of one forward."""
-    span = unit.spans[kind_of(executes)][phase].time(hooked=hooked)
+    waits = problem.law.hooks_wait
+    span = unit.spans[kind_of(executes)][phase].time(hooked=hooked, waits=waits)
     crossing = problem.crossing_s(phase) if executes == CPU and problem.main_kind == GPU else 0.0
     moved = [
         (leaf.forwards[phase], problem.movement(leaf, place, executes))

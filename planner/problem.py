@@ -36,11 +36,17 @@ class Span:
     hook_s: float
     asynchronous: bool
 
-    def time(self, *, hooked: bool) -> TimeBreakdown:
-        """As a breakdown: what the host does beyond the kernels is overhead."""
-        host = self.dispatch_s + (self.hook_s if hooked else 0.0)
+    def time(self, *, hooked: bool, waits: bool = False) -> TimeBreakdown:
+        """As a breakdown: what the host does beyond the kernels is overhead.
+
+        Args:
+            hooked: whether the runtime's hooks are on the modules.
+            waits: whether they wait for the device, so that the host cannot run ahead of it in them.
+        """
+        hooks = self.hook_s if hooked else 0.0
+        host = self.dispatch_s + (0.0 if waits else hooks)
         overhead = max(0.0, host - self.kernel_s) if self.asynchronous else host
-        return TimeBreakdown(compute=self.kernel_s, host_overhead=overhead)
+        return TimeBreakdown(compute=self.kernel_s, host_overhead=overhead + (hooks if waits else 0.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,9 +110,15 @@ class Emitted:
 
 
 class Law(ABC):
-    """What the cost model asks of a runtime. With several ranks every answer is about one of them."""
+    """What the cost model asks of a runtime. With several ranks every answer is about one of them.
+
+    Attributes:
+        name: of the runtime.
+        hooks_wait: whether its hooks wait for the device: kernels do not hide the host's work in them then.
+    """
 
     name: str
+    hooks_wait: bool = False
 
     @abstractmethod
     def settings(self, profile: HardwareProfile) -> tuple[Settings, ...]:

@@ -13,8 +13,9 @@ CONFIG_FILE: Final = "ds_config.json"
 
 _NVME: Final = """
 Parts of the weights lie in files in a temporary folder: give `--offload-folder DIR` to have it on the fastest
-NVMe. Reading them needs DeepSpeed's `async_io`, which is compiled when it is first used: install `libaio-dev`
-(Debian, Ubuntu; `libaio-devel` on Fedora), `g++` and `ninja`."""
+NVMe; a script of your own puts one in the place of `nvme_path`. Reading them needs DeepSpeed's `async_io`,
+which is compiled when it is first used: install `libaio-dev` (Debian, Ubuntu; `libaio-devel` on Fedora),
+`g++` and `ninja`."""
 
 
 def emit(plan: Plan, graph: ModuleGraph) -> Emitted:

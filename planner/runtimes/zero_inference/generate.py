@@ -17,7 +17,18 @@ from pathlib import Path
 from typing import Any
 
 # First, because it sets torch's allocator up.
-from generation import DTYPE, FOLDER, NUM_RANKS, ON_CPU, PLAN, auto_class, check_loaded, main, stop
+from generation import (
+    DTYPE,
+    FOLDER,
+    LOCAL_RANK,
+    NUM_RANKS,
+    ON_CPU,
+    PLAN,
+    auto_class,
+    check_loaded,
+    main,
+    stop,
+)
 
 # isort: split
 import torch
@@ -32,6 +43,8 @@ MIN_SWAPPED_BYTES = 2**20
 def load(checkpoint: str, offload_folder: str) -> Any:
     """The model, its weights in the store and what the plan keeps marked as such."""
     join_ranks()
+    if not ON_CPU:
+        torch.cuda.set_device(LOCAL_RANK)
     import deepspeed
 
     # It would log to the output, where the generated text goes.

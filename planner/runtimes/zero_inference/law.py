@@ -23,7 +23,7 @@ from planner.runtimes.zero_inference.sizes import (
     sizes_for,
 )
 from planner.sources import Quantity, Source
-from planner.time import copy_s
+from planner.time import copy_s, read_and_copy_s
 from planner.workload import DTYPE_BYTES, Workload
 
 #: A step of OPT-13B streamed whole took 0.25 s beyond its copies (0.723 and 0.760 s in two settings), with
@@ -54,6 +54,7 @@ class ZeroInferenceLaw(Law):
     """
 
     name = "zero-inference"
+    hooks_wait = True
 
     def __init__(self, sizes: Sizes | None = None) -> None:
         self.sizes = sizes
@@ -164,6 +165,19 @@ class ZeroInferenceLaw(Law):
         loaded = 0 if settings.weight_bits is None else whole * itemsize
         held = sum(_held_bytes(part, settings) for part in parts)
         return Buffers(device=device, host=ranks * (held + loaded))
+
+    def load_s(
+        self, *, read_bytes: int, device_bytes: int, settings: Settings, profile: HardwareProfile
+    ) -> float:
+        """One rank reads; every parameter passes through the GPUs and goes back as each rank's part."""
+        back, disk = profile.device_to_host, profile.disk
+        seconds = read_and_copy_s(profile, read_bytes=read_bytes, device_bytes=read_bytes)
+        if settings.store != "peers" and back is not None:
+            seconds += copy_s(read_bytes / settings.num_ranks, back, pinned=True)
+        if settings.store == "disk" and disk is not None:
+            # Written about as fast as it is read.
+            seconds += read_bytes / disk.read_bytes_per_s.value
+        return seconds
 
     def absent(self, profile: HardwareProfile) -> str:
         """Without a GPU there is nothing to stream to."""

@@ -70,9 +70,29 @@ def test_a_configuration_is_priced_as_a_plan_is(predict: Predict) -> None:
     assert total == pytest.approx(0.76, rel=0.15)
 
 
+SIZED = {"stage3_prefetch_bucket_size": 23592960, "stage3_param_persistence_threshold": 51200}
+KEPT = {"stage3_param_persistence_threshold": 5120 * 20480, "stage3_model_persistence_threshold": 4 * GIB}
+
+
+@pytest.mark.parametrize(
+    "changes, batch_size, prefill_s, step_s",
+    [(SIZED, 1, 0.76, 0.723), (SIZED, 64, 0.69, 0.650), (KEPT, 1, 0.59, 0.609)],
+)
+def test_predictions_are_near_what_was_measured(
+    changes: dict[str, Any], batch_size: int, prefill_s: float, step_s: float, predict: Predict
+) -> None:
+    """OPT-13B on an H100, 2026-11-20; the second call of each kind."""
+    options = ("--hardware", "h100", "--batch", str(batch_size), "--new-tokens", "8", "--json")
+    done = predict(zero(**changes), *options)
+    assert done.status == 0, done.err
+    time = json.loads(done.out)["prediction"]["time"]
+    found = {phase: sum(v for k, v in time[phase].items() if k != "source") for phase in time}
+    assert found["prefill"] == pytest.approx(prefill_s, rel=0.16)
+    assert found["decode"] == pytest.approx(step_s, rel=0.16)
+
+
 def test_thresholds_become_residency(predict: Predict) -> None:
-    config = zero(stage3_param_persistence_threshold=5120 * 20480, stage3_model_persistence_threshold=4 * GIB)
-    done = predict(config, "--hardware", "h100", "--json")
+    done = predict(zero(**KEPT), "--hardware", "h100", "--json")
     assert done.status == 0, done.err
     weights = json.loads(done.out)["prediction"]["memory"]["gpu:0"]["decode"]["weights"]
     assert 7.5 * GIB < weights <= 8 * GIB
