@@ -31,7 +31,8 @@ def test_no_gpus_leave_the_host() -> None:
     before = load("p3.16xlarge")
     after = apply(before, num_gpus=0)
     assert after.num_gpus == 0
-    assert (after.gpu, after.host_to_device, after.device_to_host, after.peer) == (None,) * 4
+    links = (after.host_to_device, after.device_to_host, after.peer, after.fabric)
+    assert (after.gpu, *links) == (None,) * 5
     assert after.host == before.host
     assert after.usd_per_hour == before.usd_per_hour
 
