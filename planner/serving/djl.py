@@ -24,7 +24,7 @@ from planner.runtimes.base import Emitted
 from planner.serving.launch import GPUS_PER_HOST
 from planner.serving.properties import encode
 
-IMAGE: Final = "deepjavalibrary/djl-serving:0.36.0-pytorch-gpu"
+IMAGE: Final = "deepjavalibrary/djl-serving:0.36.0"
 _DTYPES: Final = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _REQUIREMENTS: Final = "requirements.txt"
 
@@ -156,12 +156,12 @@ def _readme(plan: Plan) -> str:
     offload = ""
     if any(place.lives == "disk" for place in plan.placements):
         offload = ' -v "$OFFLOAD":/offload'
-    gpus = "" if plan.main_device == "cpu" else " --gpus all"
+    gpus, image = ("", IMAGE) if plan.main_device == "cpu" else (" --gpus all", f"{IMAGE}-pytorch-gpu")
     path = PurePath("/opt/ml/model")
     return f"""
 Behind DJL Serving:
 
-    docker run{gpus} --shm-size 2g --env-file docker.env -v "$PWD":{path}{offload} -p 8080:8080 {IMAGE}
+    docker run{gpus} --shm-size 2g --env-file docker.env -v "$PWD":{path}{offload} -p 8080:8080 {image}
     curl -X POST http://127.0.0.1:8080/predictions/model -H "content-type: application/json" \\
       -d '{{"inputs": "Once upon a time", "parameters": {{"max_new_tokens": 20}}}}'
 

@@ -112,6 +112,7 @@ def test_files_for_djl(resident: Made) -> None:
     assert b"deepspeed>=0.19.8,<0.20\n" in made.files["requirements.txt"]
     compile(made.files["model.py"], "model.py", "exec")
     assert "docker run --gpus all" in made.readme
+    assert "-pytorch-gpu\n" in made.readme
 
 
 def test_a_runtimes_own_requirements_stay(resident: Made) -> None:
