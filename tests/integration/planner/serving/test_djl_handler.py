@@ -19,6 +19,8 @@ from planner.plan import Plan
 from planner.runtimes.accelerate.emit import emit as emit_accelerate
 from planner.runtimes.accelerate.law import LAW as ACCELERATE
 from planner.runtimes.base import Emitted
+from planner.runtimes.deepspeed_tp.emit import emit as emit_tensor_parallel
+from planner.runtimes.deepspeed_tp.law import LAW as TENSOR_PARALLEL
 from planner.runtimes.folder import write_folder
 from planner.runtimes.zero_inference.emit import emit as emit_zero
 from planner.runtimes.zero_inference.law import LAW as ZERO
@@ -155,6 +157,21 @@ def test_ranks_of_mpirun_share_a_batch_and_answer_alike(tmp_path: Path) -> None:
     assert first == second
     words = plain_words(folder, PROMPTS[:2], tmp_path)
     assert first[0]["bodies"] == [[{"generated_text": said} for said in words]]
+
+
+def test_ranks_that_hold_parts_of_the_model_answer_alike(tmp_path: Path) -> None:
+    workload = Workload(batch_size=2, prompt_tokens=12, new_tokens=NEW_TOKENS, dtype="float32")
+    profile = load("2xt4")
+    plan, graph = plan_with(
+        str(TRAINED), profile, TENSOR_PARALLEL, TENSOR_PARALLEL.settings(profile)[0], workload
+    )
+    assert (plan.num_ranks, plan.num_streams) == (2, 1)
+    folder = folder_of(tmp_path, plan, graph, emit_tensor_parallel)
+    first, second = ask(folder, [{"inputs": list(PROMPTS)}], tmp_path, num_ranks=2)
+    assert first == second
+    words = plain_words(folder, PROMPTS[:2], tmp_path)
+    assert first[0]["bodies"][0][:2] == [{"generated_text": said} for said in words]
+    assert len(first[0]["bodies"][0]) == 3
 
 
 def test_a_script_that_cannot_run_is_an_error_and_not_an_end(one_process: Path) -> None:
