@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 #: Time that one measurement may take in all, and how many runs it has at least and at most.
-BUDGET_S: Final = 0.4
+BUDGET_S: Final = 0.25
 LEAST: Final = 3
 MOST: Final = 50
 

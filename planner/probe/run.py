@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -65,10 +66,12 @@ class _Parts:
         self, *, findings: Findings, work: Path, told: Callable[[str], None], timeout_s: float
     ) -> None:
         self.findings, self.work, self.told, self.timeout_s = findings, work, told, timeout_s
+        self.seconds = findings.series.setdefault("seconds that each part took", {})
 
     def part(self, what: str, name: str, options: dict[str, Any], *, launcher: Sequence[str] = ()) -> None:
         """One part; whatever befalls its process becomes a sentence."""
         self.told(what)
+        start = time.perf_counter()
         out = self.work / f"{name}.json"
         argv = [sys.executable, *launcher, "-m", _CHILD, name, str(out), json.dumps(options)]
         try:
@@ -76,6 +79,7 @@ class _Parts:
             self.findings.merge(msgspec.json.decode(out.read_bytes(), type=Findings))
         except (PlannerError, OSError, msgspec.DecodeError) as error:
             self.findings.missing.append(f"{what} could not be measured: {error}")
+        self.seconds[what] = time.perf_counter() - start
 
 
 def _used_gpu_bytes() -> list[int] | None:

@@ -21,7 +21,7 @@ from planner.probe.fits import Measurement, measured, rate
 
 FILE_BYTES: Final = 512 * 2**20
 #: Writing stops after so long; the file is then as large as it has become, at least `_LEAST_BYTES`.
-_WRITE_S: Final = 6.0
+_WRITE_S: Final = 4.0
 _LEAST_BYTES: Final = 32 * 2**20
 _CHUNK: Final = 4 * 2**20
 _PAGE: Final = 4096
@@ -30,7 +30,7 @@ _READERS: Final = (1, 4, 16)
 #: File systems that are in memory, or on another machine.
 _NOT_LOCAL: Final = frozenset({"tmpfs", "ramfs", "devtmpfs", "nfs", "nfs4", "cifs", "smb3", "ceph", "9p"})
 #: Each way of reading stops after so long.
-_WAY_S: Final = 0.4
+_WAY_S: Final = 0.2
 
 
 def measure(findings: Findings, folder: Path) -> None:

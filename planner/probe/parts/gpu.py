@@ -18,7 +18,7 @@ _SQUARES: Final = (4096, 8192)
 _COPY_BYTES: Final = 2**30
 #: Weights of one decode shape together: more than any L2 cache.
 _WEIGHTS_BYTES: Final = 400 * 2**20
-_BUDGET_S: Final = 0.15
+_BUDGET_S: Final = 0.1
 
 
 def measure(findings: Findings, used_by_others_bytes: int = 0) -> None:

@@ -16,7 +16,7 @@ from planner.probe.fits import Line, Measurement, fit_line
 
 SIZES: Final = (2**12, 2**16, 2**20, 2**24, 2**26, 2**28)
 _BUFFER_BYTES: Final = 2**30
-_BUDGET_S: Final = 0.2
+_BUDGET_S: Final = 0.1
 
 
 def measure(findings: Findings) -> None:
