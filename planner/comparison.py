@@ -108,8 +108,10 @@ def _why_lost(loser: Contender, winner: Contender, request: Request) -> str:
         return f"takes {format_seconds(loser.candidate.total_s)}, over the limit"
     best = badness(winner, request)
     ratio = badness(loser, request) / best if best > 0 else 1.0
-    if ratio < 1.001:
+    if 0.999 < ratio < 1.001:
         return "as fast; the chosen one is simpler"
+    if ratio < 1:
+        return f"{1 / ratio:.2f}× faster, not asked for"
     what = {"latency": "slower", "throughput": "less", "cost": "dearer"}[request.objective]
     if request.objective == "throughput":
         return f"{100 * (1 - 1 / ratio):.0f} % {what}"

@@ -1,5 +1,6 @@
 """From a model, a machine and a request to a plan: price every way, choose, say why."""
 
+from collections.abc import Iterator
 from importlib import metadata
 
 from planner.comparison import alternatives_to, badness, infeasible, label_of
@@ -33,15 +34,22 @@ def choose(model: Model, profile: HardwareProfile, request: Request) -> tuple[Pl
     fitting = [c for c in field.contenders if c.candidate.fits and not c.too_slow]
     if not fitting:
         raise infeasible(field, request)
-    winner = min(fitting, key=lambda c: badness(c, request))
+    winner = min(_choosable(fitting, request), key=lambda c: badness(c, request))
     plan = plan_of(
         model,
         winner.candidate,
         objective=request.objective,
         alternatives=alternatives_to(winner, field, request),
-        notes=_notes(model, winner),
+        notes=_notes(model, winner, field, request),
     )
     return plan, winner.candidate
+
+
+def _choosable(fitting: list[Contender], request: Request) -> list[Contender]:
+    """Without runtimes that need an environment of their own, unless they were named or nothing else fits."""
+    if request.runtimes is not None:
+        return fitting
+    return [c for c in fitting if not c.candidate.problem.law.own_environment] or fitting
 
 
 def plan_of(
@@ -118,7 +126,7 @@ def _check(model: Model, profile: HardwareProfile, request: Request) -> None:
         )
 
 
-def _notes(model: Model, winner: Contender) -> tuple[str, ...]:
+def _notes(model: Model, winner: Contender, field: Field, request: Request) -> tuple[str, ...]:
     notes = list(model.graph.leaks)
     assignment = winner.candidate.assignment
     if winner.settings.main != "cpu" and "cpu" in assignment.executes:
@@ -126,7 +134,18 @@ def _notes(model: Model, winner: Contender) -> tuple[str, ...]:
             "some blocks execute on the CPU: generate.py does that; device_map.json alone streams them to "
             "the GPU instead, which is slower and needs their KV cache there"
         )
-    return tuple(notes)
+    return (*notes, *_faster_elsewhere(winner, field, request))
+
+
+def _faster_elsewhere(winner: Contender, field: Field, request: Request) -> Iterator[str]:
+    """Runtimes that would have won, had they been asked for."""
+    names = dict.fromkeys(
+        (c.settings.runtime, c.candidate.problem.law.own_environment)
+        for c in field.contenders
+        if c.candidate.fits and not c.too_slow and badness(c, request) < badness(winner, request)
+    )
+    for name, needs in names:
+        yield f"{name} is faster and needs an environment of its own ({needs}): --runtime {name} chooses it"
 
 
 def _nothing_to_price(profile: HardwareProfile, request: Request, field: Field) -> str:

@@ -118,6 +118,9 @@ class Law(ABC):
     """
 
     name: str
+    #: What it needs that other runtimes cannot share an environment with, or empty. Such a runtime is priced
+    #: and shown, and chosen only when it is asked for by name.
+    own_environment: str = ""
     hooks_wait: bool = False
 
     @abstractmethod

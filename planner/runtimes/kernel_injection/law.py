@@ -23,6 +23,7 @@ class KernelInjectionLaw(TensorParallelLaw):
     """See `planner.runtimes.base.Law`."""
 
     name = "kernel-injection"
+    own_environment = "transformers 4.43 and a CUDA compiler"
     rules = KERNEL_INJECTION
     # The blocks themselves are other ones, so one GPU is worth pricing.
     least_ranks = 1
