@@ -73,7 +73,8 @@ def _without_weights(raw: str) -> Any:
         kind: Any = next((n for n in named if n is not None), transformers.AutoModelForCausalLM)
         build = getattr(kind, "_from_config", None) or kind.from_config
         with torch.device("meta"):
-            model = build(made.from_dict(config))
+            # As from_pretrained reads it: infinities are stored as objects.
+            model = build(made.from_dict(made._decode_special_floats(config)))
     except Exception:  # whatever a configuration leads to; then the names stay, and are found unknown
         return None
     # Which prefixes a checkpoint had is known only of a model that was loaded from one.

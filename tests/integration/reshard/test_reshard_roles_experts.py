@@ -138,3 +138,14 @@ def test_what_cannot_be_told_is_refused(
     with pytest.raises(error, match=says):
         cut(work / "hf", work / "out", 2, roles=file)
     assert not (work / "out").exists()
+
+
+def test_vectors_under_other_names_are_told() -> None:
+    """A family that is stored under another module's name, its vectors of heads included."""
+    runs, stored = "model.layers.0.self_attn.forget_gate.A_log", "model.layers.0.attention.A_log"
+    settings = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 64}
+    config = {"model_type": "bailing_hybrid", "num_experts": 4, "pad_token_id": 0} | settings
+    roles = Roles(model_type="bailing_hybrid", weights={runs: per_head(2, 2, 0)}, bias_once=(runs,))
+    made = as_stored(roles, config, {stored: (4,)})
+    assert made.weights == {stored: per_head(2, 2, 0)}
+    assert made.bias_once == (stored,)

@@ -28,6 +28,8 @@ from reshard.roles import FILE, read
 _COUNTED: Final = (
     "num_heads", "num_attention_heads", "n_heads", "n_head", "num_key_value_heads", "num_kv_heads",
     "embed_dim", "hidden_size", "inner_dim", "all_head_size", "split_size",
+    # Linear attention.
+    "num_k_heads", "num_v_heads", "key_dim", "value_dim", "conv_dim",
 )  # fmt: skip
 #: Families whose attention looks its heads up in the configuration each time.
 _COUNTED_BY_CONFIGURATION: Final = ("phi3",)

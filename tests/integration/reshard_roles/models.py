@@ -38,8 +38,10 @@ _SMALL: Final = {
 #: What a default configuration leaves unset, or would contradict when it is shrunk.
 _MORE: Final[dict[str, dict[str, Any]]] = {
     "bamba": {"attn_layer_indices": [1]},
-    "deepseek_v2": {"moe_intermediate_size": 32},
-    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "moe_intermediate_size": 32},
+    "deepseek_v2": {"moe_intermediate_size": 32, "num_experts_per_tok": 2, "n_routed_experts": 4},
+    "dots1": {
+        "n_routed_experts": 4, "n_shared_experts": 1, "moe_intermediate_size": 32, "num_experts_per_tok": 2,
+    },
     "glm": {"head_dim": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "hunyuan_v1_dense": {"head_dim": 16},
@@ -118,5 +120,9 @@ def save(name: str, folder: Path, more: dict[str, Any] | None = None) -> str:
             )
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         tiny._widen(model)
+        for module in model.modules():
+            # Loading some families makes it zero again.
+            if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+                module.weight.data[module.padding_idx] = 0
     model.eval().save_pretrained(folder)
     return "AutoModelForCausalLM"
