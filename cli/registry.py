@@ -17,7 +17,7 @@ COMMANDS: Final = {
     ),
     "predict": Entry(
         ".commands.predict",
-        "Predict memory and time of MODEL on HARDWARE under a device map, yours or the automatic one.",
+        "Predict memory and time of MODEL on HARDWARE under a device map or a DeepSpeed configuration.",
     ),
     "verify": Entry(
         ".commands.verify", "Prove the plan in FOLDER by generating with it and with the plain model."
@@ -33,13 +33,17 @@ COMMANDS: Final = {
     "accuracy": Entry(
         ".commands.accuracy", "Hold the cost model against published measurements, row by row."
     ),
-    "probe": Entry(".commands.probe", "Measure this machine and write it as a hardware profile."),
+    "probe": Entry(
+        ".commands.probe",
+        "Measure this machine, in about a minute, and write it as a profile for `--hardware`.",
+    ),
     "bench": Entry(
-        ".commands.bench", "Benchmark the plan in FOLDER, or a baseline: predicted beside measured."
+        ".commands.bench",
+        "Benchmark the plan in FOLDER, or a baseline, at several batch sizes, predicted beside measured.",
     ),
     "graph": Entry(".commands.graph", "Show a model's modules, blocks and costs, or write them to a file."),
     "roles": Entry(
-        ".commands.roles", "Show how a model's weights may be cut over ranks, as its operations allow."
+        ".commands.roles", "Show how a model's weights may be cut over ranks, derived from its operations."
     ),
     "hardware": Entry(".commands.hardware", "List the hardware profiles, or show one."),
     "models": Entry(".commands.models", "List the models known by name, or show one."),
