@@ -40,13 +40,7 @@ class Attempt:
     def blocked(self) -> list[str]:
         """Weights that sum over several features which must stay together."""
         context = self.tracer.context
-        labels = context.sets.labels()
-        shared = {int(labels[member]) for member in context.sets.shared}
-        found = dict.fromkeys(context.outputs, False)
-        for (name, _), ids in context.inputs.items():
-            met = shared.intersection(labels[ids].tolist())
-            found[name] = name not in self.row and (bool(met) or name in context.blocked)
-        return [name for name, is_blocked in found.items() if is_blocked]
+        return [name for name in context.outputs if name in context.blocked and name not in self.row]
 
 
 def derive(model: Any, layers: dict[str, Layer] | None = None, *, prompt: int = _PROMPT) -> Roles:
