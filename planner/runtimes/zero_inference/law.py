@@ -26,18 +26,11 @@ from planner.sources import Quantity, Source
 from planner.time import copy_s, read_and_copy_s
 from planner.workload import DTYPE_BYTES, Workload
 
-#: A step of OPT-13B streamed whole took 0.25 s beyond its copies (0.723 and 0.760 s in two settings), with
-#: 325 modules and 640 tensors; with a third resident 0.30 s. So most of it belongs to modules.
-_HOOK: Final = Quantity(
-    value=0.4e-3,
-    source=Source.ASSUMED,
-    note="as measured on an H100 VM: ZeRO-3 hooks around OPT-13B's modules",
-)
-_TENSOR: Final = Quantity(
-    value=0.15e-3,
-    source=Source.ASSUMED,
-    note="as measured on an H100 VM: fetching and releasing one parameter",
-)
+#: Host work, counted in operations because it is Python on the same processor. A step of OPT-13B streamed whole
+#: took 0.25 s beyond its copies (0.723 and 0.760 s in two settings), with 325 modules and 640 tensors, on a
+#: host that takes 50 µs for an operation; with a third resident 0.30 s. So most of it belongs to modules.
+_OPS_PER_HOOK: Final = 8.0
+_OPS_PER_TENSOR: Final = 3.0
 
 #: Where a rank's parts can be kept: place → words for a table.
 _STORES: Final = {"cpu": "host memory", "disk": "NVMe", "peers": "the GPUs"}
@@ -116,7 +109,7 @@ class ZeroInferenceLaw(Law):
 
     def hook(self, profile: HardwareProfile) -> Quantity:
         """DeepSpeed's hooks fetch, wait, look ahead and release, in Python."""
-        return _HOOK
+        return _times(profile.host.op_overhead_s, _OPS_PER_HOOK)
 
     def movement(
         self,
@@ -130,7 +123,8 @@ class ZeroInferenceLaw(Law):
     ) -> Movement:
         """See `planner.runtimes.base.Law.movement`."""
         moved = num_bytes if settings.weight_bits is None else num_bytes * settings.weight_bits // 16
-        quantities: list[Quantity] = [_TENSOR]
+        per_tensor = _times(profile.host.op_overhead_s, _OPS_PER_TENSOR)
+        quantities: list[Quantity] = [per_tensor]
         seconds = 0.0
         if lives in ("cpu", "disk"):
             seconds = _copy_s(moved, num_tensors, settings, profile, quantities)
@@ -138,7 +132,7 @@ class ZeroInferenceLaw(Law):
             seconds = max(seconds, _read_s(moved, num_tensors, profile, quantities))
         if settings.num_ranks > 1:
             seconds += _gather_s(moved, num_tensors, settings.num_ranks, profile, quantities)
-        return Movement(copy_s=seconds, host_s=num_tensors * _TENSOR.value, quantities=tuple(quantities))
+        return Movement(copy_s=seconds, host_s=num_tensors * per_tensor.value, quantities=tuple(quantities))
 
     def buffers(
         self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
@@ -182,6 +176,11 @@ class ZeroInferenceLaw(Law):
     def absent(self, profile: HardwareProfile) -> str:
         """Without a GPU there is nothing to stream to."""
         return f"{profile.name} has no GPU; weights in host memory are used there by the cpu runtime"
+
+
+def _times(operation: Quantity, count: float) -> Quantity:
+    """Host work that takes as long as so many operations."""
+    return Quantity(value=count * operation.value, source=Source.ASSUMED, note="ZeRO-3's hooks on an H100 VM")
 
 
 def _copy_s(
