@@ -26,7 +26,7 @@ from planner.sources import Quantity, Source
 from planner.time import copy_s, read_and_copy_s
 from planner.workload import DTYPE_BYTES, Workload
 
-#: Host work, counted in operations because it is Python on the same processor. A step of OPT-13B streamed whole
+#: Host work, counted in operations: Python on the same processor. A step of OPT-13B streamed whole
 #: took 0.25 s beyond its copies (0.723 and 0.760 s in two settings), with 325 modules and 640 tensors, on a
 #: host that takes 50 µs for an operation; with a third resident 0.30 s. So most of it belongs to modules.
 _OPS_PER_HOOK: Final = 8.0
