@@ -48,8 +48,8 @@ SHARD = re.compile(r"model-rank-(\d+)-of-(\d+)(?:-part-\d+-of-\d+)?\.safetensors
 
 def load(checkpoint: str, offload_folder: str) -> Any:
     """This rank's part of the model, on its device."""
-    join()
     shards = own_shards(Path(checkpoint))
+    join()
     model = without_weights(checkpoint) if shards else with_weights(checkpoint)
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     module = cut(model)

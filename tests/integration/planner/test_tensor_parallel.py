@@ -36,7 +36,6 @@ def proved(folder: Path, checkpoint: Path, shards: Path | None = None) -> Verify
     [
         ("gptj", "deepspeed-tp", 2, False),
         ("bloom", "deepspeed-tp", 4, True),  # slopes of ALiBi, and a head tied to its embedding
-        ("t5", "deepspeed-tp", 2, True),  # a relative bias in a block
         ("llama", "transformers-tp", 2, False),
         ("gpt_neox", "transformers-tp", 2, True),  # names that differ from the model's
     ],
@@ -57,7 +56,8 @@ def test_a_policy_derived_from_the_graph_makes_deepspeed_cut_right(tmp_path: Pat
     assert config["injection_policy"] == {
         "T5Block": ["SelfAttention.o", "DenseReluDense.wo", "EncDecAttention.o"]
     }
-    proved(folder, checkpoint)
+    # From pre-shards, because a block has an embedding in it, which DeepSpeed copies by value.
+    proved(folder, checkpoint, cut(checkpoint, "deepspeed-tp", 2, tmp_path / "shards"))
 
 
 def test_deepspeed_takes_the_arguments_as_they_are_written(tmp_path: Path) -> None:
@@ -74,10 +74,8 @@ def test_deepspeed_takes_the_arguments_as_they_are_written(tmp_path: Path) -> No
     "runtime, spoil, words",
     [
         ("deepspeed-tp", "other degree", "is cut for 4 ranks, not 2; cut the checkpoint with: reshard"),
-        ("deepspeed-tp", "other format", "is cut for transformers, which is not what this plan runs"),
         ("deepspeed-tp", "missing", "lacks the shard of rank 1 of 2"),
         ("deepspeed-tp", "renamed", "says that it is of rank 0 of 2, not of rank 1 of 2"),
-        ("transformers-tp", "other degree", "holds shards 1, 2, 3, 4, not those of 2 ranks"),
         ("transformers-tp", "other format", "is cut for DeepSpeed, which is not what this plan runs"),
         ("transformers-tp", "renamed", "hold 128 of 64 elements of model.layers.0"),
     ],
