@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from planner.explain import explain
 from planner.planning import choose
@@ -11,6 +12,7 @@ from planner.report.page import check_path, write_report
 from planner.request import OBJECTIVES, Request
 from planner.runtimes.registry import LAWS, emit
 from planner.serving.registry import SERVERS
+from planner.serving.registry import runtimes as serving_runtimes
 
 from ..choices import machine, model_and_machine, traced_model
 from ..options import output_options
@@ -72,10 +74,12 @@ def command(
         runtimes=runtimes or None,
         weight_bits=None if weight_bits is None else int(weight_bits),
     )
-    profile = machine(hardware, **overrides)
-    _, traced = traced_model(model, trust_remote_code=trust_remote_code)
     if report is not None:
         check_path(report)
+    profile = machine(hardware, **overrides)
+    _, traced = traced_model(model, trust_remote_code=trust_remote_code)
+    if not runtimes:
+        request = msgspec.structs.replace(request, runtimes=serving_runtimes(server, traced.graph))
     plan, candidate = choose(traced, profile, request)
     if report is not None:
         write_report(plan, candidate, report)

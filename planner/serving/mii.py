@@ -93,6 +93,11 @@ def serve(emitted: Emitted, plan: Plan, graph: ModuleGraph) -> Emitted:
     return Emitted(files=files, needs=emitted.needs, readme="\n".join(readme))
 
 
+def runtimes(graph: ModuleGraph) -> tuple[str, ...] | None:
+    """The runtimes worth planning for a model that MII is to serve; None where its own engine may run it."""
+    return None if graph.model_type in FASTGEN else tuple(sorted(_LEGACY))
+
+
 def current_refusal(plan: Plan, graph: ModuleGraph) -> str | None:
     """Why FastGen cannot run the plan, as a clause."""
     if graph.model_type not in FASTGEN:

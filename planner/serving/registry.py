@@ -8,6 +8,7 @@ from planner.graph.schema import ModuleGraph
 from planner.plan import Plan
 from planner.runtimes.base import Emitted
 from planner.serving.djl import serve as djl
+from planner.serving.mii import runtimes as mii_runtimes
 from planner.serving.mii import serve as mii
 
 SERVERS: Final[dict[str, Callable[[Emitted, Plan, ModuleGraph], Emitted]]] = {"djl": djl, "mii": mii}
@@ -29,3 +30,8 @@ def serve(emitted: Emitted, plan: Plan, graph: ModuleGraph, kind: str) -> Emitte
     if kind not in SERVERS:
         raise UnknownNameError(f"unknown server {kind!r}; known are {', '.join(SERVERS)}")
     return SERVERS[kind](emitted, plan, graph)
+
+
+def runtimes(kind: str | None, graph: ModuleGraph) -> tuple[str, ...] | None:
+    """The runtimes to plan for when nobody names one; None for all of them."""
+    return mii_runtimes(graph) if kind == "mii" else None
