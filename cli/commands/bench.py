@@ -76,7 +76,7 @@ def command(
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         work = Path(scratch)
         if folder is not None:
-            plan, speaks, name = read(folder), True, folder.name
+            plan, speaks, way, name = read(folder), True, None, folder.name
             spec, traced = traced_model(_model_of(plan, checkpoint, model), trust_remote_code=False)
         else:
             if model is None or hardware is None:
@@ -91,7 +91,7 @@ def command(
                 dtype=dtypes_for(traced, profile, Request(dtype=dtype))[0],
             )
             folder = work / "plan"
-            plan, speaks = write_baseline(name, spec, traced, profile, workload, folder)
+            plan, speaks, way = write_baseline(name, spec, traced, profile, workload, folder)
         _check_model(plan, traced)
         job = Job(
             name=name,
@@ -99,6 +99,7 @@ def command(
             plan=plan,
             graph=traced.graph,
             speaks=speaks,
+            way=way,
             checkpoint=checkpoint
             or write_random(random_weights or work / "random", spec, traced.graph, plan.workload.dtype),
             weights="random" if checkpoint is None else "checkpoint",

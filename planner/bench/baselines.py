@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from planner.bench.scripts import __name__ as _SCRIPTS
 from planner.device_map import check
@@ -18,7 +18,7 @@ from planner.plan import Plan
 from planner.planning import plan_of
 from planner.prediction import candidate_of
 from planner.pricing import price
-from planner.runtimes.base import Emitted, Settings
+from planner.runtimes.base import Emitted, Law, Settings
 from planner.runtimes.folder import SCRIPT, write_folder
 from planner.runtimes.registry import laws
 from planner.search.best import Candidate
@@ -35,9 +35,23 @@ _SCRIPT_OF: Final = {
 BASELINES: Final = tuple(_SCRIPT_OF)
 
 
+class Baseline(NamedTuple):
+    """A written baseline.
+
+    Attributes:
+        plan: what it amounts to.
+        speaks: whether the cost model can predict it.
+        way: what it was priced with.
+    """
+
+    plan: Plan
+    speaks: bool
+    way: tuple[Law, Settings]
+
+
 def write_baseline(
     name: str, spec: ModelSpec, model: Model, profile: HardwareProfile, workload: Workload, folder: Path
-) -> tuple[Plan, bool]:
+) -> Baseline:
     """Write a baseline's folder.
 
     Args:
@@ -47,9 +61,6 @@ def write_baseline(
         profile: the machine, its GPU's memory as it will be allowed.
         workload: lengths, batch and dtype.
         folder: new.
-
-    Returns:
-        The plan that the baseline amounts to, and whether the cost model can speak for it.
 
     Raises:
         UnknownNameError: no baseline is called so.
@@ -79,7 +90,7 @@ def write_baseline(
         )
     plan = plan_of(model, candidate, objective="latency")
     write_folder(plan, Emitted(files=files, needs="torch and transformers"), folder)
-    return plan, speaks
+    return Baseline(plan, speaks, (candidate.problem.law, candidate.problem.settings))
 
 
 def four_lines(workload: Workload) -> dict[str, Any]:

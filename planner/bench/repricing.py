@@ -22,7 +22,12 @@ _LARGEST: Final = 2**20
 
 
 def repriced(
-    plan: Plan, graph: ModuleGraph, workload: Workload, *, memory_cap_bytes: int | None = None
+    plan: Plan,
+    graph: ModuleGraph,
+    workload: Workload,
+    *,
+    memory_cap_bytes: int | None = None,
+    way: tuple[Law, Settings] | None = None,
 ) -> tuple[Problem, Assignment]:
     """The plan's placement under another workload.
 
@@ -31,15 +36,18 @@ def repriced(
         graph: of its model.
         workload: of all streams together.
         memory_cap_bytes: the GPUs' memory instead of the profile's.
+        way: what it was priced with, where that is no way of the runtime's own; None: the runtime's.
 
     Raises:
         InvalidInputError: the runtime knows no such way to run on the plan's machine.
     """
-    (law,) = laws([plan.runtime])
     profile = plan.hardware
     if memory_cap_bytes is not None and profile.gpu is not None:
         profile = apply(profile, gpu_memory_bytes=memory_cap_bytes)
-    settings = settings_of(plan, law, profile)
+    if way is None:
+        (runtime,) = laws([plan.runtime])
+        way = runtime, settings_of(plan, runtime, profile)
+    law, settings = way
     part = law.rank_graph(graph, settings)
     problem = price(
         part,

@@ -17,6 +17,7 @@ from planner.bench.rows import Measured, Predicted, Row, record_of
 from planner.errors import InvalidInputError, PlannerError
 from planner.graph.schema import ModuleGraph
 from planner.plan import Plan
+from planner.runtimes.base import Law, Settings
 from planner.verify.children import run_child
 from planner.workload import Workload
 
@@ -36,6 +37,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         folder: with `generate.py`, `generation.py` and `plan.json`.
         plan, graph: of it.
         speaks: whether the cost model can predict it.
+        way: see `planner.bench.repricing.repriced`.
         checkpoint: what the script loads.
         weights: `checkpoint` or `random`.
         batches: sequences of all streams together.
@@ -55,6 +57,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     batches: tuple[int, ...]
     weights: str = "random"
     speaks: bool = True
+    way: tuple[Law, Settings] | None = None
     until_oom: bool = False
     prompt_tokens: int = 128
     new_tokens: int = 32
@@ -169,7 +172,7 @@ def _predicted(job: Job, workload: Workload) -> Predicted | None:
     if not job.speaks:
         return None
     cap = job.memory_cap_bytes
-    return predicted(*repriced(job.plan, job.graph, workload, memory_cap_bytes=cap))
+    return predicted(*repriced(job.plan, job.graph, workload, memory_cap_bytes=cap, way=job.way))
 
 
 def _measured(line: dict[str, Any]) -> Measured:

@@ -22,11 +22,7 @@ def load(checkpoint: str, offload_folder: str) -> Any:
     import deepspeed
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
-    os.environ.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    _join()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("gloo" if ON_CPU else "nccl", verbose=False)
     atexit.register(_leave)
@@ -37,6 +33,17 @@ def load(checkpoint: str, offload_folder: str) -> Any:
     module = deepspeed.initialize(model=model, config=config)[0].module.eval()
     module.deepspeed_scope = scope
     return module
+
+
+def _join() -> None:
+    """A process that nobody launched is a group of its own."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = str(held.getsockname()[1])
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
+    os.environ.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
 
 
 def _leave() -> None:

@@ -12,16 +12,18 @@ from cli.commands.bench import command
 from fixtures import tiny
 from fixtures.train import TRAINED
 from planner.bench.baselines import BASELINES, write_baseline
+from planner.bench.repricing import repriced
 from planner.bench.rows import PlanRecord, Row, read
 from planner.bench.run import Job, bench
 from planner.errors import InvalidInputError, UnknownNameError
+from planner.evaluate import predict
 from planner.graph.schema import ModuleGraph
 from planner.graph.store import graph_for
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
 from planner.models.resolve import resolve
 from planner.models.traced import Model
-from planner.plan import Plan
+from planner.plan import Plan, encode
 from planner.planning import make_plan
 from planner.request import Request
 from planner.runtimes.registry import emit
@@ -214,8 +216,9 @@ def test_every_baseline_is_a_folder_with_a_prediction(
     """On a GPU's profile: nothing is run, and the cost model speaks for each."""
     spec = resolve(str(TRAINED))
     workload = Workload(batch_size=2, dtype="float16", **LENGTHS)
-    plan, speaks = write_baseline(name, spec, trained[0], load("t4"), workload, tmp_path / "folder")
+    plan, speaks, way = write_baseline(name, spec, trained[0], load("t4"), workload, tmp_path / "folder")
     assert speaks
+    assert predict(*repriced(plan, trained[1], workload, way=way)) == plan.prediction
     assert plan.prediction.tokens_per_s > 0
     assert plan.main_device == ("cpu" if name == "cpu" else "gpu:0")
     written = {path.name for path in (tmp_path / "folder").iterdir()}
@@ -232,3 +235,29 @@ def test_baselines_that_need_a_gpu_say_so(trained: tuple[Model, ModuleGraph], tm
             write_baseline(name, spec, trained[0], host, workload, tmp_path / name)
     with pytest.raises(UnknownNameError, match="accelerate-auto"):
         write_baseline("best", spec, trained[0], host, workload, tmp_path / "best")
+
+
+@pytest.mark.parametrize("name", ["resident", "zero-four-lines"])
+def test_a_gpu_baseline_runs_one_tier_down(
+    name: str, trained: tuple[Model, ModuleGraph], tmp_path: Path
+) -> None:
+    """Its own script, on the CPU; the prediction is the GPU's."""
+    folder = tmp_path / "folder"
+    spec = resolve(str(TRAINED))
+    workload = Workload(batch_size=2, dtype="float32", **LENGTHS)
+    plan, speaks, way = write_baseline(name, spec, trained[0], load("t4"), workload, folder)
+    (folder / "plan.json").write_bytes(encode(one_tier_down(plan)))
+    rows = bench(job(plan, trained[1], folder, batches=(1, 2), speaks=speaks, way=way))
+    for row in rows:
+        check_ran(row)
+        assert row.predicted is not None
+        assert len(row.predicted.gpu_bytes) == 1
+
+
+def test_a_cap_below_a_context_is_refused(trained: tuple[Model, ModuleGraph], tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    spec = resolve(str(TRAINED))
+    workload = Workload(batch_size=2, dtype="float16", **LENGTHS)
+    plan, _, way = write_baseline("resident", spec, trained[0], load("t4"), workload, folder)
+    with pytest.raises(InvalidInputError, match="CUDA context"):
+        bench(job(plan, trained[1], folder, batches=(1,), way=way, memory_cap_bytes=2**20))
