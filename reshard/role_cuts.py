@@ -63,12 +63,16 @@ def cuts_by_roles(
     _check_degree(roles, found, tp_size)
     cuts: dict[str, RoleCut | None] = dict.fromkeys(tensors)
     made: dict[tuple[int, int], RoleCut] = {}
+    summed: set[tuple[int, int]] = set()
     for name, weight in found.items():
         extent = extent_of(weight, tensors[name].shape, name)
         # Layers that a pattern stands for have one cut.
         key = id(weight), extent
         if key not in made:
             made[key] = _cut(weight, extent, name, tp_size)
+        if key not in summed and _is_summed(name, weight, tensors[name].shape, found):
+            _check_summed(weight, extent, name)
+            summed.add(key)
         cuts[name] = made[key] if tp_size > 1 else None
     return cuts
 
@@ -222,6 +226,28 @@ def tiles(weight: WeightRoles, extent: int, name: str) -> Iterator[tuple[int, in
         at = end
     if at < extent:
         yield at, extent, _EVERYBODY
+
+
+def _is_summed(
+    name: str, weight: WeightRoles, shape: tuple[int, ...], found: Mapping[str, WeightRoles]
+) -> bool:
+    """Whether it is surely the inputs of a matrix that are cut: a bias of outputs would be cut as well."""
+    module, _, param = name.rpartition(".")
+    return param == "weight" and len(shape) == 2 and weight.dim == 1 and f"{module}.bias" not in found
+
+
+def _check_summed(weight: WeightRoles, extent: int, name: str) -> None:
+    """See to it that the ranks' products add up to the whole one.
+
+    Raises:
+        CannotSplitError: an input that every rank has would count more than once.
+    """
+    for begin, _, group in tiles(weight, extent, name):
+        if group == _EVERYBODY:
+            raise CannotSplitError(
+                f"the roles leave index {begin} of the {extent} inputs of {name} to every rank, and the sum "
+                "over ranks would count it several times; derive them from this model"
+            )
 
 
 def _check_degree(roles: Roles, found: Mapping[str, WeightRoles], tp_size: int) -> None:

@@ -172,9 +172,21 @@ def test_intervals_that_make_no_sense_are_refused(weight: WeightRoles, says: str
     assert says in str(caught.value)
 
 
+def test_roles_of_a_narrower_model_would_count_inputs_twice() -> None:
+    narrow = WeightRoles(dim=1, groups=(((0, 5),), ((5, 10),)))
+    says = r"leave index 10 of the 12 inputs of model\.layers\.1\.down\.weight to every rank"
+    with pytest.raises(CannotSplitError, match=says):
+        cuts(with_weight("model.layers.1.down.weight", narrow))
+    # Of a matrix stored the other way round these are outputs, as the cut of its bias tells.
+    shapes = {"a.weight": (5, 12), "a.bias": (12,)}
+    rows = msgspec.structs.replace(narrow, dim=0)
+    found = cuts(Roles(model_type="new", weights={"a.weight": narrow, "a.bias": rows}), shapes=shapes)
+    assert found["a.weight"] == RoleCut(dim=1, ranks=(((0, 5), (10, 12)), ((5, 12),)))
+
+
 def test_degrees_are_the_common_divisors_of_all_numbers_of_groups() -> None:
     twelve = WeightRoles(dim=0, groups=tuple(((i, i + 1),) for i in range(12)))
-    eight = WeightRoles(dim=1, groups=tuple(((i, i + 1),) for i in range(8)))
+    eight = WeightRoles(dim=1, groups=(*(((i, i + 1),) for i in range(7)), ((7, 12),)))
     given_roles = with_weight("model.layers.*.up.weight", twelve)
     assert degrees(given_roles) == (1, 2)
     weights = {
