@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from cli.commands.bench import command
 from fixtures import tiny
+from fixtures.plans import plan_with
 from fixtures.train import TRAINED
 from planner.bench.baselines import BASELINES, write_baseline
 from planner.bench.repricing import repriced
@@ -26,7 +27,7 @@ from planner.models.traced import Model
 from planner.plan import Plan, encode
 from planner.planning import make_plan
 from planner.request import Request
-from planner.runtimes.registry import emit
+from planner.runtimes.registry import emit, laws
 from planner.verify.tiers import one_tier_down
 from planner.workload import Workload
 
@@ -261,3 +262,24 @@ def test_a_cap_below_a_context_is_refused(trained: tuple[Model, ModuleGraph], tm
     plan, _, way = write_baseline("resident", spec, trained[0], load("t4"), workload, folder)
     with pytest.raises(InvalidInputError, match="CUDA context"):
         bench(job(plan, trained[1], folder, batches=(1,), way=way, memory_cap_bytes=2**20))
+
+
+def test_several_ranks_with_streams_of_their_own(trained: tuple[Model, ModuleGraph], tmp_path: Path) -> None:
+    """Two processes, started by the folder's own code; one row speaks for both."""
+    folder = tmp_path / "ranks"
+    (law,) = laws(["zero-inference"])
+    profile = load("2xt4")
+    way = next(way for way in law.settings(profile) if way.num_ranks == 2 and way.store == "cpu")
+    workload = Workload(batch_size=1, dtype="float32", **LENGTHS)
+    plan, graph = plan_with(str(TRAINED), profile, law, way, workload)
+    down = one_tier_down(plan)
+    emit(down, graph, folder)
+    rows = bench(job(plan, graph, folder, batches=(2, 3)))
+    assert [row.batch_size for row in rows] == [2, 3]
+    for row in rows:
+        check_ran(row)
+        assert row.predicted is not None
+        assert len(row.predicted.gpu_bytes) == 2
+    assert rows[0].measured is not None
+    # Of both processes: one that has loaded torch takes more than half of this.
+    assert rows[0].measured.host_peak_bytes > 300 * 2**20
