@@ -107,6 +107,9 @@ def cut(model: Any) -> Any:
     if rows:
         classes = {type(module).__name__: type(module) for module in model.modules()}
         settings["injection_policy"] = {classes[name]: tuple(rows[name]) for name in rows}
+    if model.config.model_type == "gpt_bigcode":
+        # By this number DeepSpeed cuts the queries; keys and values it leaves whole, whatever it is.
+        model.config.num_key_value_heads = model.config.n_head
     with contextlib.redirect_stdout(sys.stderr):
         return deepspeed.init_inference(model, **settings).module
 
