@@ -1,6 +1,7 @@
 """Measures this machine: one child process after the other, so that none disturbs another or outlives it."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def probe(
         if used is None:
             findings.missing.append("no GPU is visible, so nothing about GPUs and links was measured")
         else:
-            run.part("the GPU and its links", "gpu", {"used_by_others_bytes": used[0]})
+            run.part("the GPU and its links", "gpu", {"used_by_others_bytes": used[first_visible(len(used))]})
         has_gpu = "gpu_name" in findings.facts
         run.part("the host's own work", "overheads", {"device": "cuda" if has_gpu else "cpu"})
         run.part("the processor", "cpu", {"num_cores": cores})
@@ -93,6 +94,12 @@ def _used_gpu_bytes() -> list[int] | None:
         return _count_by_torch()
     # What torch sees may be fewer, by CUDA_VISIBLE_DEVICES; the child counts them.
     return used and _count_by_torch() and used
+
+
+def first_visible(count: int) -> int:
+    """Of `count` GPUs as the driver numbers them, the one that programs call the first."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
+    return int(first) if first.isdigit() and int(first) < count else 0
 
 
 def _count_by_torch() -> list[int] | None:

@@ -8,6 +8,7 @@ time limit is left out and listed. Nothing is read from earlier runs but random 
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -44,6 +45,7 @@ def cases(models: list[str], caps: list[str]) -> list[Case]:
         ("largest-64", ("--batch", "64"), ("--until-oom",)),
         ("batch-8", ("--batch", "8"), ()),
         ("resident", (), ("--batch", "1,16,64")),
+        *([("zero-four-lines", (), ("--batch", "1,16"))] if importlib.util.find_spec("deepspeed") else []),
     ):
         for model in models:
             for cap in caps:
@@ -108,8 +110,8 @@ class Runner:
         folder = self.out / "plans" / case.name.replace(":", "-")
         machine = ("--hardware", str(self.profile), "--cpu-memory", self.args.host_memory, *limits)
         words = ("plan", "--model", case.model, *machine, *lengths, *case.plan, "--out", str(folder))
-        runtimes = ("--runtime", "accelerate", "--dtype", self.args.dtype)
-        if self.planner(case.name, *words, *runtimes):
+        runtimes = [word for name in self.args.runtimes.split(",") for word in ("--runtime", name)]
+        if self.planner(case.name, *words, *runtimes, "--dtype", self.args.dtype):
             self.planner(case.name, "bench", str(folder), *rest)
 
 
@@ -205,6 +207,7 @@ def main() -> None:
     parser.add_argument("--caps", default="16GiB,8GiB")
     parser.add_argument("--only", default="", help="words with commas; a case's name must contain one")
     parser.add_argument("--dtype", default="float16")
+    parser.add_argument("--runtimes", default="accelerate", help="that plans may use, with commas")
     parser.add_argument("--weights", default="/tmp/random-weights", help="folder; 37 GB for both models")
     parser.add_argument("--host-memory", default="110GiB", help="what plans may fill of it")
     parser.add_argument("--profile", type=Path, help="take this profile instead of probing")

@@ -8,6 +8,7 @@ import pytest
 from planner.probe.findings import Findings
 from planner.probe.parts.disk import file_system
 from planner.probe.parts.host import measure, memory_bytes, num_cores
+from planner.probe.run import first_visible
 
 
 def system(folder: Path, *, threads_per_core: int = 1, load: str = "0.00") -> Path:
@@ -84,3 +85,11 @@ def test_a_meminfo_without_a_total_is_refused(tmp_path: Path) -> None:
 def test_the_kernel_names_file_systems() -> None:
     assert file_system(Path("/proc")) == "proc"
     assert file_system(Path(os.path.realpath("/dev/shm"))) == "tmpfs"
+
+
+@pytest.mark.parametrize("value, expected", [("", 0), ("2", 2), ("3,1", 3), ("9", 0), ("GPU-5d1f", 0)])
+def test_the_first_gpu_is_the_first_visible_one(
+    value: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert first_visible(4) == expected
