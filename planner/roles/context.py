@@ -72,7 +72,7 @@ class Context:
         sets: which features belong together.
         storages: ids and parameters by storage.
         forced: parameter → which of its outputs every rank shall hold, although they could be cut.
-        together: weights whose inputs shall stay together, although they are several sets by then.
+        unsplit: weights whose inputs shall stay together, although they are several sets by then.
         module: fqn of the module whose code runs.
         uses: (parameter, kind, dimension) → pairs of an index there and the id it meets.
         constants: the same of tensors that are no parameters, by the module that uses them.
@@ -80,6 +80,8 @@ class Context:
         inputs: parameter and dimensions → ids of the features it sums over, one per index.
         row: parameters whose inputs are several sets.
         blocked: parameters whose inputs were several features and are one set.
+        held: features that must stay together and are all that their weights make, as a router's are. Every
+            rank holds them, and what is computed from all of them needs no ids.
         biases: added to sums that need an all-reduce first.
         unknown: operations without a rule; they unite all they touch.
     """
@@ -89,13 +91,14 @@ class Context:
     module: Callable[[], str]
     shapes: dict[str, tuple[int, ...]]
     forced: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
-    together: frozenset[str] = frozenset()
+    unsplit: frozenset[str] = frozenset()
     uses: dict[tuple[str, Kind, int], list[Ids]] = field(default_factory=dict)
     constants: dict[tuple[str, int], list[Ids]] = field(default_factory=dict)
     outputs: dict[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
     inputs: dict[tuple[str, tuple[int, ...]], Ids] = field(default_factory=dict)
     row: set[str] = field(default_factory=set)
     blocked: set[str] = field(default_factory=set)
+    held: list[int] = field(default_factory=list)
     biases: set[str] = field(default_factory=set)
     unknown: dict[str, int] = field(default_factory=dict)
 
@@ -123,6 +126,21 @@ class Context:
             if not known:
                 key = (self.module(), dim - result.ndim)
                 self.constants.setdefault(key, []).append(_pairs(np.arange(len(along)), along))
+
+    def together(self, ids: Ids) -> Ids | None:
+        """Ids of a result that needs all of `ids`; None when every rank can as well hold what made them."""
+        labels = self.sets.labels()
+        met = np.unique(labels[ids])
+        met = met[met > 0]
+        if len(met) != 1:
+            return ids
+        for name, (dims, first) in self.outputs.items():
+            extent = int(np.prod([self.shapes[name][dim] for dim in dims]))
+            inside = labels[first : first + extent] == met[0]
+            if inside.any() and not inside.all():
+                return ids
+        self.held.append(int(met[0]))
+        return None
 
     def blend(self, call: Call) -> Result:
         """One set of everything that goes into an operation, on all that comes out."""

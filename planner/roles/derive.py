@@ -92,7 +92,7 @@ class _Search:
         self._layers = layers
         self._prompt = prompt
         # Tables that are looked up stay whole; so does what later operations turn out to unite.
-        self._together = _tables(model)
+        self._unsplit = _tables(model)
 
     def best(self) -> Attempt:
         best = self._with_shared(self._attempt({}))
@@ -108,11 +108,11 @@ class _Search:
             if not wrong:
                 break
             # A later norm united what they summed over: their sums were no sums over ranks.
-            self._together |= wrong
+            self._unsplit |= wrong
         return attempt
 
     def _traced(self, forced: Forced) -> Attempt:
-        tracer = RoleTracer(self._model, self._layers, forced, self._together)
+        tracer = RoleTracer(self._model, self._layers, forced, self._unsplit)
         inputs = prefill_inputs(self._model, 1, self._prompt, torch.device("meta"))
         if takes(self._model, "use_cache"):
             inputs["use_cache"] = False
@@ -122,6 +122,7 @@ class _Search:
             for leaf in tree_leaves(dict(output))
             if isinstance(leaf, torch.Tensor) and (ids := tracer.context.ids(leaf)) is not None
         ]
+        returned.append(np.asarray(tracer.context.held, dtype=np.int64))
         resolver = Resolver(tracer.context, returned)
         return Attempt(forced, tracer, resolver.parameters(), resolver.constants())
 

@@ -92,7 +92,9 @@ def reduction(context: Context, call: Call) -> Result:
     if ids is None:
         return None
     dims = _dims(call, values.dim())
-    one = context.sets.collapse(ids, dims)
+    one = context.together(context.sets.collapse(ids, dims))
+    if one is None:
+        return None
     gone = np.squeeze(one, tuple(dim % ids.ndim for dim in dims)) if dims and ids.ndim else one
     results: list[Ids | None] = []
     for out in call.outputs:
@@ -118,7 +120,10 @@ def norm(context: Context, call: Call) -> Result:
     if ids is None:
         return None
     dims = range(-len(call.given["normalized_shape"]), 0)
-    result = np.broadcast_to(context.sets.collapse(ids, dims), ids.shape)
+    one = context.together(context.sets.collapse(ids, dims))
+    if one is None:
+        return None
+    result = np.broadcast_to(one, ids.shape)
     for name in ("weight", "bias"):
         if isinstance(call.given.get(name), torch.Tensor):
             context.note_elementwise(call.given[name], result)

@@ -38,6 +38,13 @@ PLACES: Final = _existing(
 _DROPPED: Final = ("dtype", "device", "layout", "pin_memory", "memory_format")
 
 
+def carried(call: Call) -> list[torch.Tensor]:
+    """The tensors whose values, not merely whose shapes or places, are in the result."""
+    if call.packet in CREATIONS:
+        return []
+    return call.inputs[:1] if call.packet in PICKS | ALONG_ONE else call.inputs
+
+
 def copy(context: Context, call: Call) -> Result:
     """The operation itself, on ids in the place of values."""
     if all(context.ids(tensor) is None for tensor in call.inputs):
@@ -126,8 +133,8 @@ def pick_along(context: Context, call: Call) -> Result:
     result: Ids | None = None
     if call.packet is _aten.index_select and dim == 0:
         _carry_rows(context, call, 1)
-    if ids is not None:
-        one = context.sets.collapse(ids, (dim,))
+    one = None if ids is None else context.together(context.sets.collapse(ids, (dim,)))
+    if one is not None:
         cut = tuple(slice(0, 1 if d == dim else extent) for d, extent in enumerate(shape))
         result = np.broadcast_to(one[cut], shape)
     if of_index is None:

@@ -145,7 +145,7 @@ def _sums_over_sets(context: Context, source: Source, axis: Axis, ids: Ids) -> b
         context.sets.unite(known[place], met)
         known[place] = np.where(known[place] > 0, known[place], met)
     labels = context.sets.labels()[met]
-    may_part = whole and source.name not in context.together
+    may_part = whole and source.name not in context.unsplit
     if may_part and (labels > 0).all() and len(np.unique(labels)) > 1:
         context.note(source.name, "input", axis, met)
         return True

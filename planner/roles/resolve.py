@@ -47,7 +47,7 @@ class Resolver:
     """Reads a context after the forward."""
 
     def __init__(self, context: Context, returned: Iterable[Ids]) -> None:
-        """`returned` are the ids of the model's outputs: what leaves the model must be whole."""
+        """`returned` are ids of what must be whole: the model's outputs, and what every rank holds."""
         self._context = context
         self._labels = context.sets.labels()
         self._returned = {int(label) for ids in returned for label in np.unique(self._labels[ids])} - {0}

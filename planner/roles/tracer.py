@@ -30,7 +30,7 @@ class RoleTracer(ForwardTracer):
         model: nn.Module,
         layers: dict[str, Layer],
         forced: Mapping[str, npt.NDArray[np.bool_]] | None = None,
-        together: frozenset[str] = frozenset(),
+        unsplit: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(model, layers)
         self.context = Context(
@@ -39,7 +39,7 @@ class RoleTracer(ForwardTracer):
             module=lambda: self.current,
             shapes={name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)},
             forced=forced or {},
-            together=together,
+            unsplit=unsplit,
         )
 
     def run(self, inputs: dict[str, Any]) -> Any:
@@ -78,8 +78,7 @@ class RoleTracer(ForwardTracer):
             return
         self._remember_constant(call)
         result = self._result(call)
-        carries = call.packet not in moves.CREATIONS
-        is_data = carries and any(storages.is_data(tensor) for tensor in call.inputs)
+        is_data = any(storages.is_data(tensor) for tensor in moves.carried(call))
         results = result if isinstance(result, list) else [result]
         for tensor, ids in zip(call.outputs, results, strict=False):
             if ids is not None or not call.is_in_place:
