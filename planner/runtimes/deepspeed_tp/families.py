@@ -28,10 +28,7 @@ def why_not(graph: ModuleGraph, degree: int) -> str | None:
     nodes = [node for node in graph.nodes if node.block in graph.blocks]
     transposed = next((node for node in nodes if node.class_name == "Conv1D"), None)
     if transposed is not None:
-        return (
-            f"DeepSpeed cuts Linears, and {transposed.name} of {graph.model_class} is a Conv1D; its kernel "
-            "injection takes GPT-2"
-        )
+        return f"DeepSpeed cuts Linears, and {transposed.name} of {graph.model_class} is a Conv1D"
     if graph.model_type in AUTO_TP:
         return _family_refusal(graph, nodes, degree)
     return _other_refusal(graph, nodes)

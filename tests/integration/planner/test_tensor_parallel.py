@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from deepspeed.inference.config import DeepSpeedInferenceConfig
 
-from planner.errors import ModelError
+from planner.errors import InvalidInputError, ModelError
 from planner.runtimes.deepspeed_tp.emit import CONFIG_FILE
 from planner.verify.children import run_child
 from planner.verify.run import VerifyReport, verify
@@ -96,3 +96,10 @@ def test_shards_that_do_not_fit_the_plan_are_refused(
     argv = [sys.executable, str(folder / "generate.py"), str(shards), "--prompt-tokens", "4"]
     with pytest.raises(ModelError, match=words):
         run_child(argv, "the plan", tmp_path, timeout_s=TIMEOUT_S)
+
+
+def test_a_folder_of_shards_that_is_none_is_refused(tmp_path: Path) -> None:
+    checkpoint = save("llama", tmp_path / "llama")
+    folder = written(checkpoint, "deepspeed-tp", 2, tmp_path / "plan")
+    with pytest.raises(InvalidInputError, match="absent is no folder; cut the checkpoint with `reshard`"):
+        proved(folder, checkpoint, tmp_path / "absent")
