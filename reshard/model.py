@@ -65,7 +65,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
         if self.table is None or self.geometry is None:
             raise UnknownArchitectureError(
                 f"model type {self.model_type!r} is unknown; add "
-                f"reshard/architectures/{self.model_type or 'family'}.toml, which says what each module is"
+                f"reshard/architectures/{self.model_type or 'family'}.toml, which says what each module is, "
+                "or derive a roles file with `planner roles` and give it as --roles"
             )
         return self.table, self.geometry
 

@@ -38,7 +38,9 @@ def file(tmp_path: Path) -> Path:
 def test_without_roles_the_family_is_unknown(biogpt: Path, program: Program) -> None:
     ran = program(biogpt, "--tp", "2")
     assert ran.status == 3
-    assert "model type 'biogpt' is unknown" in ran.err
+    says = " ".join(ran.err.split())
+    assert "model type 'biogpt' is unknown" in says
+    assert "derive a roles file with `planner roles` and give it as --roles" in says
 
 
 def test_cut_recut_merged_and_verified(biogpt: Path, file: Path, program: Program, tmp_path: Path) -> None:
