@@ -21,7 +21,7 @@ from planner.memory import (
 )
 from planner.plan import Prediction
 from planner.problem import CPU, DISK, GPU, LeafPrice, Problem, UnitPrice
-from planner.runtimes.base import Settings
+from planner.runtimes.base import Law
 from planner.sources import Quantity, weakest
 from planner.time import copy_s
 
@@ -189,7 +189,7 @@ def shortage(memory_by_device: dict[str, dict[str, MemoryBreakdown]]) -> Shortag
 
 def time(problem: Problem, assignment: Assignment) -> dict[str, TimeBreakdown]:
     """Seconds of one prefill and of the mean decode step."""
-    hooked = is_hooked(problem.settings, assignment)
+    hooked = is_hooked(problem.law, assignment)
     source = weakest(q.source for q in _quantities(problem, assignment))
     result = {}
     for phase in PHASES:
@@ -209,11 +209,11 @@ def time(problem: Problem, assignment: Assignment) -> dict[str, TimeBreakdown]:
     return result
 
 
-def is_hooked(settings: Settings, assignment: Assignment) -> bool:
+def is_hooked(law: Law, assignment: Assignment) -> bool:
     """Whether the runtime's hooks are on the modules."""
-    if settings.hooks == "split":
+    if law.hooks == "split":
         return len(assignment.places) > 1
-    return settings.hooks == "always"
+    return law.hooks == "always"
 
 
 def _overlapped(problem: Problem, time: TimeBreakdown) -> TimeBreakdown:

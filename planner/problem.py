@@ -136,7 +136,7 @@ class Problem:
     @property
     def num_stages(self) -> int:
         """GPUs over which one rank can spread its units."""
-        return self.profile.num_gpus if self.settings.pipeline else 1
+        return self.profile.num_gpus if self.law.pipeline else 1
 
     @property
     def main_kind(self) -> str:

@@ -79,7 +79,6 @@ def _accelerate(setup: Setup, batch_size: int, place: Callable[[Problem], Assign
         label="accelerate of 2022",
         main="gpu:0",
         disk=profile.disk is not None,
-        needs_resident=False,
     )
     problem = _problem(setup, batch_size, profile, settings, ACCELERATE)
     assignment = place(problem)

@@ -53,7 +53,7 @@ def spans(candidate: Candidate) -> tuple[Span, ...]:
     """
     problem, assignment = candidate.problem, candidate.assignment
     phase = "decode" if problem.num_decode_steps else "prefill"
-    hooked = is_hooked(problem.settings, assignment)
+    hooked = is_hooked(problem.law, assignment)
     found: list[Span] = []
     now = copied = 0.0
     for unit, executes, lives in zip(problem.units, assignment.executes, assignment.lives, strict=True):

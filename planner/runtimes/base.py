@@ -34,10 +34,6 @@ class Settings:
         store: the place that keeps every weight, resident ones too, and that the others are streamed from:
             `cpu`, `disk` or `peers` (cut over the ranks' GPUs); its bytes are among the law's buffers. Empty
             when each weight is in one place.
-        pipeline: whether several GPUs of one process hold the model in stages.
-        needs_resident: whether something must live on the main GPU.
-        hooks: when every module is hooked: `split` (as soon as more than one place is used), `always`
-            or `never`.
         overlaps: whether weights are copied while the device computes, so that only the longer counts.
         num_ranks: processes, one for each GPU in use.
         num_streams: ranks that generate sequences of their own; 1 when all work on the same ones.
@@ -53,9 +49,6 @@ class Settings:
     host: bool = True
     disk: bool = False
     store: str = ""
-    pipeline: bool = True
-    needs_resident: bool = True
-    hooks: Literal["split", "always", "never"] = "split"
     overlaps: bool = False
     num_ranks: int = 1
     num_streams: int = 1
@@ -79,13 +72,13 @@ class Movement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buffers:
-    """Bytes that streaming takes besides the weights themselves, whatever is streamed.
+    """Bytes that a runtime takes besides the weights themselves, however much it streams.
 
     Attributes:
-        device: on each GPU in use.
-        host: in host memory, all ranks together.
-        disk: on disk.
-        workspace: on each GPU in use, whether anything is streamed or not.
+        device: on each GPU in use, when anything is streamed or kept in a store.
+        host: in host memory then, all ranks together.
+        disk: on disk then.
+        workspace: on each GPU in use, always.
     """
 
     device: int = 0
@@ -114,13 +107,20 @@ class Law(ABC):
 
     Attributes:
         name: of the runtime.
+        own_environment: what it needs that other runtimes cannot share an environment with, or empty. Such a
+            runtime is priced and shown, and chosen only when it is asked for by name.
+        pipeline: whether several GPUs of one process hold the model in stages.
+        needs_resident: whether something must live on the main GPU, even when all could be streamed to it.
+        hooks: when every module is hooked: `split` (as soon as more than one place is used), `always`
+            or `never`.
         hooks_wait: whether its hooks wait for the device: kernels do not hide the host's work in them then.
     """
 
     name: str
-    #: What it needs that other runtimes cannot share an environment with, or empty. Such a runtime is priced
-    #: and shown, and chosen only when it is asked for by name.
     own_environment: str = ""
+    pipeline: bool = False
+    needs_resident: bool = False
+    hooks: Literal["split", "always", "never"] = "never"
     hooks_wait: bool = False
 
     @abstractmethod
@@ -161,7 +161,7 @@ class Law(ABC):
     def buffers(
         self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
     ) -> Buffers:
-        """What streaming takes besides the weights."""
+        """What the runtime takes besides the weights."""
         return Buffers()
 
     def communication_s(

@@ -146,7 +146,7 @@ class _Program:
         }
         self.columns = [self._class_columns(one) for one in self.classes]
         self._capacities()
-        if self.main != CPU and problem.settings.needs_resident:
+        if self.main != CPU and problem.law.needs_resident:
             self._keep_one()
 
     def solve(self) -> Placed | None:
@@ -327,7 +327,7 @@ class _Program:
         """What executing one unit on the CPU adds to the whole call."""
         if self.elastic:
             return 0.0
-        hooked = self.problem.settings.hooks != "never"
+        hooked = self.problem.law.hooks != "never"
 
         def seconds(device: str, phase: str) -> float:
             lives = (device,) * len(price.leaves)

@@ -37,8 +37,6 @@ class TensorParallelLaw(Law):
                 label=f"{self.name}, {num_ranks} GPU{'s' if num_ranks > 1 else ''}",
                 main="gpu:0",
                 host=False,
-                pipeline=False,
-                hooks="never",
                 num_ranks=num_ranks,
             )
             for num_ranks in sorted(counts)

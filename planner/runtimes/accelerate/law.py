@@ -16,6 +16,10 @@ class AccelerateLaw(Law):
     """See `planner.runtimes.base.Law`."""
 
     name = "accelerate"
+    pipeline = True
+    # The first GPU in a device map is its main device.
+    needs_resident = True
+    hooks = "split"
 
     def settings(self, profile: HardwareProfile) -> tuple[Settings, ...]:
         """Pageable and pinned host copies, each with the cache on the device or in host memory."""

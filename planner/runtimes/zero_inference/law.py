@@ -47,6 +47,7 @@ class ZeroInferenceLaw(Law):
     """
 
     name = "zero-inference"
+    hooks = "always"
     hooks_wait = True
 
     def __init__(self, sizes: Sizes | None = None) -> None:
@@ -90,9 +91,6 @@ class ZeroInferenceLaw(Law):
             host=store != "disk",
             disk=store == "disk",
             store=store,
-            pipeline=False,
-            needs_resident=False,
-            hooks="always",
             overlaps=True,
             num_ranks=num_ranks,
             num_streams=num_ranks,
