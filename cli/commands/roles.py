@@ -74,9 +74,7 @@ def _notes(report: Report) -> list[str]:
     if report.replicated:
         notes.append(f"partly on every rank, so that others can be cut: {', '.join(report.replicated)}")
     if report.constants:
-        notes.append(
-            f"with a tensor of heads or features that is no parameter: {', '.join(report.constants)}"
-        )
+        notes.append(f"hold a tensor of heads that is no parameter: {', '.join(report.constants)}")
     if report.unknown:
         notes.append(f"operations without a rule, whose inputs stay together: {', '.join(report.unknown)}")
     return notes
