@@ -4,19 +4,17 @@ The search optimises exactly these sums; `planner predict` prices any map with t
 """
 
 import itertools
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
 
 import msgspec
 
 from planner.breakdown import PHASES, MemoryBreakdown, TimeBreakdown, total_time
 from planner.memory import (
+    OFFLOADED_KV_SLOTS,
     host_process_bytes,
     kv_holes_bytes,
     largest,
-    sampling_bytes,
     slack_bytes,
 )
 from planner.plan import Prediction
@@ -24,9 +22,6 @@ from planner.problem import CPU, DISK, GPU, LeafPrice, Problem, UnitPrice
 from planner.runtimes.base import Law
 from planner.sources import Quantity, weakest
 from planner.time import copy_s
-
-#: Slots of an offloaded cache on the GPU: the layer in use, and the one being fetched.
-OFFLOADED_KV_SLOTS: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +109,7 @@ def _device(
         kv = _kv_on(problem, here, device, phase)
         activations = largest(unit.peak[phase] for unit in here)
         if device == problem.settings.main:
-            sampling = sampling_bytes(problem.graph, problem.workload)
-            activations = max(activations, problem.glue_peak[phase], sampling)
+            activations = max(activations, problem.glue_peak[phase])
         staged = largest(leaf.streamed_peak[phase] for leaf in streamed)
         staging = max(0, staged - activations) + buffered
         moving = kv + activations + staging
@@ -142,32 +136,18 @@ def _buffered(problem: Problem, assignment: Assignment, device: str) -> int:
 
 def _holes(problem: Problem, here: list[UnitPrice], device: str, phase: str) -> int:
     """Fragments of a cache that lives and grows on a GPU."""
-    if device == CPU or problem.settings.kv_cache != "device":
+    if device == CPU:
         return 0
-    return sum(kv_holes_bytes(unit.kv[phase]) for unit in here)
+    return sum(kv_holes_bytes(problem.device_kv_bytes(unit, phase)) for unit in here)
 
 
 def _kv_on(problem: Problem, here: list[UnitPrice], device: str, phase: str) -> int:
     """Cache bytes on a device: its own units', or with an offloaded cache the slots and the host's store."""
     if problem.settings.kv_cache == "device":
-        return sum(unit.kv[phase] for unit in here)
+        return sum(problem.device_kv_bytes(unit, phase) for unit in here)
     if device == CPU:
-        return problem.settings.num_streams * sum(offloaded_kv_bytes(unit) for unit in problem.units)
+        return problem.offloaded_kv_bytes
     return OFFLOADED_KV_SLOTS * largest(unit.kv[phase] for unit in here)
-
-
-def offloaded_kv_bytes(unit: UnitPrice) -> int:
-    """Host memory that one unit's offloaded cache comes to hold.
-
-    Keys and values are pinned copies, and PyTorch's pinned allocator rounds each up to a power of two
-    and keeps the smaller ones it has outgrown: one size for each doubling since prefill, at least one.
-    """
-    first, last = unit.kv["prefill"], unit.kv["decode"]
-    if last == 0:
-        return 0
-    largest_copy = 1 << (last // 2 - 1).bit_length()
-    doublings = max(1, math.ceil(math.log2(last / first))) if last > first > 0 else 0
-    return sum(2 * largest_copy >> outgrown for outgrown in range(doublings + 1))
 
 
 def _leaves(problem: Problem, assignment: Assignment) -> Iterable[tuple[str, LeafPrice, str]]:

@@ -33,6 +33,10 @@ KV_HOLES: Final = Quantity(
 )
 
 
+#: Slots of an offloaded cache on the GPU: the layer in use, and the one being fetched.
+OFFLOADED_KV_SLOTS: Final = 2
+
+
 def kv_holes_bytes(unit_kv_bytes: int) -> int:
     """What the growth of one unit's cache on a GPU fragments, at most."""
     return min(unit_kv_bytes, round(KV_HOLES.value))

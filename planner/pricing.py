@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from planner.breakdown import PHASES
 from planner.graph.schema import ModuleGraph, Node
 from planner.hardware.schema import HardwareProfile
-from planner.memory import kv_bytes, largest, peak_bytes, phase_cost, self_context
+from planner.memory import kv_bytes, largest, peak_bytes, phase_cost, sampling_bytes, self_context
 from planner.problem import CPU, GPU, LeafPrice, Problem, Span, UnitPrice
 from planner.runtimes.base import Law, Settings
 from planner.time import Engine, cpu_engine, dispatch_s, gpu_engine, kernel_s
@@ -54,7 +54,10 @@ def price(
         units=_price_units(chain.units, engines, workload, contexts, profile, hook_s=law.hook(profile).value),
         glue=glue,
         glue_peak={
-            phase: largest(peak_bytes(n, phase, workload, contexts.last(phase)) for n in chain.glue)
+            phase: max(
+                sampling_bytes(graph, workload),
+                largest(peak_bytes(n, phase, workload, contexts.last(phase)) for n in chain.glue),
+            )
             for phase in PHASES
         },
         crossing_bytes=_crossing_bytes(graph, chain, workload),
@@ -183,7 +186,6 @@ def _price_leaf(leaf: Leaf, weights: dict[str, int], workload: Workload, context
             )
             for phase in PHASES
         },
-        staging_bytes=largest(weights[m.name] for m in leaf.modules),
         streamable=all(m.num_calls > 0 for m in leaf.modules),
     )
 

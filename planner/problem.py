@@ -4,6 +4,7 @@ Pure numbers. `planner.pricing` makes them, `planner.evaluate` sums them for one
 `planner.search` finds the best one.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -69,7 +70,6 @@ class LeafPrice:
     num_tensors: int
     forwards: dict[str, int]
     streamed_peak: dict[str, int]
-    staging_bytes: int
     streamable: bool
 
 
@@ -98,6 +98,20 @@ class UnitPrice:
         """Weights of all its leaves."""
         return sum(leaf.stored_bytes for leaf in self.leaves)
 
+    @property
+    def offloaded_kv_bytes(self) -> int:
+        """Host memory that its offloaded cache comes to hold.
+
+        Keys and values are pinned copies, and PyTorch's pinned allocator rounds each up to a power of two
+        and keeps the smaller ones it has outgrown: one size for each doubling since prefill, at least one.
+        """
+        first, last = self.kv["prefill"], self.kv["decode"]
+        if last == 0:
+            return 0
+        largest_copy = 1 << (last // 2 - 1).bit_length()
+        doublings = max(1, math.ceil(math.log2(last / first))) if last > first > 0 else 0
+        return sum(2 * largest_copy >> outgrown for outgrown in range(doublings + 1))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
@@ -108,13 +122,15 @@ class Problem:
         profile: the whole machine.
         workload: the rank's sequences.
         num_sequences: of all streams together.
+        settings: the way to run.
+        law: the runtime's.
         units: priced, in execution order.
         glue: phase → work of modules outside every unit, on the main device.
         glue_peak: phase → live activation bytes while that runs, sampling included.
         crossing_bytes: phase → bytes of the residual stream between two units.
         num_decode_steps: forwards after prefill.
         engines: what it was priced with.
-        buffers: what streaming takes besides the weights.
+        buffers: what the runtime takes besides the weights.
         communication_s: phase → seconds of one forward in which the ranks exchange results.
     """
 
@@ -142,6 +158,20 @@ class Problem:
     def main_kind(self) -> str:
         """`gpu` or `cpu`."""
         return CPU if self.settings.main == "cpu" else GPU
+
+    @property
+    def near(self) -> str:
+        """Where streamed weights live that are not on disk: `cpu`, or `peers` for a store over the GPUs."""
+        return PEERS if self.settings.store == PEERS else CPU
+
+    @property
+    def offloaded_kv_bytes(self) -> int:
+        """Host memory of an offloaded cache, of all streams together."""
+        return self.settings.num_streams * sum(unit.offloaded_kv_bytes for unit in self.units)
+
+    def device_kv_bytes(self, unit: UnitPrice, phase: str) -> int:
+        """A unit's cache where the unit runs; 0 when the cache is offloaded."""
+        return unit.kv[phase] if self.settings.kv_cache == "device" else 0
 
     def weight(self, phase: str) -> int:
         """How many forwards of this phase one `generate()` makes."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import msgspec
 
 from planner.graph.schema import ModuleGraph, Node, Tensor
-from planner.workload import DTYPE_BYTES
 from reshard.dtypes import dtype as dtype_named
 
 
@@ -248,8 +247,3 @@ def _structure_key(name: str, nodes: Sequence[Node], leaves: Sequence[Leaf]) -> 
     return msgspec.json.encode(
         (described, canonical, [[relative(e) for e in leaf.entries] for leaf in leaves])
     )
-
-
-def itemsize_key(dtype: str) -> str:
-    """Which of a node's costs apply to a model of this dtype."""
-    return str(DTYPE_BYTES[dtype])

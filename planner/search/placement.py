@@ -1,25 +1,27 @@
 """The best placement at one batch size, exactly: an integer program over interchangeable units.
 
-Units of equal structure are one class, so a model of 126 layers is a program of a few dozen integers:
-how many units of a class execute on the main device, and of each kind of leaf in them how many are
-streamed from the CPU or from disk. The peak of activations and staging is a variable of its own.
+Units of equal structure are one class (see `planner.search.classes`), so a model of 126 layers is a program
+of a few dozen integers: how many units of a class execute on the main device, and of each kind of leaf in
+them how many are streamed. The peak of activations and staging is a variable of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from planner.breakdown import PHASES
-from planner.evaluate import OFFLOADED_KV_SLOTS, Assignment, offloaded_kv_bytes, unit_time
+from planner.evaluate import Assignment
 from planner.memory import (
+    OFFLOADED_KV_SLOTS,
     SLACK_FLOOR_BYTES,
     SLACK_SHARE,
     host_process_bytes,
     kv_holes_bytes,
     largest,
-    sampling_bytes,
 )
-from planner.problem import CPU, DISK, PEERS, LeafPrice, Problem, UnitPrice
+from planner.problem import CPU, DISK, Problem, UnitPrice
+from planner.search.classes import Counts, LeafKind, UnitClass, assignment_of, classes_of
+from planner.search.costs import cpu_premium_s, streaming_s
 from planner.search.model import IntegerProgram
 
 #: The program counts in MiB: coefficients near one keep the solver's tolerances below a byte's worth.
@@ -28,29 +30,6 @@ _MIB: Final = 2**20
 _MARGIN_MIB: Final = 1.0
 #: Moving bytes cost this much capacity each: themselves and the allocator's share.
 _MOVING: Final = 1.0 + SLACK_SHARE.value
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeafKind:
-    """Leaves of one class that no number tells apart."""
-
-    price: LeafPrice
-    positions: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnitClass:
-    """Units that no number tells apart.
-
-    Attributes:
-        indices: their places in the problem, in execution order.
-        price: any one of them.
-        kinds: their leaves, grouped.
-    """
-
-    indices: tuple[int, ...]
-    price: UnitPrice
-    kinds: tuple[LeafKind, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,39 +50,8 @@ class _Columns:
     """Columns of one class: units on the CPU, and per kind of leaf the streamed ones."""
 
     on_cpu: int | None
-    from_cpu: tuple[int | None, ...]
-    from_disk: tuple[int | None, ...]
-
-
-def classes_of(problem: Problem, staged: Mapping[int, str]) -> tuple[UnitClass, ...]:
-    """The units not yet staged elsewhere, grouped."""
-    groups: dict[tuple[bytes, bool], list[int]] = {}
-    for index, unit in enumerate(problem.units):
-        if index not in staged:
-            groups.setdefault((unit.unit.key, unit.unit.pinned_to_main), []).append(index)
-    return tuple(
-        UnitClass(
-            indices=tuple(indices),
-            price=problem.units[indices[0]],
-            kinds=_kinds(problem.units[indices[0]].leaves),
-        )
-        for indices in groups.values()
-    )
-
-
-def _kinds(leaves: Sequence[LeafPrice]) -> tuple[LeafKind, ...]:
-    groups: dict[tuple[object, ...], list[int]] = {}
-    for position, leaf in enumerate(leaves):
-        key = (
-            leaf.stored_bytes,
-            leaf.moved_bytes,
-            leaf.num_tensors,
-            leaf.streamable,
-            tuple(leaf.forwards.values()),
-            tuple(leaf.streamed_peak.values()),
-        )
-        groups.setdefault(key, []).append(position)
-    return tuple(LeafKind(price=leaves[at[0]], positions=tuple(at)) for at in groups.values())
+    near: tuple[int | None, ...]
+    disk: tuple[int | None, ...]
 
 
 def solve(problem: Problem, staged: Mapping[int, str]) -> Placed | None:
@@ -135,7 +83,6 @@ class _Program:
         self.classes = classes_of(problem, staged)
         self.main = problem.settings.main
         self.host = problem.settings.host and self.main != CPU
-        self.near = PEERS if problem.settings.store == PEERS else CPU
         self.disk = problem.settings.disk and _checkpoint_fits_disk(problem)
         self.used: dict[str, dict[str, dict[int, float]]] = {
             device: {phase: {} for phase in PHASES} for device in {self.main, CPU}
@@ -177,22 +124,28 @@ class _Program:
         on_cpu = None
         self._add_units(one, count)
         if may_leave:
-            on_cpu = self.ip.column(cost=self._cpu_premium_s(one.price), upper=count)
+            on_cpu = self.ip.column(cost=self._cost(cpu_premium_s(self.problem, one.price)), upper=count)
             self._move_units(one, on_cpu)
-        from_cpu, from_disk = [], []
+        near, disk = [], []
         for kind in one.kinds:
             limit = count * len(kind.positions)
-            from_cpu.append(self._stream(kind, limit, lives=self.near) if self.host else None)
-            from_disk.append(self._stream(kind, limit, lives=DISK) if self.disk else None)
-            self._bind(kind, count, on_cpu, [c for c in (from_cpu[-1], from_disk[-1]) if c is not None])
-        return _Columns(on_cpu, tuple(from_cpu), tuple(from_disk))
+            near.append(self._stream(kind, limit, lives=self.problem.near) if self.host else None)
+            disk.append(self._stream(kind, limit, lives=DISK) if self.disk else None)
+            self._bind(kind, count, on_cpu, [c for c in (near[-1], disk[-1]) if c is not None])
+        return _Columns(on_cpu, tuple(near), tuple(disk))
+
+    def _cost(self, seconds: float) -> float:
+        """An elastic program minimises bytes that lack, and nothing else."""
+        return 0.0 if self.elastic else seconds
 
     def _add_units(self, one: UnitClass, count: int) -> None:
         """All units resident on the main device: the point of departure."""
         price = one.price
         for phase in PHASES:
             weights = price.stored_bytes + price.buffer_bytes
-            cache = self._device_kv(price, phase) * _MOVING + self._holes(price, self.main, phase)
+            cache = self.problem.device_kv_bytes(price, phase) * _MOVING + self._holes(
+                price, self.main, phase
+            )
             self.fixed[self.main][phase] += count * (weights + cache) / _MIB
 
     def _move_units(self, one: UnitClass, on_cpu: int) -> None:
@@ -204,7 +157,7 @@ class _Program:
         self.ip.row({leaves: count, on_cpu: -1}, lower=0)
         for phase in PHASES:
             weights = price.stored_bytes + price.buffer_bytes
-            moved = weights + self._device_kv(price, phase) * _MOVING
+            moved = weights + self.problem.device_kv_bytes(price, phase) * _MOVING
             freed = moved + self._holes(price, self.main, phase)
             _accumulate(self.used[self.main][phase], on_cpu, -freed / _MIB)
             _accumulate(self.used[CPU][phase], on_cpu, moved / _MIB)
@@ -215,7 +168,8 @@ class _Program:
         """Leaves of this kind that live elsewhere and run on the main device."""
         if not kind.price.streamable or kind.price.stored_bytes == 0:
             return None
-        column = self.ip.column(cost=self._movement_cost_s(kind.price, lives, self.main), upper=limit)
+        cost = self._cost(streaming_s(self.problem, kind.price, lives))
+        column = self.ip.column(cost=cost, upper=limit)
         size = kind.price.stored_bytes / _MIB
         any_of_it = self.ip.column(upper=1)
         self.ip.row({any_of_it: limit, column: -1}, lower=0)
@@ -239,7 +193,7 @@ class _Program:
         self.ip.row(row, upper=count * size)
 
     def _keep_one(self) -> None:
-        """Something must live on the main GPU: the first GPU in a map is Accelerate's main device."""
+        """Something must live on the main GPU."""
         row: dict[int, float] = {}
         total = 0
         for one, columns in zip(self.classes, self.columns, strict=True):
@@ -247,7 +201,7 @@ class _Program:
                 if not kind.price.leaf.entries:
                     continue
                 total += len(one.indices) * len(kind.positions)
-                for column in (columns.from_cpu[number], columns.from_disk[number]):
+                for column in (columns.near[number], columns.disk[number]):
                     if column is not None:
                         _accumulate(row, column, 1.0)
                 if columns.on_cpu is not None:
@@ -285,25 +239,22 @@ class _Program:
             coefficients[self.shortage[device]] = -1.0
         fixed = self.fixed[device][phase] + self._offloaded_mib(device) + self._buffers_mib(device)
         if device == self.main:
-            unavoidable = max(self.problem.glue_peak[phase], self._sampling())
             settled = largest(
                 one.price.peak[phase]
                 for one, columns in zip(self.classes, self.columns, strict=True)
                 if columns.on_cpu is None
             )
-            self.ip.row({self.peaks[device, phase]: 1.0}, lower=max(unavoidable, settled) / _MIB)
+            self.ip.row(
+                {self.peaks[device, phase]: 1.0}, lower=max(self.problem.glue_peak[phase], settled) / _MIB
+            )
         self.ip.row(coefficients, upper=available_mib - fixed)
-
-    def _sampling(self) -> int:
-        return sampling_bytes(self.problem.graph, self.problem.workload)
 
     def _offloaded_mib(self, device: str) -> float:
         """What an offloaded cache takes: slots on the main device, the store on the host."""
         if self.problem.settings.kv_cache == "device":
             return 0.0
         if device == CPU:
-            stores = sum(offloaded_kv_bytes(unit) for unit in self.problem.units)
-            return _MOVING * self.problem.settings.num_streams * stores / _MIB
+            return _MOVING * self.problem.offloaded_kv_bytes / _MIB
         slots = OFFLOADED_KV_SLOTS * largest(
             unit.kv[phase] for unit in self.problem.units for phase in PHASES
         )
@@ -316,58 +267,15 @@ class _Program:
         return _MOVING * (buffers.host if device == CPU else on_device) / _MIB
 
     def _holes(self, price: UnitPrice, device: str, phase: str) -> int:
-        return 0 if device == CPU else kv_holes_bytes(self._device_kv(price, phase))
-
-    def _device_kv(self, price: UnitPrice, phase: str) -> int:
-        return price.kv[phase] if self.problem.settings.kv_cache == "device" else 0
-
-    # -- costs -------------------------------------------------------------------------------------
-
-    def _cpu_premium_s(self, price: UnitPrice) -> float:
-        """What executing one unit on the CPU adds to the whole call."""
-        if self.elastic:
-            return 0.0
-        hooked = self.problem.law.hooks != "never"
-
-        def seconds(device: str, phase: str) -> float:
-            lives = (device,) * len(price.leaves)
-            return unit_time(self.problem, price, device, lives, phase, hooked=hooked).total
-
-        return sum(
-            self.problem.weight(phase) * (seconds(CPU, phase) - seconds(self.main, phase)) for phase in PHASES
-        )
-
-    def _movement_cost_s(self, leaf: LeafPrice, lives: str, executes: str) -> float:
-        """What streaming one leaf adds to the whole call."""
-        if self.elastic:
-            return 0.0
-        movement = self.problem.movement(leaf, lives, executes)
-        forwards = sum(self.problem.weight(phase) * leaf.forwards[phase] for phase in PHASES)
-        return forwards * (movement.copy_s + movement.host_s)
+        return 0 if device == CPU else kv_holes_bytes(self.problem.device_kv_bytes(price, phase))
 
     # -- reading -----------------------------------------------------------------------------------
 
     def _assignment(self, values: list[float]) -> Assignment:
-        executes = [self.staged.get(index, self.main) for index in range(len(self.problem.units))]
-        lives = [
-            [device] * len(unit.leaves) for device, unit in zip(executes, self.problem.units, strict=True)
+        counted = [
+            (one, _counts(values, columns)) for one, columns in zip(self.classes, self.columns, strict=True)
         ]
-        for one, columns in zip(self.classes, self.columns, strict=True):
-            on_cpu = _count(values, columns.on_cpu)
-            # The last units leave: a run of them hands the residual stream over once.
-            stay, leave = one.indices[: len(one.indices) - on_cpu], one.indices[len(one.indices) - on_cpu :]
-            for index in leave:
-                executes[index] = CPU
-                lives[index] = [CPU] * len(one.price.leaves)
-            for number, kind in enumerate(one.kinds):
-                slots = [(index, position) for index in stay for position in kind.positions]
-                from_disk = _count(values, columns.from_disk[number])
-                from_cpu = _count(values, columns.from_cpu[number])
-                for index, position in slots[len(slots) - from_disk :]:
-                    lives[index][position] = DISK
-                for index, position in slots[len(slots) - from_disk - from_cpu : len(slots) - from_disk]:
-                    lives[index][position] = self.near
-        return Assignment(executes=tuple(executes), lives=tuple(tuple(one) for one in lives))
+        return assignment_of(self.problem, self.staged, counted)
 
 
 def _checkpoint_fits_disk(problem: Problem) -> bool:
@@ -376,8 +284,15 @@ def _checkpoint_fits_disk(problem: Problem) -> bool:
     return disk is not None and total + problem.buffers.disk <= disk.capacity_bytes.value
 
 
-def _count(values: list[float], column: int | None) -> int:
-    return 0 if column is None else round(values[column])
+def _counts(values: list[float], columns: _Columns) -> Counts:
+    def count(column: int | None) -> int:
+        return 0 if column is None else round(values[column])
+
+    return Counts(
+        on_cpu=count(columns.on_cpu),
+        near=tuple(map(count, columns.near)),
+        disk=tuple(map(count, columns.disk)),
+    )
 
 
 def _accumulate(row: dict[int, float], column: int, coefficient: float) -> None:

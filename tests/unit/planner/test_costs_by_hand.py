@@ -7,7 +7,7 @@ import pytest
 
 from fixtures.graphs import layered_graph
 from planner.errors import InvalidInputError
-from planner.evaluate import Assignment, memory, objective_s, offloaded_kv_bytes, time
+from planner.evaluate import Assignment, memory, objective_s, time
 from planner.graph.network import placement_units
 from planner.hardware.load import load
 from planner.hardware.schema import HardwareProfile
@@ -134,7 +134,7 @@ def test_an_offloaded_cache_is_rounded_up_to_powers_of_two() -> None:
     block = problem.units[1]
     # 2 · 4·64 · 14 = 7168 bytes: keys and values of 3584 each, 4096 when pinned; one outgrown size is kept.
     assert block.kv["decode"] == 7168
-    assert offloaded_kv_bytes(block) == 2 * 4096 + 4096
+    assert block.offloaded_kv_bytes == 2 * 4096 + 4096
 
 
 def test_predictions_keep_their_weakest_source() -> None:

@@ -1,0 +1,26 @@
+"""Seconds that a unit or a leaf adds to the whole call when it leaves the main device."""
+
+from planner.breakdown import PHASES
+from planner.evaluate import unit_time
+from planner.problem import CPU, LeafPrice, Problem, UnitPrice
+
+
+def cpu_premium_s(problem: Problem, unit: UnitPrice) -> float:
+    """What executing one unit on the CPU adds."""
+    hooked = problem.law.hooks != "never"
+
+    def seconds(device: str, phase: str) -> float:
+        lives = (device,) * len(unit.leaves)
+        return unit_time(problem, unit, device, lives, phase, hooked=hooked).total
+
+    return sum(
+        problem.weight(phase) * (seconds(CPU, phase) - seconds(problem.settings.main, phase))
+        for phase in PHASES
+    )
+
+
+def streaming_s(problem: Problem, leaf: LeafPrice, lives: str) -> float:
+    """What streaming one leaf from `lives` to the main device adds."""
+    movement = problem.movement(leaf, lives, problem.settings.main)
+    forwards = sum(problem.weight(phase) * leaf.forwards[phase] for phase in PHASES)
+    return forwards * (movement.copy_s + movement.host_s)
