@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch.utils._pytree import tree_leaves
 
-from .feature_sets import FeatureSets, Ids, distinct_pairs
+from .feature_sets import FeatureSets, Ids, distinct_pairs, without_repeats
 from .storages import Axis, Storages
 
 #: How a parameter meets features: it makes them, it sums over them, or it goes with each of them.
@@ -152,6 +152,5 @@ class Context:
 
 
 def _pairs(coordinates: Ids, ids: Ids) -> Ids:
-    flat = ids.reshape(len(coordinates), -1)
-    spread = np.broadcast_to(coordinates[:, None], flat.shape)
-    return distinct_pairs(spread, flat)
+    spread = np.broadcast_to(coordinates.reshape(-1, *(1,) * (ids.ndim - 1)), ids.shape)
+    return distinct_pairs(*without_repeats(spread, ids))

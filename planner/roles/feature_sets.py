@@ -36,7 +36,7 @@ class FeatureSets:
 
     def unite(self, some: Ids, others: Ids) -> None:
         """Puts the ids at equal places of two arrays of one shape into one set; zeros join nothing."""
-        pairs = _joining_pairs(some, others)
+        pairs = _joining_pairs(*without_repeats(some, others))
         if len(pairs):
             self._pending.append(pairs)
 
@@ -47,11 +47,13 @@ class FeatureSets:
             The ids of the result, in the shape both broadcast to.
         """
         some, others = np.broadcast_arrays(some, others)
+        shape = some.shape
+        some, others = without_repeats(some, others)
         pairs = _joining_pairs(some, others)
         if len(pairs):
             self._note_shared(pairs)
             self._pending.append(pairs)
-        return np.where(some > 0, some, others)
+        return np.broadcast_to(np.where(some > 0, some, others), shape)
 
     def unite_all(self, ids: Ids) -> int:
         """One set of everything in `ids`; a member of it, or 0."""
@@ -97,6 +99,27 @@ class FeatureSets:
             if len(sets) and counts.min() >= 2 and other_counts.max() < counts.max():
                 for label in sets:
                     self.shared[int(label)] = np.flatnonzero(labels == label)
+
+
+def without_repeats(*arrays: Ids) -> list[Ids]:
+    """The arrays, of one shape, with extent 1 along dimensions in which all of them repeat themselves."""
+    found = list(arrays)
+    for axis, extent in enumerate(found[0].shape):
+        if extent > 1 and all(_repeats(array, axis) for array in found):
+            found = [_slice(array, axis, 0) for array in found]
+    return found
+
+
+def _repeats(array: Ids, axis: int) -> bool:
+    first = _slice(array, axis, 0)
+    # The last one differs where any does, nearly always: the rest is then not looked at.
+    return array.strides[axis] == 0 or (
+        np.array_equal(first, _slice(array, axis, -1)) and bool((array == first).all())
+    )
+
+
+def _slice(array: Ids, axis: int, at: int) -> Ids:
+    return array[(slice(None),) * axis + (slice(at, at + 1 or None),)]
 
 
 def distinct_pairs(firsts: Ids, seconds: Ids) -> Ids:
