@@ -1,9 +1,11 @@
 """What lost, and why: every way that was priced beside the one that was chosen. Pure."""
 
+import msgspec
+
 from planner.contenders import Contender, Field, Refusal, distinct
 from planner.errors import InfeasibleError
 from planner.evaluate import predict
-from planner.plan import Alternative, Plan
+from planner.plan import Alternative, Plan, Prediction
 from planner.request import Request
 from planner.search.best import Candidate
 from planner.sizes import format_bytes, format_seconds
@@ -50,19 +52,26 @@ def best_by_runtime(plan: Plan) -> tuple[Alternative, ...]:
 
 
 def _chosen(plan: Plan) -> Alternative:
-    prediction = plan.prediction
-    return Alternative(
+    line = Alternative(
         runtime=plan.runtime,
         label=plan.label,
         num_ranks=plan.num_ranks,
         batch_size=plan.workload.batch_size,
         fits=True,
+        reason="chosen",
+    )
+    return _predicted(line, plan.prediction)
+
+
+def _predicted(line: Alternative, prediction: Prediction) -> Alternative:
+    """The line with the numbers of what fits."""
+    return msgspec.structs.replace(
+        line,
         prefill_s=prediction.time["prefill"].total,
         decode_s=prediction.time["decode"].total,
         tokens_per_s=prediction.tokens_per_s,
         usd_per_million_tokens=prediction.usd_per_million_tokens,
         load_s=prediction.load_s,
-        reason="chosen",
     )
 
 
@@ -74,32 +83,23 @@ def _alternative(loser: Contender, winner: Contender, request: Request) -> Alter
     candidate = loser.candidate
     way = label_of(candidate)
     label = way if loser.dtype == winner.dtype else f"{way}, {loser.dtype}"
-    settings = loser.settings
-    if not candidate.fits:
-        device, lacking = max(candidate.shortage_bytes.items(), key=lambda item: item[1])
-        return Alternative(
-            runtime=settings.runtime,
-            label=label,
-            num_ranks=settings.num_ranks,
-            batch_size=candidate.batch_size,
-            fits=False,
-            deficit_bytes=lacking,
-            deficit_device=device,
-            reason=f"{format_bytes(lacking)} short on {device}",
-        )
-    prediction = predict(candidate.problem, candidate.assignment)
-    return Alternative(
-        runtime=settings.runtime,
+    line = Alternative(
+        runtime=loser.settings.runtime,
         label=label,
-        num_ranks=settings.num_ranks,
+        num_ranks=loser.settings.num_ranks,
         batch_size=candidate.batch_size,
-        fits=True,
-        prefill_s=prediction.time["prefill"].total,
-        decode_s=prediction.time["decode"].total,
-        tokens_per_s=prediction.tokens_per_s,
-        usd_per_million_tokens=prediction.usd_per_million_tokens,
-        load_s=prediction.load_s,
-        reason=_why_lost(loser, winner, request),
+        fits=candidate.fits,
+        reason="",
+    )
+    if candidate.fits:
+        line = msgspec.structs.replace(line, reason=_why_lost(loser, winner, request))
+        return _predicted(line, predict(candidate.problem, candidate.assignment))
+    device, lacking = candidate.worst_shortage
+    return msgspec.structs.replace(
+        line,
+        deficit_bytes=lacking,
+        deficit_device=device,
+        reason=f"{format_bytes(lacking)} short on {device}",
     )
 
 
@@ -133,7 +133,7 @@ def infeasible(field: Field, request: Request) -> InfeasibleError:
         )
     nearest = min(contenders, key=lambda c: sum(c.candidate.shortage_bytes.values()))
     shortages = nearest.candidate.shortage_bytes
-    device, lacking = max(shortages.items(), key=lambda item: item[1])
+    device, lacking = nearest.candidate.worst_shortage
     words = " and ".join(f"{format_bytes(n)} on {d}" for d, n in sorted(shortages.items()))
     workload = nearest.candidate.problem.workload
     return InfeasibleError(

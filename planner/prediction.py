@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from planner.errors import DeviceMapError, InfeasibleError
-from planner.evaluate import Assignment, memory, objective_s, shortage, time
+from planner.evaluate import Assignment
 from planner.graph.network import placement_units
 from planner.hardware.schema import HardwareProfile
 from planner.models.traced import Model
@@ -11,7 +11,7 @@ from planner.pricing import price
 from planner.problem import Problem, UnitPrice
 from planner.runtimes.base import Settings
 from planner.runtimes.registry import laws
-from planner.search.best import Candidate
+from planner.search.best import Candidate, priced
 from planner.sizes import format_bytes
 from planner.units import chain_of
 from planner.workload import Workload
@@ -51,19 +51,12 @@ def candidate_of(
     (law,) = laws(["accelerate"])
     chain = chain_of(model.graph, placement_units(model.graph))
     problem = price(model.graph, chain, profile, workload, settings, law)
-    assignment = _assignment(problem, places)
-    lack = shortage(memory(problem, assignment))
-    return Candidate(
-        problem=problem,
-        assignment=assignment,
-        total_s=objective_s(problem, time(problem, assignment)),
-        shortage_bytes={} if lack is None else {lack.device: lack.num_bytes},
-    )
+    return priced(problem, _assignment(problem, places))
 
 
 def refusal(candidate: Candidate) -> InfeasibleError:
     """The error that says by how much a candidate does not fit."""
-    device, lacking = max(candidate.shortage_bytes.items(), key=lambda item: item[1])
+    device, lacking = candidate.worst_shortage
     return InfeasibleError(
         f"this map does not fit at batch {candidate.batch_size}: {format_bytes(lacking)} short on {device}",
         device=device,

@@ -6,7 +6,7 @@ ladder can be skipped when its largest batch over its smallest time would not be
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.evaluate import Assignment, memory, objective_s, shortage, time
 from planner.problem import GPU, Problem
@@ -34,9 +34,25 @@ class Candidate:
         return not self.shortage_bytes
 
     @property
+    def worst_shortage(self) -> tuple[str, int]:
+        """The device that lacks most, and how many bytes, of what does not fit."""
+        return max(self.shortage_bytes.items(), key=lambda item: item[1])
+
+    @property
     def batch_size(self) -> int:
         """Sequences in the batch, of all streams together."""
         return self.problem.num_sequences
+
+
+def priced(problem: Problem, assignment: Assignment) -> Candidate:
+    """An assignment that somebody chose, priced, whether or not it fits."""
+    lack = shortage(memory(problem, assignment))
+    return Candidate(
+        problem=problem,
+        assignment=assignment,
+        total_s=objective_s(problem, time(problem, assignment)),
+        shortage_bytes={} if lack is None else {lack.device: lack.num_bytes},
+    )
 
 
 def best_placement(problem: Problem) -> Candidate | None:
@@ -73,7 +89,7 @@ def _all_on_main(problem: Problem) -> Candidate:
         executes=(main,) * len(problem.units),
         lives=tuple((main,) * len(unit.leaves) for unit in problem.units),
     )
-    return _candidate(problem, Placed(assignment=assignment, shortage_bytes={}))
+    return priced(problem, assignment)
 
 
 def _resident(problem: Problem, num_gpus: int) -> Candidate:
@@ -96,9 +112,7 @@ def _staged(problem: Problem, num_gpus: int, share: float) -> Candidate:
     staged = fill_from_end(problem, num_gpus, share=share)
     executes = tuple(staged.get(index, problem.settings.main) for index in range(len(problem.units)))
     lives = tuple((device,) * len(unit.leaves) for device, unit in zip(executes, problem.units, strict=True))
-    return _candidate(
-        problem, Placed(assignment=Assignment(executes=executes, lives=lives), shortage_bytes={})
-    )
+    return priced(problem, Assignment(executes=executes, lives=lives))
 
 
 def _fullest(candidate: Candidate) -> int:
@@ -112,15 +126,14 @@ def _fullest(candidate: Candidate) -> int:
 
 
 def _candidate(problem: Problem, placed: Placed) -> Candidate:
-    """Price a placement by evaluation: the search's own sums are never trusted for the verdict."""
-    shortages = dict(placed.shortage_bytes)
-    lack = shortage(memory(problem, placed.assignment))
-    if lack is None:
-        shortages = {}
-    elif not shortages:
-        shortages = {lack.device: lack.num_bytes}
-    total_s = objective_s(problem, time(problem, placed.assignment))
-    return Candidate(problem=problem, assignment=placed.assignment, total_s=total_s, shortage_bytes=shortages)
+    """Price a placement by evaluation: the search's own sums are never trusted for the verdict.
+
+    Of what lacks, they know all devices where evaluation names the worst one.
+    """
+    candidate = priced(problem, placed.assignment)
+    if candidate.fits or not placed.shortage_bytes:
+        return candidate
+    return replace(candidate, shortage_bytes=placed.shortage_bytes)
 
 
 def best_batch(

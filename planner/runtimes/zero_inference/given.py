@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from planner.errors import InvalidInputError
-from planner.evaluate import Assignment, memory, objective_s, shortage, time
+from planner.evaluate import Assignment
 from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph
 from planner.hardware.schema import HardwareProfile
@@ -18,7 +18,7 @@ from planner.runtimes.zero_inference.law import ZeroInferenceLaw
 from planner.runtimes.zero_inference.parameters import marked, parameters
 from planner.runtimes.zero_inference.sizes import Sizes, sizes_for
 from planner.runtimes.zero_inference.validate import zero_block
-from planner.search.best import Candidate
+from planner.search.best import Candidate, priced
 from planner.units import Leaf, chain_of
 from planner.workload import Workload
 
@@ -58,14 +58,7 @@ def candidate_of(
     chain = chain_of(model.graph, placement_units(model.graph))
     problem = price(model.graph, chain, profile, share, settings, law, num_sequences=workload.batch_size)
     kept = marked(found, each=zero.param_persistence_threshold, together=zero.model_persistence_threshold)
-    assignment = _assignment(problem, kept)
-    lack = shortage(memory(problem, assignment))
-    return Candidate(
-        problem=problem,
-        assignment=assignment,
-        total_s=objective_s(problem, time(problem, assignment)),
-        shortage_bytes={} if lack is None else {lack.device: lack.num_bytes},
-    )
+    return priced(problem, _assignment(problem, kept))
 
 
 def _settings(zero: Any, profile: HardwareProfile) -> Settings:
