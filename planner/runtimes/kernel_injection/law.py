@@ -22,7 +22,7 @@ from planner.workload import Workload
 class KernelInjectionLaw(TensorParallelLaw):
     """See `planner.runtimes.base.Law`."""
 
-    name = "kernel-injection"
+    name = KERNEL_INJECTION.name
     own_environment = "transformers 4.43 and a CUDA compiler"
     rules = KERNEL_INJECTION
     # The blocks themselves are other ones, so one GPU is worth pricing.
