@@ -1,4 +1,4 @@
-"""What DeepSpeed's injected blocks compute whatever the configuration says. Pure: loader and writer ask it.
+"""What DeepSpeed's injected blocks take, and compute whatever the configuration says. Pure.
 
 With another value DeepSpeed 0.19.8 gave other tokens in silence (tests/benchmarks/kernel_injection.py);
 without attention biases it failed.
@@ -8,7 +8,30 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
+
 from reshard.errors import UnsupportedTargetError
+
+
+class Block(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a family keeps what the injected block needs: names of modules, relative to one block.
+
+    Attributes:
+        norm: the norm whose result attention reads.
+        qkv: attention's projection, or its query's where there are three.
+        out: attention's output projection.
+        mlp_norm: the norm whose result the MLP reads; None where it reads `norm`'s.
+        inter: the MLP's first Linear.
+        output: its second.
+    """
+
+    norm: str
+    qkv: str
+    out: str
+    mlp_norm: str | None
+    inter: str
+    output: str
+
 
 _GELU: Final = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 _FIXED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
@@ -22,6 +45,50 @@ _FIXED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
     },
     "gptj": {"activation_function": _GELU},
     "opt": {"activation_function": ("relu", "gelu", "gelu_new"), "do_layer_norm_before": (True,)},
+}
+
+#: Model type → where its modules are. Read in DeepSpeed 0.19.8, `module_inject/containers`.
+BLOCKS: Final[dict[str, Block]] = {
+    "bloom": Block(
+        norm="input_layernorm",
+        qkv="self_attention.query_key_value",
+        out="self_attention.dense",
+        mlp_norm="post_attention_layernorm",
+        inter="mlp.dense_h_to_4h",
+        output="mlp.dense_4h_to_h",
+    ),
+    "gpt_neo": Block(
+        norm="ln_1",
+        qkv="attn.attention.q_proj",
+        out="attn.attention.out_proj",
+        mlp_norm="ln_2",
+        inter="mlp.c_fc",
+        output="mlp.c_proj",
+    ),
+    "gpt_neox": Block(
+        norm="input_layernorm",
+        qkv="attention.query_key_value",
+        out="attention.dense",
+        mlp_norm="post_attention_layernorm",
+        inter="mlp.dense_h_to_4h",
+        output="mlp.dense_4h_to_h",
+    ),
+    "gptj": Block(
+        norm="ln_1",
+        qkv="attn.q_proj",
+        out="attn.out_proj",
+        mlp_norm=None,
+        inter="mlp.fc_in",
+        output="mlp.fc_out",
+    ),
+    "opt": Block(
+        norm="self_attn_layer_norm",
+        qkv="self_attn.q_proj",
+        out="self_attn.out_proj",
+        mlp_norm="final_layer_norm",
+        inter="fc1",
+        output="fc2",
+    ),
 }
 
 #: Families whose containers can be built without weights and whose kernels give the model's own tokens.

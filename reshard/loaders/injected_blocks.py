@@ -6,68 +6,12 @@ A block is replaced by one module with names of its own. Its two-dimensional ten
 """
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
-import msgspec
 import torch
 
 from ..errors import UnsupportedTargetError
-from ..formats.injected import ignored_setting
-
-
-class _Block(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a family keeps what the injected block needs: names of modules, relative to one block."""
-
-    norm: str
-    qkv: str
-    out: str
-    mlp_norm: str | None
-    inter: str
-    output: str
-
-
-_BLOCKS: Final = {
-    "bloom": _Block(
-        norm="input_layernorm",
-        qkv="self_attention.query_key_value",
-        out="self_attention.dense",
-        mlp_norm="post_attention_layernorm",
-        inter="mlp.dense_h_to_4h",
-        output="mlp.dense_4h_to_h",
-    ),
-    "gpt_neo": _Block(
-        norm="ln_1",
-        qkv="attn.attention.q_proj",
-        out="attn.attention.out_proj",
-        mlp_norm="ln_2",
-        inter="mlp.c_fc",
-        output="mlp.c_proj",
-    ),
-    "gpt_neox": _Block(
-        norm="input_layernorm",
-        qkv="attention.query_key_value",
-        out="attention.dense",
-        mlp_norm="post_attention_layernorm",
-        inter="mlp.dense_h_to_4h",
-        output="mlp.dense_4h_to_h",
-    ),
-    "gptj": _Block(
-        norm="ln_1",
-        qkv="attn.q_proj",
-        out="attn.out_proj",
-        mlp_norm=None,
-        inter="mlp.fc_in",
-        output="mlp.fc_out",
-    ),
-    "opt": _Block(
-        norm="self_attn_layer_norm",
-        qkv="self_attn.q_proj",
-        out="self_attn.out_proj",
-        mlp_norm="final_layer_norm",
-        inter="fc1",
-        output="fc2",
-    ),
-}
+from ..formats.injected import BLOCKS, ignored_setting
 
 
 def check_computed(config: Any, max_out_tokens: int) -> None:
@@ -80,10 +24,10 @@ def check_computed(config: Any, max_out_tokens: int) -> None:
     Raises:
         UnsupportedTargetError: the family has no loadable block, or a setting that the block ignores.
     """
-    if config.model_type not in _BLOCKS:
+    if config.model_type not in BLOCKS:
         raise UnsupportedTargetError(
             f"kernel injection does not load {config.model_type!r} from pre-shards; it loads "
-            f"{', '.join(sorted(_BLOCKS))}. Use per-rank safetensors and AutoTP"
+            f"{', '.join(sorted(BLOCKS))}. Use per-rank safetensors and AutoTP"
         )
     ignored = ignored_setting({"model_type": config.model_type, **config.to_dict()})
     if ignored is not None:
@@ -136,7 +80,7 @@ def needed_shapes(model: Any, tp_size: int) -> dict[str, tuple[int, ...]]:
 
 def _block_shapes(layer: Any, config: Any, tp_size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Keys and shapes of one injected block. A bias that the model lacks has no key."""
-    block = _BLOCKS[config.model_type]
+    block = BLOCKS[config.model_type]
     hidden = config.hidden_size
     inter = layer.get_submodule(block.inter).weight.shape[0]
     if config.num_attention_heads % tp_size or inter != 4 * hidden:

@@ -12,17 +12,14 @@ from typing import Final
 import msgspec
 
 from planner.graph.schema import ModuleGraph, Node
+from reshard.formats.injected import BLOCKS, Block
 
 
 class Family(msgspec.Struct, frozen=True, kw_only=True):
-    """One family's block, by the names of modules in it.
+    """One family's block, and what in it a model may be configured to compute otherwise.
 
     Attributes:
-        norm: the norm whose result attention reads.
-        qkv: a projection of attention.
-        out: attention's output projection.
-        mlp_norm: the norm whose result the MLP reads; None where it reads `norm`'s.
-        inner: the MLP's first Linear.
+        block: where its modules are.
         sequential_norm: a norm that reads this block's own sum although DeepSpeed's block feeds it the
             block's input, when a model is so configured; or None.
         residual_norm: a norm whose result joins the residual although DeepSpeed's block adds what the norm
@@ -31,11 +28,7 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
         qkv_bias: whether the block needs biases in attention's projections.
     """
 
-    norm: str
-    qkv: str
-    out: str
-    inner: str
-    mlp_norm: str | None = None
+    block: Block
     sequential_norm: str | None = None
     residual_norm: str | None = None
     has_relu: bool = False
@@ -43,39 +36,11 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
 
 
 FAMILIES: Final[dict[str, Family]] = {
-    "bloom": Family(
-        norm="input_layernorm",
-        qkv="self_attention.query_key_value",
-        out="self_attention.dense",
-        inner="mlp.dense_h_to_4h",
-        mlp_norm="post_attention_layernorm",
-        residual_norm="input_layernorm",
-    ),
-    "gpt_neo": Family(
-        norm="ln_1",
-        qkv="attn.attention.q_proj",
-        out="attn.attention.out_proj",
-        inner="mlp.c_fc",
-        mlp_norm="ln_2",
-    ),
-    "gpt_neox": Family(
-        norm="input_layernorm",
-        qkv="attention.query_key_value",
-        out="attention.dense",
-        inner="mlp.dense_h_to_4h",
-        mlp_norm="post_attention_layernorm",
-        sequential_norm="post_attention_layernorm",
-        qkv_bias=True,
-    ),
-    "gptj": Family(norm="ln_1", qkv="attn.q_proj", out="attn.out_proj", inner="mlp.fc_in"),
-    "opt": Family(
-        norm="self_attn_layer_norm",
-        qkv="self_attn.q_proj",
-        out="self_attn.out_proj",
-        inner="fc1",
-        mlp_norm="final_layer_norm",
-        has_relu=True,
-    ),
+    "bloom": Family(block=BLOCKS["bloom"], residual_norm="input_layernorm"),
+    "gpt_neo": Family(block=BLOCKS["gpt_neo"]),
+    "gpt_neox": Family(block=BLOCKS["gpt_neox"], sequential_norm="post_attention_layernorm", qkv_bias=True),
+    "gptj": Family(block=BLOCKS["gptj"]),
+    "opt": Family(block=BLOCKS["opt"], has_relu=True),
 }
 
 #: Families that load and do not give the plain model's tokens, or fail; (model type → what happens).
@@ -115,11 +80,12 @@ def _unlike_block(
     def own(name: str) -> str:
         return f"{block}.{name}"
 
-    parts = (family.norm, family.qkv, family.out, family.inner, family.mlp_norm or family.norm)
+    modules = family.block
+    parts = (modules.norm, modules.qkv, modules.out, modules.inter, modules.mlp_norm or modules.norm)
     absent = [part for part in parts if own(part) not in by_name]
     if absent:
         return f"DeepSpeed's block takes {absent[0]}, which this one lacks"
-    if (own(family.norm), own(family.qkv)) not in edges:
+    if (own(modules.norm), own(modules.qkv)) not in edges:
         return "DeepSpeed's block norms before attention and the MLP, this model after them"
     if family.sequential_norm and (block, own(family.sequential_norm)) in edges:
         return "DeepSpeed's block feeds attention and the MLP the same input, this model one after the other"
@@ -127,9 +93,9 @@ def _unlike_block(
         return "DeepSpeed's block adds what its norm read to the residual, this model what the norm gave"
     if not family.has_relu and any(n.class_name == "ReLU" for n in by_name.values() if n.block == block):
         return "DeepSpeed's block computes GELU, this model ReLU"
-    if family.qkv_bias and all(t.name != "bias" for t in by_name[own(family.qkv)].tensors):
+    if family.qkv_bias and all(t.name != "bias" for t in by_name[own(modules.qkv)].tensors):
         return "DeepSpeed's block needs biases in attention's projections"
-    inner, hidden = _weight(by_name[own(family.inner)])
+    inner, hidden = _weight(by_name[own(modules.inter)])
     if inner != 4 * hidden:
         return f"DeepSpeed's block needs an MLP of 4 x hidden, and has {inner} for {hidden}"
     return None
@@ -146,8 +112,8 @@ def num_heads(graph: ModuleGraph) -> int:
 
     Where roles are not known: as many as there would be of 64 features, the narrowest in these families.
     """
-    family = FAMILIES[graph.model_type]
-    out = next(n for n in graph.nodes if n.name == f"{graph.blocks[0]}.{family.out}")
+    block = FAMILIES[graph.model_type].block
+    out = next(n for n in graph.nodes if n.name == f"{graph.blocks[0]}.{block.out}")
     if out.tensor_parallel is not None:
         return out.tensor_parallel.num_groups
     return max(1, _weight(out)[0] // 64)
@@ -155,6 +121,6 @@ def num_heads(graph: ModuleGraph) -> int:
 
 def hidden_size(graph: ModuleGraph) -> int:
     """Features of the residual stream."""
-    family = FAMILIES[graph.model_type]
-    norm = next(n for n in graph.nodes if n.name == f"{graph.blocks[0]}.{family.norm}")
+    block = FAMILIES[graph.model_type].block
+    norm = next(n for n in graph.nodes if n.name == f"{graph.blocks[0]}.{block.norm}")
     return norm.tensors[0].shape[0]

@@ -156,7 +156,7 @@ def with_heads(model: ModuleGraph, heads: int) -> ModuleGraph:
     """The model with the roles that its first attention output would be traced to."""
     from planner.graph.schema import TensorParallel
 
-    name = f"{model.blocks[0]}.{FAMILIES[model.model_type].out}"
+    name = f"{model.blocks[0]}.{FAMILIES[model.model_type].block.out}"
     role = TensorParallel(role="row", num_groups=heads)
     nodes = tuple(
         msgspec.structs.replace(n, tensor_parallel=role) if n.name == name else n for n in model.nodes
