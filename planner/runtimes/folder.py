@@ -16,6 +16,8 @@ from planner.sizes import format_bytes, format_seconds
 SCRIPT: Final = "generate.py"
 #: What every script shares.
 SHARED: Final = "generation.py"
+#: Names of what was written: all else in the folder is its owner's, a checkpoint beside a server's files say.
+LISTING: Final = ".written"
 
 
 def script(package: str) -> bytes:
@@ -26,7 +28,7 @@ def script(package: str) -> bytes:
 def write_folder(plan: Plan, emitted: Emitted, folder: Path) -> tuple[Path, ...]:
     """Write plan.json, the runtime's files, what they share and README.md as one folder.
 
-    A plan that is there already is replaced; anything else that is there is left alone.
+    A plan that is there already is replaced; what else has been put beside it stays.
 
     Returns:
         The files, under their final names.
@@ -42,11 +44,13 @@ def write_folder(plan: Plan, emitted: Emitted, folder: Path) -> tuple[Path, ...]
         SHARED: resources.files("planner.runtimes").joinpath(SHARED).read_bytes(),
         "README.md": _readme(plan, emitted).encode(),
     }
+    listing = "".join(f"{name}\n" for name in contents)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         for name, payload in contents.items():
             (fresh / name).write_bytes(payload)
+        (fresh / LISTING).write_text(listing)
         umask = os.umask(0)
         os.umask(umask)
         fresh.chmod(0o777 & ~umask)
@@ -61,19 +65,32 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _replace(folder: Path, fresh: Path) -> None:
-    """Put `fresh` in the place of `folder`; the old one goes only once the new one stands."""
+    """Put `fresh` in the place of `folder`; what was written there goes only once the new one stands."""
     if not folder.exists():
         fresh.rename(folder)
         return
     old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
-    folder.rename(old / "plan")
+    before = old / "plan"
+    folder.rename(before)
     try:
         fresh.rename(folder)
     except OSError:
-        (old / "plan").rename(folder)
+        before.rename(folder)
+        old.rmdir()
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    for name in _foreign(before):
+        if not (folder / name).exists():
+            (before / name).rename(folder / name)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _foreign(folder: Path) -> list[str]:
+    """What lies in a plan's folder and was not written with it; nothing where that is not known."""
+    listing = folder / LISTING
+    if not listing.is_file():
+        return []
+    written = {*listing.read_text().splitlines(), LISTING, "__pycache__"}
+    return [entry.name for entry in folder.iterdir() if entry.name not in written]
 
 
 def _readme(plan: Plan, emitted: Emitted) -> str:
