@@ -40,7 +40,13 @@ class Attempt:
     def blocked(self) -> list[str]:
         """Weights that sum over several features which must stay together."""
         context = self.tracer.context
-        return [name for name in context.outputs if name in context.blocked and name not in self.row]
+        labels = context.sets.labels()
+        shared = {int(labels[member]) for member in context.sets.shared}
+        found = set(context.blocked)
+        for (name, _), ids in context.inputs.items():
+            if shared.intersection(np.unique(labels[ids]).tolist()):
+                found.add(name)
+        return [name for name in context.outputs if name in found and name not in self.row]
 
 
 def derive(model: Any, layers: dict[str, Layer] | None = None, *, prompt: int = _PROMPT) -> Roles:

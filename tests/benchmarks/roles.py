@@ -20,6 +20,21 @@ from roles_table import markdown, totals_of
 from survey_blocks import SETTINGS
 
 TIMEOUT_S: Final = 240
+_DEFAULT_ROPE: Final = {"rope_type": "default", "rope_theta": 10000.0}
+#: What those settings leave out: default configurations of these cannot be built, or not in 16 bits.
+MORE_SETTINGS: Final[dict[str, dict[str, Any]]] = {
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": _DEFAULT_ROPE, "sliding_attention": _DEFAULT_ROPE}
+    },
+    "qwen4_exp_text": {
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 128,
+        "indexer_budget": 2048,
+        "indexer_compress_ratio": 16,
+    },
+}
+IN_32_BITS: Final = ("xlnet",)
 #: Styles of a `tp_plan` → the role that they mean.
 STYLES: Final = {
     "colwise": "column",
@@ -48,7 +63,8 @@ def one(kind: str, model_type: str) -> dict[str, Any]:
     from planner.roles.derive import derive
 
     config, model_class = built_from(kind, model_type)
-    model = build(config, model_class, torch.bfloat16)
+    dtype = torch.float32 if model_type in IN_32_BITS else torch.bfloat16
+    model = build(config, model_class, dtype)
     start = time.perf_counter()
     roles = derive(model, prompt=4 if model_type == "jetmoe" else 3)
     found = {}
@@ -86,7 +102,7 @@ def built_from(kind: str, model_type: str) -> tuple[Any, type]:
     }[kind]
     named = names[model_type]
     model_class = getattr(transformers, named if isinstance(named, str) else named[0])
-    config = CONFIG_MAPPING[model_type](**SETTINGS.get(model_type, {}))
+    config = CONFIG_MAPPING[model_type](**(SETTINGS | MORE_SETTINGS).get(model_type, {}))
     if model_class.config_class is not None and not isinstance(config, model_class.config_class):
         config = config.get_text_config()
     return config, model_class

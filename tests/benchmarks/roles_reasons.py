@@ -11,13 +11,18 @@ _TOWERS: Final = (
     ("vision", "image_embed", "image_encoder", "visual"),
     ("audio", "speech"),
 )
+#: Models of which more could be cut than is derived.
+INCOMPLETE: Final = {
+    "dbrx": "experts lie end to end in one matrix, and the trace runs one of them: they stay whole",
+    "prophetnet": "self-attention picks relative positions from a tensor that has heads and tokens in one "
+    "dimension: its heads stay together",
+}
 _OTHERS: Final = {
     "nothing": {
         "bitnet": "a norm over all features stands before each of its output projections",
     },
     "autotp": {
         "bitnet": "a norm over all features stands before both: ranks cannot norm apart",
-        "ctrl": "AutoTP takes a Linear of the MLP by a norm's place, and misses attention's output by name",
         "dbrx": "AutoTP takes the router by a norm's place; its input is whole on every rank",
         "phimoe": "AutoTP takes the router by its place before a norm; its input is whole on every rank",
         "granitemoehybrid": "two are missed by name; Mamba's output follows a norm over all heads",

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from roles_reasons import reason_for
+from roles_reasons import INCOMPLETE, reason_for
 
 
 def totals_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -44,6 +44,9 @@ def markdown(result: dict[str, Any]) -> str:
             lines.append(
                 f"| {row['model_type']} ({row['kind']}) | {reason_for(row, 'nothing', row['model_type'])} |"
             )
+    lines += ["", "## Derived in part", "", "| model | what is missing |", "| --- | --- |"]
+    here = {row["model_type"] for row in result["rows"]}
+    lines += [f"| {name} | {why} |" for name, why in INCOMPLETE.items() if name in here]
     lines += [
         "",
         "## Beside `tp_plan`",
