@@ -9,7 +9,7 @@ _TRANSPOSED: Final = (
 )
 _TOWERS: Final = (
     ("vision", "image_embed", "image_encoder", "visual"),
-    ("audio", "speech"),
+    ("audio", "speech", "word_timestamp_encoder"),
 )
 #: Models of which more could be cut than is derived.
 INCOMPLETE: Final = {
@@ -23,6 +23,11 @@ _OTHERS: Final = {
     },
     "autotp": {
         "bitnet": "a norm over all features stands before both: ranks cannot norm apart",
+        "zaya": "AutoTP takes two of the router by place and name; their inputs are whole on every rank",
+        "zamba2": "adapters are missed by name; Mamba's output follows a gated norm over a whole group",
+        "prophetnet": "AutoTP takes relative positions by a norm's place; their input is whole on every rank",
+        "granite_speech": "a prompt of text runs neither the encoder of speech nor its projector",
+        "granite_speech_plus": "a prompt of text runs neither the encoder of speech nor its projector",
         "dbrx": "AutoTP takes the router by a norm's place; its input is whole on every rank",
         "phimoe": "AutoTP takes the router by its place before a norm; its input is whole on every rank",
         "granitemoehybrid": "two are missed by name; Mamba's output follows a norm over all heads",
@@ -43,6 +48,8 @@ def reason_for(row: dict[str, Any], beside: str, name: str) -> str:
     if known is not None:
         return known
     if beside == "plan":
+        if name == "lm_head":
+            return "the plan slices a whole input for the head to save memory; nothing before it is cut"
         return _TRANSPOSED if _is_transposed(row, name) else NONE_YET
     if beside == "autotp":
         return "; ".join(dict.fromkeys(_autotp(row["autotp"])))
