@@ -15,7 +15,7 @@ from planner.sizes import format_bytes, format_seconds
 
 SCRIPT: Final = "generate.py"
 #: What every script shares.
-SHARED: Final = "generation.py"
+SHARED: Final = ("generation.py", "ranks.py")
 #: Names of what was written: all else in the folder is its owner's, a checkpoint beside a server's files say.
 LISTING: Final = ".written"
 
@@ -41,7 +41,7 @@ def write_folder(plan: Plan, emitted: Emitted, folder: Path) -> tuple[Path, ...]
     contents = {
         PLAN_FILE: encode(plan),
         **emitted.files,
-        SHARED: resources.files("planner.runtimes").joinpath(SHARED).read_bytes(),
+        **{name: resources.files("planner.runtimes").joinpath(name).read_bytes() for name in SHARED},
         "README.md": _readme(plan, emitted).encode(),
     }
     listing = "".join(f"{name}\n" for name in contents)

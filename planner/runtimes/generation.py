@@ -5,41 +5,44 @@ Exit status: 0 done, 3 the checkpoint does not fit the plan, 4 out of memory or 
 """
 
 import argparse
+import contextlib
 import json
-import os
 import resource
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-# Without it the caching allocator fragments as the KV cache grows. Must be set before torch is imported.
-os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-# DeepSpeed's shared-memory all-reduce reads this; only DeepSpeed's own launcher sets it.
-if "LOCAL_WORLD_SIZE" in os.environ:
-    os.environ.setdefault("LOCAL_SIZE", os.environ["LOCAL_WORLD_SIZE"])
+# First, because it sets torch's allocator up. Scripts take all of it from here.
+from ranks import (  # noqa: F401
+    DEVICE,
+    FOLDER,
+    LOCAL_RANK,
+    NUM_RANKS,
+    NUM_STREAMS,
+    ON_CPU,
+    PLAN,
+    RANK,
+    gathered,
+    gpus,
+    launch_ranks,
+    share,
+    stop,
+    synchronize,
+)
 
+# isort: split
 import torch
 import transformers
-from torch.distributed import run as torchrun
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from safetensors import SafetensorError
 
-FOLDER = Path(__file__).resolve().parent
-PLAN = json.loads((FOLDER / "plan.json").read_text())
 AUTO_CLASSES = {
     "causal-lm": "AutoModelForCausalLM",
     "seq2seq-lm": "AutoModelForSeq2SeqLM",
     "masked-lm": "AutoModelForMaskedLM",
 }
-NUM_RANKS, NUM_STREAMS = PLAN["num_ranks"], PLAN["num_streams"]
-RANK = int(os.environ.get("RANK", "0"))
-LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
-ON_CPU = PLAN["main_device"] == "cpu"
-#: Where this rank takes its inputs.
-DEVICE = torch.device("cpu") if ON_CPU else torch.device("cuda", LOCAL_RANK)
 DTYPE: torch.dtype = getattr(torch, PLAN["workload"]["dtype"])
 
 
@@ -59,12 +62,6 @@ class Clock(transformers.LogitsProcessor):
         return scores
 
 
-def stop(sentence: str, status: int) -> None:
-    """End with a sentence."""
-    print(f"generate.py: {sentence}", file=sys.stderr, flush=True)
-    raise SystemExit(status)
-
-
 def auto_class() -> Any:
     """The transformers class that loads the model."""
     return getattr(transformers, AUTO_CLASSES[PLAN["model"]["auto_class"]])
@@ -78,49 +75,44 @@ def check_loaded(info: dict[str, Any], checkpoint: str) -> None:
             stop(f"{checkpoint} is not a checkpoint of {PLAN['model']['name']}: {problem} {names}", 3)
 
 
-def synchronize() -> None:
-    """Wait for the GPUs that this process uses."""
-    for index in _gpus():
-        torch.cuda.synchronize(index)
-
-
-def _gpus() -> list[int]:
-    if ON_CPU or not torch.cuda.is_available():
-        return []
-    return [LOCAL_RANK] if NUM_RANKS > 1 else list(range(torch.cuda.device_count()))
-
-
-def launch_ranks() -> None:
-    """Start this script once per rank, unless a launcher has done so already."""
-    if NUM_RANKS == 1 or "RANK" in os.environ:
-        return
-    if not ON_CPU and torch.cuda.device_count() < NUM_RANKS:
-        found = torch.cuda.device_count()
-        stop(f"the plan runs on {NUM_RANKS} GPUs and {found} are visible; see README.md for several hosts", 4)
-    ranks = ["--standalone", "--nproc_per_node", str(NUM_RANKS)]
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // NUM_RANKS)))
-    sys.stdout.flush()
+def check_model(checkpoint: str) -> None:
+    """Stop if the checkpoint's configuration is of another model than the plan's."""
     try:
-        torchrun.main([*ranks, *sys.argv])
-    except ChildFailedError as error:
-        failed = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
-        for rank, failure in failed:
-            print(f"rank {rank} ended with status {failure.exitcode}", file=sys.stderr)
-        # Others are ended by a signal, or end with 1 because they wait for the one that says why it stops.
-        raise SystemExit(max(1, *(failure.exitcode for _, failure in failed))) from None
-    raise SystemExit(0)
+        config = transformers.AutoConfig.from_pretrained(checkpoint)
+        with torch.device("meta"):
+            model = auto_class().from_config(config)
+    except ValueError as error:
+        stop(
+            f"{checkpoint} is no checkpoint that transformers knows: {' '.join(str(error).split())[:300]}", 3
+        )
+    found = (type(model).__name__, sum(parameter.numel() for parameter in model.parameters()))
+    wanted = (PLAN["model"]["model_class"], PLAN["model"]["num_parameters"])
+    if found != wanted:
+        words = [f"{name} of {count:,} parameters" for name, count in (found, wanted)]
+        stop(f"{checkpoint} is a {words[0]}, and the plan is of {PLAN['model']['name']}, a {words[1]}", 3)
+
+
+@contextlib.contextmanager
+def in_words(checkpoint: str) -> Iterator[None]:
+    """End with a sentence for what a user can mend: files that cannot be read, and memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        stop(f"out of GPU memory: {error}", 4)
+    except (OSError, SafetensorError) as error:
+        stop(f"cannot load {checkpoint}: {' '.join(str(error).split())}", 3)
 
 
 def inputs_for(args: argparse.Namespace, model: Any) -> tuple[dict[str, torch.Tensor], Any]:
     """Token ids of the whole batch, and the tokenizer when there are words to decode."""
     if args.input_ids:
         rows = torch.tensor(json.loads(args.input_ids.read_text()))
-        return {"input_ids": rows, "attention_mask": torch.ones_like(rows)}, None
-    if args.prompt_tokens:
+    elif args.prompt_tokens:
         # Kernel injection runs under transformers 4.43, which knows models of text alone.
         config = getattr(model.config, "get_text_config", lambda: model.config)()
         generator = torch.Generator().manual_seed(args.seed)
         rows = torch.randint(3, config.vocab_size, (args.batch_size, args.prompt_tokens), generator=generator)
+    if args.input_ids or args.prompt_tokens:
         return {"input_ids": rows, "attention_mask": torch.ones_like(rows)}, None
     tokenizer = tokenizer_for(args.checkpoint, model)
     batch = tokenizer(args.prompt or ["The license"], return_tensors="pt", padding=True)
@@ -135,16 +127,6 @@ def tokenizer_for(checkpoint: str, model: Any) -> Any:
     # A decoder continues from the right end, so the padding goes to the left.
     tokenizer.padding_side = "right" if model.config.is_encoder_decoder else "left"
     return tokenizer
-
-
-def share(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """This rank's sequences; ranks with fewer repeat one, because all must take every step together."""
-    if NUM_STREAMS == 1:
-        return {name: rows.to(DEVICE) for name, rows in inputs.items()}
-    total = inputs["input_ids"].shape[0]
-    each = -(-total // NUM_STREAMS)
-    mine = torch.arange(RANK * each, (RANK + 1) * each).clamp(max=total - 1)
-    return {name: rows[mine].to(DEVICE) for name, rows in inputs.items()}
 
 
 @torch.no_grad()
@@ -176,15 +158,6 @@ def run(model: Any, inputs: dict[str, torch.Tensor], args: argparse.Namespace, c
     return new
 
 
-def gathered(mine: Any) -> list[Any]:
-    """What every rank has, in rank 0; elsewhere only one's own."""
-    if NUM_RANKS == 1:
-        return [mine]
-    found: list[Any] = [None] * NUM_RANKS
-    torch.distributed.all_gather_object(found, mine)
-    return found
-
-
 def measured(clock: Clock, start: float, load_s: float) -> dict[str, Any]:
     """What this rank measured."""
     steps = [later - earlier for earlier, later in pairwise([start, *clock.times])]
@@ -192,9 +165,9 @@ def measured(clock: Clock, start: float, load_s: float) -> dict[str, Any]:
         "load_s": load_s,
         "prefill_s": steps[0],
         "decode_s": steps[1:],
-        "devices": [torch.cuda.get_device_name(i) for i in _gpus()],
-        "gpu_peak_allocated_bytes": [torch.cuda.max_memory_allocated(i) for i in _gpus()],
-        "gpu_peak_reserved_bytes": [torch.cuda.max_memory_reserved(i) for i in _gpus()],
+        "devices": [torch.cuda.get_device_name(i) for i in gpus()],
+        "gpu_peak_allocated_bytes": [torch.cuda.max_memory_allocated(i) for i in gpus()],
+        "gpu_peak_reserved_bytes": [torch.cuda.max_memory_reserved(i) for i in gpus()],
         "host_peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
@@ -244,21 +217,22 @@ def main(load: Callable[[str, str], Any], description: str | None) -> None:
         description: for `--help`.
     """
     args = arguments(description)
+    if RANK == 0:
+        with in_words(args.checkpoint):
+            check_model(args.checkpoint)
     launch_ranks()
     with tempfile.TemporaryDirectory(prefix="offload-", dir=args.offload_folder) as offload_folder:
-        start = time.perf_counter()
-        model = load(args.checkpoint, offload_folder)
-        load_s = time.perf_counter() - start
-        everything, tokenizer = inputs_for(args, model)
-        inputs = share(everything)
-        try:
+        with in_words(args.checkpoint):
+            start = time.perf_counter()
+            model = load(args.checkpoint, offload_folder)
+            load_s = time.perf_counter() - start
+            everything, tokenizer = inputs_for(args, model)
+            inputs = share(everything)
             for _ in range(args.repeat):
                 clock = Clock(keep=args.logits is not None)
                 synchronize()
                 start = time.perf_counter()
                 tokens = run(model, inputs, args, clock)
-        except torch.OutOfMemoryError as error:
-            stop(f"out of GPU memory at batch {inputs['input_ids'].shape[0]}: {error}", 4)
         finish(
             args,
             tokenizer,

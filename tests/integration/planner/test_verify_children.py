@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from planner.errors import ModelError, RuntimeFailure
+from planner.runtimes.folder import SHARED
 from planner.verify.children import run_child
 
 #: What a script of several ranks reads of its plan before it starts them.
@@ -35,8 +36,8 @@ def script(folder: Path, text: str) -> Path:
 
 def of_two_ranks(folder: Path, text: str) -> list[str]:
     """The command of a script that starts two ranks of itself, as an emitted one does, and runs `text`."""
-    shared = resources.files("planner.runtimes").joinpath("generation.py").read_bytes()
-    (folder / "generation.py").write_bytes(shared)
+    for name in SHARED:
+        (folder / name).write_bytes(resources.files("planner.runtimes").joinpath(name).read_bytes())
     (folder / "plan.json").write_text(json.dumps(TWO_RANKS))
     start = "import os, sys, time\nfrom generation import launch_ranks, stop\nlaunch_ranks()\n"
     return [sys.executable, str(script(folder, start + text))]

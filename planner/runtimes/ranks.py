@@ -1,0 +1,100 @@
+"""One process of a plan: which rank it is, what it runs on, how it starts the others and hears of them.
+
+Needs torch, and nothing of the planner that wrote it.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+# Without it the caching allocator fragments as the KV cache grows. Must be set before torch is imported.
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+# DeepSpeed's shared-memory all-reduce reads this; only DeepSpeed's own launcher sets it.
+if "LOCAL_WORLD_SIZE" in os.environ:
+    os.environ.setdefault("LOCAL_SIZE", os.environ["LOCAL_WORLD_SIZE"])
+
+import torch
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+FOLDER = Path(__file__).resolve().parent
+PLAN = json.loads((FOLDER / "plan.json").read_text())
+NUM_RANKS, NUM_STREAMS = PLAN["num_ranks"], PLAN["num_streams"]
+RANK = int(os.environ.get("RANK", "0"))
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
+ON_CPU = PLAN["main_device"] == "cpu"
+#: Where this rank takes its inputs.
+DEVICE = torch.device("cpu") if ON_CPU else torch.device("cuda", LOCAL_RANK)
+
+
+def stop(sentence: str, status: int) -> None:
+    """End with a sentence."""
+    print(f"generate.py: {sentence}", file=sys.stderr, flush=True)
+    raise SystemExit(status)
+
+
+def check_gpus() -> None:
+    """Stop if fewer GPUs are visible than this machine's ranks run on."""
+    if ON_CPU:
+        return
+    places = {PLAN["main_device"], *(one[key] for one in PLAN["placements"] for key in ("lives", "executes"))}
+    needed = 1 + max(int(place.removeprefix("gpu:")) for place in places if place.startswith("gpu:"))
+    if NUM_RANKS > 1:
+        # A launcher may have spread them over several machines.
+        needed = LOCAL_RANK + 1 if "RANK" in os.environ else NUM_RANKS
+    if (found := torch.cuda.device_count()) < needed:
+        hosts = "; README.md says how to start it on several hosts" if (FOLDER / "hostfile").exists() else ""
+        stop(f"the plan needs {needed} GPU{'s' * (needed > 1)}, and {found} can be seen here{hosts}", 4)
+
+
+def launch_ranks() -> None:
+    """Start this script once per rank, unless a launcher has done so already."""
+    check_gpus()
+    if NUM_RANKS == 1 or "RANK" in os.environ:
+        return
+    ranks = ["--standalone", "--nproc_per_node", str(NUM_RANKS)]
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // NUM_RANKS)))
+    sys.stdout.flush()
+    try:
+        torchrun.main([*ranks, *sys.argv])
+    except ChildFailedError as error:
+        failed = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+        for rank, failure in failed:
+            print(f"rank {rank} ended with status {failure.exitcode}", file=sys.stderr)
+        # Others are ended by a signal, or end with 1 because they wait for the one that says why it stops.
+        raise SystemExit(max(1, *(failure.exitcode for _, failure in failed))) from None
+    raise SystemExit(0)
+
+
+def synchronize() -> None:
+    """Wait for the GPUs that this process uses."""
+    for index in gpus():
+        torch.cuda.synchronize(index)
+
+
+def gpus() -> list[int]:
+    """The GPUs that this process uses."""
+    if ON_CPU or not torch.cuda.is_available():
+        return []
+    return [LOCAL_RANK] if NUM_RANKS > 1 else list(range(torch.cuda.device_count()))
+
+
+def share(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """This rank's sequences; ranks with fewer repeat one, because all must take every step together."""
+    if NUM_STREAMS == 1:
+        return {name: rows.to(DEVICE) for name, rows in inputs.items()}
+    total = inputs["input_ids"].shape[0]
+    each = -(-total // NUM_STREAMS)
+    mine = torch.arange(RANK * each, (RANK + 1) * each).clamp(max=total - 1)
+    return {name: rows[mine].to(DEVICE) for name, rows in inputs.items()}
+
+
+def gathered(mine: Any) -> list[Any]:
+    """What every rank has, in rank 0; elsewhere only one's own."""
+    if NUM_RANKS == 1:
+        return [mine]
+    found: list[Any] = [None] * NUM_RANKS
+    torch.distributed.all_gather_object(found, mine)
+    return found
