@@ -20,18 +20,24 @@ HOST_PROCESS_WITH_GPU: Final = Quantity(
 )
 
 #: What PyTorch's caching allocator holds beyond live bytes: a share of what comes and goes during a
-#: forward (activations, staging, the cache that grows by copying), and a floor for small blocks.
+#: forward (activations, staging, the cache that grows by copying), and a floor for small blocks: at batch 1
+#: 10 MiB were held so in each of four plans (tests/benchmarks/results/2026-11-21-h100-probed-rows.jsonl).
 SLACK_SHARE: Final = Quantity(value=0.02, source=Source.ASSUMED, note="expandable segments on")
-SLACK_FLOOR_BYTES: Final = 128 * _MIB
+SLACK_FLOOR_BYTES: Final = 64 * _MIB
 
 #: A cache that grows by copying leaves holes: each step puts the longer keys and values elsewhere, and a
-#: page of an expandable segment is freed only whole. Up to this much of each unit's cache is lost so.
+#: page of an expandable segment is freed only whole. This share of each unit's cache is lost so, up to this
+#: much.
 KV_HOLES: Final = Quantity(
     value=16 * _MIB,
     source=Source.MEASURED,
     note="OPT-13B on an H100: 250 to 604 MiB over 40 layers at batch 8 to 132 (tests/benchmarks/results)",
 )
-
+KV_HOLES_SHARE: Final = Quantity(
+    value=0.3,
+    source=Source.MEASURED,
+    note="the same runs: 254 MiB of 870 at batch 8, 604 of 3480 at batch 32; less at larger ones",
+)
 
 #: Slots of an offloaded cache on the GPU: the layer in use, and the one being fetched.
 OFFLOADED_KV_SLOTS: Final = 2
@@ -39,7 +45,7 @@ OFFLOADED_KV_SLOTS: Final = 2
 
 def kv_holes_bytes(unit_kv_bytes: int) -> int:
     """What the growth of one unit's cache on a GPU fragments, at most."""
-    return min(unit_kv_bytes, round(KV_HOLES.value))
+    return min(round(KV_HOLES_SHARE.value * unit_kv_bytes), round(KV_HOLES.value))
 
 
 def self_context(graph: ModuleGraph, workload: Workload, generated: int) -> int:
