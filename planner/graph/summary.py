@@ -123,6 +123,5 @@ def _kv_bytes_per_token(nodes: Iterable[Node]) -> float:
 
 
 def _decode_flops(nodes: Iterable[Node]) -> float:
-    return sum(
-        cost.decode.flops(batch=1, prompt=1024, context=1025) for node in nodes for cost in (node.costs["2"],)
-    )
+    costs = [node.costs["2"] for node in nodes if "2" in node.costs]
+    return sum(cost.decode.flops(batch=1, prompt=1024, context=1025) for cost in costs)

@@ -44,7 +44,11 @@ def build(spec: ModelSpec) -> "tuple[PreTrainedConfig, type]":
             "check the spelling in config.json, or install a release that has it"
         )
     try:
-        config: PreTrainedConfig = CONFIG_MAPPING[spec.model_type].from_dict(dict(spec.config))
+        config_class = CONFIG_MAPPING[spec.model_type]
+        # JSON has no infinity: save_pretrained writes it as an object, which from_dict does not read back.
+        config: PreTrainedConfig = config_class.from_dict(
+            config_class._decode_special_floats(dict(spec.config))
+        )
     except Exception as error:  # each family validates in its own way and raises what it likes
         raise ModelError(
             f"{spec.name}: transformers refuses the configuration ({type(error).__name__}: {error})"

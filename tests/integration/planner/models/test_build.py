@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers.initialization import no_init_weights
 
 from planner.errors import ModelError
@@ -106,6 +107,17 @@ def test_folder_saved_by_transformers(tmp_path: Path) -> None:
     rebuilt, model_class = build(resolve(str(tmp_path)))
     assert model_class.__name__ == "GPT2LMHeadModel"
     assert rebuilt.n_layer == 12
+
+
+def test_infinity_survives_a_folder_saved_by_transformers(tmp_path: Path) -> None:
+    """JSON has no infinity; Mamba's configuration has."""
+    config = transformers.Mamba2Config(num_heads=8, head_dim=16, hidden_size=64, num_hidden_layers=2)
+    config.architectures = ["Mamba2ForCausalLM"]
+    config.save_pretrained(tmp_path)
+    assert "Infinity" in (tmp_path / "config.json").read_text()
+    rebuilt, model_class = build(resolve(str(tmp_path)))
+    assert model_class.__name__ == "Mamba2ForCausalLM"
+    assert rebuilt.time_step_limit[1] == float("inf")
 
 
 _REMOTE_CONFIG = """
