@@ -34,12 +34,17 @@ def label_of(candidate: Candidate) -> str:
 def alternatives_to(winner: Contender, field: Field, request: Request) -> tuple[Alternative, ...]:
     """Everything else: what fits by the objective, then what does not fit, then what cannot run here."""
     contenders = [winner, *(c for c in field.contenders if c is not winner)]
-    losers = sorted(
-        distinct(contenders)[1:], key=lambda c: (not c.candidate.fits, c.too_slow, badness(c, request))
-    )
+    losers = sorted(distinct(contenders)[1:], key=lambda c: _order(c, request))
     priced = [_alternative(loser, winner, request) for loser in losers]
     refused = {(one.label, one.reason): _refused(one) for one in field.refusals}
     return (*priced, *refused.values())
+
+
+def _order(loser: Contender, request: Request) -> tuple[bool, bool, float]:
+    """What fits by the objective; what does not by what it lacks, on the device that lacks most."""
+    if not loser.candidate.fits:
+        return (True, False, float(loser.candidate.worst_shortage[1]))
+    return (False, loser.too_slow, badness(loser, request))
 
 
 def best_by_runtime(plan: Plan) -> tuple[Alternative, ...]:

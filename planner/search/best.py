@@ -7,9 +7,10 @@ ladder can be skipped when its largest batch over its smallest time would not be
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from planner.evaluate import Assignment, memory, objective_s, shortage, time
-from planner.problem import GPU, Problem
+from planner.problem import DISK, GPU, Problem
 from planner.search.placement import Placed, nearest, solve
 from planner.search.stages import fill_from_end
 
@@ -57,10 +58,7 @@ def priced(problem: Problem, assignment: Assignment) -> Candidate:
 
 def best_placement(problem: Problem) -> Candidate | None:
     """The fastest placement that fits, or None."""
-    candidates = [_all_on_main(problem)]
-    if problem.main_kind == GPU:
-        candidates += [_resident(problem, used) for used in range(2, problem.num_stages + 1)]
-    fitting = [c for c in candidates if c.fits]
+    fitting = _all_resident(problem)
     if _may_stream(problem) and (not fitting or problem.settings.cpu_execution):
         placed = solve(problem, _staged_elsewhere(problem))
         fitting += [c for c in [_candidate(problem, placed)] if c.fits] if placed is not None else []
@@ -71,7 +69,21 @@ def nearest_placement(problem: Problem) -> Candidate:
     """When nothing fits: the placement that lacks the fewest bytes."""
     if not _may_stream(problem):
         return _all_on_main(problem)
-    return _candidate(problem, nearest(problem, _staged_elsewhere(problem)))
+    placed = _candidate(problem, nearest(problem, _staged_elsewhere(problem)))
+    lacking = _disk_deficit_bytes(problem)
+    if lacking > 0 and not problem.settings.host:
+        # Its only store is too small: whatever the GPU lacks then comes of that.
+        return replace(placed, shortage_bytes={DISK: lacking})
+    return placed
+
+
+def _disk_deficit_bytes(problem: Problem) -> int:
+    """What the disk lacks to hold the checkpoint and the runtime's own copy; 0 if unused."""
+    disk = problem.profile.disk
+    if disk is None or not problem.settings.disk:
+        return 0
+    checkpoint = sum(unit.stored_bytes for unit in problem.units)
+    return checkpoint + problem.buffers.disk - round(disk.capacity_bytes.value)
 
 
 def _may_stream(problem: Problem) -> bool:
@@ -80,6 +92,15 @@ def _may_stream(problem: Problem) -> bool:
 
 def _staged_elsewhere(problem: Problem) -> dict[int, str]:
     return fill_from_end(problem, problem.num_stages) if problem.main_kind == GPU else {}
+
+
+def _all_resident(problem: Problem) -> list[Candidate]:
+    """Everything resident on the fewest GPUs that hold it: they take turns, so more only add hops."""
+    alone = _all_on_main(problem)
+    if alone.fits or problem.main_kind != GPU:
+        return [alone] if alone.fits else []
+    spread = (_resident(problem, used) for used in range(2, problem.num_stages + 1))
+    return list(islice((one for one in spread if one.fits), 1))
 
 
 def _all_on_main(problem: Problem) -> Candidate:

@@ -4,9 +4,12 @@ import msgspec
 import pytest
 
 from fixtures.graphs import layered_graph
+from planner.comparison import best_by_runtime
 from planner.contenders import dtypes_for
 from planner.errors import InfeasibleError, InvalidInputError
+from planner.graph.store import graph_for
 from planner.hardware.load import load
+from planner.models.resolve import resolve
 from planner.models.traced import Model
 from planner.planning import make_plan
 from planner.request import Request
@@ -67,3 +70,27 @@ def test_a_batch_that_cannot_fit_names_the_deficit() -> None:
         make_plan(_model(), load("t4"), Request(batch_size=100_000))
     assert caught.value.deficit_bytes > 0
     assert caught.value.device in ("gpu:0", "cpu")
+
+
+def test_what_does_not_fit_is_shown_by_what_it_lacks() -> None:
+    spec = resolve("llama-3.1-405b")
+    model = Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph_for(spec))
+    request = Request(runtimes=("transformers-tp", "zero-inference"))
+    plan = make_plan(model, load("8xa100-80g"), request)
+    unfit = [one for one in plan.alternatives if one.deficit_bytes]
+    lacking = [one.deficit_bytes for one in unfit]
+    assert lacking == sorted(lacking)
+    tensor_parallel = next(one for one in best_by_runtime(plan) if one.runtime == "transformers-tp")
+    assert tensor_parallel.num_ranks == 8
+    # A terabyte holds the checkpoint or the swapped parameters, not both.
+    from_nvme = [one for one in unfit if "NVMe" in one.label]
+    assert from_nvme
+    assert {one.deficit_device for one in from_nvme} == {"disk"}
+
+
+def test_more_gpus_than_a_model_needs_in_turns_are_left_alone() -> None:
+    request = Request(runtimes=("accelerate",), batch_size=1)
+    needed = make_plan(_model(), load("4xt4"), request)
+    more = make_plan(_model(), load("16xt4"), request)
+    assert {one.executes for one in more.placements} == {one.executes for one in needed.placements}
+    assert more.prediction.total_s == needed.prediction.total_s
