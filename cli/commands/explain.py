@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from planner.errors import ModelError
+from planner.errors import ModelError, UnknownNameError
 from planner.explain import explain
 from planner.plan import Plan, read
 from planner.sizes import format_bytes
@@ -19,12 +19,13 @@ from ..report import show_alternatives, show_changes, show_comparison, show_plac
 @click.command(name="explain")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--what-if", "asks_what_if", is_flag=True, help="Plan again with more memory, link or int8.")
+@click.option("--model", "name", help="With --what-if: folder or hub id of the plan's model.")
 @output_options
-def command(folder: Path, asks_what_if: bool, as_json: bool) -> None:
+def command(folder: Path, asks_what_if: bool, name: str | None, as_json: bool) -> None:
     """Say what is where in the plan in FOLDER and why, what bounds it, and what lost by how much."""
     plan = read(folder)
     explanation = explain(plan)
-    changes = _changes(plan) if asks_what_if else ()
+    changes = _changes(plan, name) if asks_what_if else ()
     if as_json:
         show_json({"explanation": explanation, "what_if": changes} if asks_what_if else explanation)
         return
@@ -48,10 +49,17 @@ def command(folder: Path, asks_what_if: bool, as_json: bool) -> None:
     show_text(*explanation.notes)
 
 
-def _changes(plan: Plan) -> tuple[Change, ...]:
-    spec, model = traced_model(plan.model.name, trust_remote_code=False)
+def _changes(plan: Plan, name: str | None) -> tuple[Change, ...]:
+    try:
+        spec, model = traced_model(name or plan.model.name, trust_remote_code=False)
+    except UnknownNameError as error:
+        if name is not None:
+            raise
+        raise ModelError(
+            f"the plan's model {plan.model.name!r} is not known by name; give its folder or hub id with --model"
+        ) from error
     if spec.config_sha256 != plan.model.config_sha256:
         raise ModelError(
-            f"{plan.model.name} is another model now than when this was planned: its configuration differs"
+            f"{name or plan.model.name} is another model than the plan's: its configuration differs"
         )
     return what_if(model, plan)

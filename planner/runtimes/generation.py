@@ -99,6 +99,8 @@ def in_words(checkpoint: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         stop(f"out of GPU memory: {error}", 4)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except (OSError, SafetensorError) as error:
         stop(f"cannot load {checkpoint}: {' '.join(str(error).split())}", 3)
 
@@ -220,8 +222,9 @@ def main(load: Callable[[str, str], Any], description: str | None) -> None:
     if RANK == 0:
         with in_words(args.checkpoint):
             check_model(args.checkpoint)
-    launch_ranks()
     with tempfile.TemporaryDirectory(prefix="offload-", dir=args.offload_folder) as offload_folder:
+        # Ranks make theirs in this one, which goes even when they are killed.
+        launch_ranks("--offload-folder", offload_folder)
         with in_words(args.checkpoint):
             start = time.perf_counter()
             model = load(args.checkpoint, offload_folder)

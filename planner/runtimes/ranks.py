@@ -17,6 +17,7 @@ if "LOCAL_WORLD_SIZE" in os.environ:
 
 import torch
 from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 FOLDER = Path(__file__).resolve().parent
@@ -49,8 +50,8 @@ def check_gpus() -> None:
         stop(f"the plan needs {needed} GPU{'s' * (needed > 1)}, and {found} can be seen here{hosts}", 4)
 
 
-def launch_ranks() -> None:
-    """Start this script once per rank, unless a launcher has done so already."""
+def launch_ranks(*more: str) -> None:
+    """Start this script once per rank, with more arguments, unless a launcher has done so already."""
     check_gpus()
     if NUM_RANKS == 1 or "RANK" in os.environ:
         return
@@ -58,7 +59,9 @@ def launch_ranks() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // NUM_RANKS)))
     sys.stdout.flush()
     try:
-        torchrun.main([*ranks, *sys.argv])
+        torchrun.main([*ranks, *sys.argv, *more])
+    except SignalException as error:
+        stop(f"ended by {error.sigval.name}", 128 + error.sigval)
     except ChildFailedError as error:
         failed = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
         for rank, failure in failed:

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from fixtures import tiny
 from fixtures.plans import plan_with
 from fixtures.train import TRAINED
 from planner.hardware.load import load
+from planner.plan import encode, read
 from planner.runtimes.registry import LAWS, emit
+from planner.verify.tiers import one_tier_down
 from planner.workload import Workload
 
 #: Runtime → a machine with the GPUs that its plan is for.
@@ -96,3 +100,31 @@ def test_a_checkpoint_that_cannot_be_read_is_named(
     assert status == 3
     assert str(folder) in found
     assert words in found
+
+
+def test_ranks_that_are_ended_leave_nothing_behind(tmp_path: Path) -> None:
+    """Neither processes nor what they put on the disk: the swap files of a large model fill it."""
+    folder, offload = planned("deepspeed-tp", tmp_path / "plan"), tmp_path / "offload"
+    offload.mkdir()
+    (folder / "plan.json").write_bytes(encode(one_tier_down(read(folder))))
+    # Ranks that have put something there, and wait.
+    (folder / "generate.py").write_text(
+        "import time\n"
+        "from pathlib import Path\n"
+        "from generation import main\n\n\n"
+        "def load(checkpoint, offload_folder):\n"
+        "    (Path(offload_folder) / 'weights').write_text('0')\n"
+        "    time.sleep(600)\n\n\n"
+        "main(load, None)\n"
+    )
+    argv = [sys.executable, str(folder / "generate.py"), str(TRAINED), "--offload-folder", str(offload)]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
+        while len(list(offload.rglob("weights"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, words = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert words.strip().splitlines()[-1] == "generate.py: ended by SIGINT"
+    assert "Traceback" not in words
+    assert not list(offload.iterdir())
