@@ -97,7 +97,9 @@ def show_alternatives(alternatives: Iterable[Alternative]) -> None:
         Column("tokens/s", is_number=True),
         Column("why not", wraps=True),
     )
-    show_table(columns, [_alternative(one) for one in alternatives if one.batch_size])
+    rows = [_alternative(one) for one in alternatives if one.batch_size]
+    if rows:
+        show_table(columns, rows)
 
 
 def show_changes(changes: Iterable[Change]) -> None:

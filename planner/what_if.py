@@ -12,6 +12,7 @@ from planner.models.traced import Model
 from planner.plan import Plan
 from planner.planning import make_plan
 from planner.request import Request
+from planner.runtimes.registry import LAWS
 
 _GIB = 2**30
 
@@ -51,6 +52,7 @@ def what_if(model: Model, plan: Plan) -> tuple[Change, ...]:
         batch_size=workload.batch_size if plan.objective == "latency" else None,
         objective=plan.objective,
         dtype=workload.dtype,
+        runtimes=_considered(plan),
         weight_bits=plan.weight_bits,
     )
     changes = [
@@ -58,6 +60,12 @@ def what_if(model: Model, plan: Plan) -> tuple[Change, ...]:
         ("weights in int8, decoded for nothing", int8_weights(model), plan.hardware),
     ]
     return tuple(_change(what, changed, profile, request, plan) for what, changed, profile in changes)
+
+
+def _considered(plan: Plan) -> tuple[str, ...] | None:
+    """The runtimes that the plan was chosen from, or a change would gain by what was not asked for."""
+    names = dict.fromkeys((plan.runtime, *(one.runtime for one in plan.alternatives)))
+    return None if LAWS.keys() <= names.keys() else tuple(names)
 
 
 def _machines(profile: HardwareProfile) -> Iterator[tuple[str, HardwareProfile]]:

@@ -56,7 +56,7 @@ def _changes(plan: Plan, name: str | None) -> tuple[Change, ...]:
         if name is not None:
             raise
         raise ModelError(
-            f"the plan's model {plan.model.name!r} is not known by name; give its folder or hub id with --model"
+            f"the plan's model {plan.model.name!r} is not known by name; --model takes its folder or hub id"
         ) from error
     if spec.config_sha256 != plan.model.config_sha256:
         raise ModelError(

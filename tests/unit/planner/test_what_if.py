@@ -42,3 +42,9 @@ def test_int8_halves_the_blocks_and_nothing_else() -> None:
     narrow = int8_weights(MODEL)
     assert num_bytes(narrow, blocks=True) * 2 == num_bytes(MODEL, blocks=True)
     assert num_bytes(narrow, blocks=False) == num_bytes(MODEL, blocks=False)
+
+
+def test_a_change_is_judged_among_the_runtimes_that_were_asked_for() -> None:
+    """Otherwise a runtime that was ruled out would be the gain of a GiB."""
+    plan = make_plan(MODEL, load("t4"), Request(runtimes=("zero-inference",), new_tokens=4))
+    assert all("ZeRO-Inference" in change.label for change in what_if(MODEL, plan))
