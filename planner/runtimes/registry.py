@@ -19,9 +19,10 @@ from planner.runtimes.zero_inference.law import LAW as ZERO_INFERENCE
 from planner.serving.launch import across_hosts
 from planner.serving.registry import serve
 
+#: The simplest first: of two that are as fast it is chosen.
 LAWS: Final[dict[str, Law]] = {
     law.name: law
-    for law in (ACCELERATE, CPU, ZERO_INFERENCE, DEEPSPEED_TP, KERNEL_INJECTION, TRANSFORMERS_TP)
+    for law in (CPU, ACCELERATE, ZERO_INFERENCE, DEEPSPEED_TP, KERNEL_INJECTION, TRANSFORMERS_TP)
 }
 
 

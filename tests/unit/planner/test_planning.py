@@ -94,3 +94,10 @@ def test_more_gpus_than_a_model_needs_in_turns_are_left_alone() -> None:
     more = make_plan(_model(), load("16xt4"), request)
     assert {one.executes for one in more.placements} == {one.executes for one in needed.placements}
     assert more.prediction.total_s == needed.prediction.total_s
+
+
+def test_without_a_gpu_the_cpu_runtime_is_chosen_before_one_that_does_the_same() -> None:
+    plan = make_plan(_model(), load("cpu-16c-64g"), Request())
+    assert plan.runtime == "cpu"
+    assert plan.alternatives[0].runtime == "accelerate"
+    assert plan.alternatives[0].reason == "as fast; the chosen one is simpler"
