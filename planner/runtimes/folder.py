@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from planner.breakdown import worst_by_device
-from planner.errors import InvalidInputError
+from planner.errors import InvalidInputError, RuntimeFailure
 from planner.plan import PLAN_FILE, Plan, encode
 from planner.runtimes.base import Emitted
 from planner.sizes import format_bytes, format_seconds
@@ -35,6 +35,7 @@ def write_folder(plan: Plan, emitted: Emitted, folder: Path) -> tuple[Path, ...]
 
     Raises:
         InvalidInputError: `folder` exists and holds something other than a plan.
+        RuntimeFailure: the disk is full, or the folder may not be written.
     """
     if folder.exists() and not (folder / PLAN_FILE).is_file() and not _is_empty(folder):
         raise InvalidInputError(f"{folder} exists and is no plan; give a new folder, or remove it first")
@@ -55,6 +56,9 @@ def write_folder(plan: Plan, emitted: Emitted, folder: Path) -> tuple[Path, ...]
         os.umask(umask)
         fresh.chmod(0o777 & ~umask)
         _replace(folder, fresh)
+    except OSError as error:
+        # A full disk does not name the file.
+        raise RuntimeFailure(f"cannot write the plan to {folder}: {error.strerror}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return tuple(folder / name for name in contents)

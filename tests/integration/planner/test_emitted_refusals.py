@@ -1,6 +1,7 @@
 """What an emitted script says where it cannot run: one sentence, the right status, no traceback."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from fixtures import tiny
 from fixtures.plans import plan_with
 from fixtures.train import TRAINED
+from planner.errors import RuntimeFailure
 from planner.hardware.load import load
 from planner.plan import encode, read
 from planner.runtimes.registry import LAWS, emit
@@ -128,3 +130,14 @@ def test_ranks_that_are_ended_leave_nothing_behind(tmp_path: Path) -> None:
     assert words.strip().splitlines()[-1] == "generate.py: ended by SIGINT"
     assert "Traceback" not in words
     assert not list(offload.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_named_and_not_left_half_there(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(RuntimeFailure, match=f"cannot write the plan to {tmp_path}/plan: File too large"):
+            planned("cpu", tmp_path / "plan")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
