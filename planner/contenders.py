@@ -27,16 +27,22 @@ class Contender:
     """The best of one way to run the model.
 
     Attributes:
-        settings: the way.
-        dtype: what everything is in.
         candidate: the placement, and whether it fits.
         too_slow: it fits, and takes longer than the request allows.
     """
 
-    settings: Settings
-    dtype: str
     candidate: Candidate
     too_slow: bool = False
+
+    @property
+    def settings(self) -> Settings:
+        """The way."""
+        return self.candidate.problem.settings
+
+    @property
+    def dtype(self) -> str:
+        """What everything is in."""
+        return self.candidate.problem.workload.dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,12 +169,10 @@ def _contender(
         ladder = [batch for batch in BATCH_LADDER if batch >= smallest]
         best = best_batch(solve_at, ladder, max_latency_s=request.max_latency_s)
         if best is not None:
-            return Contender(settings=settings, dtype=dtype, candidate=best)
+            return Contender(candidate=best)
     only = solve_at(smallest) or nearest_placement(problem_at(smallest))
     limit = request.max_latency_s
     return Contender(
-        settings=settings,
-        dtype=dtype,
         candidate=only,
         too_slow=limit is not None and only.fits and only.total_s > limit,
     )

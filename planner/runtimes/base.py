@@ -108,7 +108,7 @@ class Law(ABC):
     Attributes:
         name: of the runtime.
         own_environment: what it needs that other runtimes cannot share an environment with, or empty. Such a
-            runtime is priced and shown, and chosen only when it is asked for by name.
+            runtime is priced and shown, and chosen only when it is asked for by name or nothing else fits.
         pipeline: whether several GPUs of one process hold the model in stages.
         needs_resident: whether something must live on the main GPU, even when all could be streamed to it.
         hooks: when every module is hooked: `split` (as soon as more than one place is used), `always`

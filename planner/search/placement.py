@@ -84,8 +84,9 @@ class _Program:
         self.main = problem.settings.main
         self.host = problem.settings.host and self.main != CPU
         self.disk = problem.settings.disk and _checkpoint_fits_disk(problem)
+        # In a fixed order, so that of equally good placements the solver always finds the same one.
         self.used: dict[str, dict[str, dict[int, float]]] = {
-            device: {phase: {} for phase in PHASES} for device in {self.main, CPU}
+            device: {phase: {} for phase in PHASES} for device in dict.fromkeys((self.main, CPU))
         }
         self.fixed: dict[str, dict[str, float]] = {device: dict.fromkeys(PHASES, 0.0) for device in self.used}
         self.peaks = {

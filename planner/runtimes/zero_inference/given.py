@@ -14,7 +14,7 @@ from planner.models.traced import Model
 from planner.pricing import price
 from planner.problem import Problem
 from planner.runtimes.base import Settings
-from planner.runtimes.zero_inference.law import ZeroInferenceLaw
+from planner.runtimes.zero_inference.law import ZeroInferenceLaw, way
 from planner.runtimes.zero_inference.parameters import marked, parameters
 from planner.runtimes.zero_inference.sizes import Sizes, sizes_for
 from planner.runtimes.zero_inference.validate import zero_block
@@ -72,18 +72,8 @@ def _settings(zero: Any, profile: HardwareProfile) -> Settings:
             f"the configuration offloads to NVMe, and {profile.name} has none; add --nvme 1TB@3GB/s"
         )
     pinned = offload is None or offload.pin_memory
-    return Settings(
-        runtime="zero-inference",
-        label=f"the given configuration, {profile.num_gpus} GPUs",
-        main="gpu:0",
-        host_copies="pinned" if pinned else "pageable",
-        host=store != "disk",
-        disk=store == "disk",
-        store=store,
-        overlaps=pinned,
-        num_ranks=profile.num_gpus,
-        num_streams=profile.num_gpus,
-    )
+    label = f"the given configuration, {profile.num_gpus} GPUs"
+    return way(label, store, profile.num_gpus, pinned=pinned)
 
 
 def _sizes(zero: Any, graph: ModuleGraph, settings: Settings) -> Sizes:

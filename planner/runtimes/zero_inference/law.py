@@ -82,20 +82,7 @@ class ZeroInferenceLaw(Law):
         words += f", {num_ranks} GPUs" if num_ranks > 1 else ""
         words += ", KV cache in host memory" if kv_cache == "offloaded" else ""
         words += f", {weight_bits}-bit weights" if weight_bits else ""
-        return Settings(
-            runtime=self.name,
-            label=words,
-            main="gpu:0",
-            host_copies="pinned",
-            kv_cache=kv_cache,
-            host=store != "disk",
-            disk=store == "disk",
-            store=store,
-            overlaps=True,
-            num_ranks=num_ranks,
-            num_streams=num_ranks,
-            weight_bits=weight_bits,
-        )
+        return way(words, store, num_ranks, kv_cache=kv_cache, weight_bits=weight_bits)
 
     def why_not(
         self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
@@ -174,6 +161,32 @@ class ZeroInferenceLaw(Law):
     def absent(self, profile: HardwareProfile) -> str:
         """Without a GPU there is nothing to stream to."""
         return f"{profile.name} has no GPU; weights in host memory are used there by the cpu runtime"
+
+
+def way(
+    label: str,
+    store: str,
+    num_ranks: int,
+    *,
+    pinned: bool = True,
+    kv_cache: str = "device",
+    weight_bits: int | None = None,
+) -> Settings:
+    """A way to run with the parts kept in `store`; copies from pageable memory are waited for."""
+    return Settings(
+        runtime=ZeroInferenceLaw.name,
+        label=label,
+        main="gpu:0",
+        host_copies="pinned" if pinned else "pageable",
+        kv_cache=kv_cache,
+        host=store != "disk",
+        disk=store == "disk",
+        store=store,
+        overlaps=pinned,
+        num_ranks=num_ranks,
+        num_streams=num_ranks,
+        weight_bits=weight_bits,
+    )
 
 
 def _times(operation: Quantity, count: float) -> Quantity:
