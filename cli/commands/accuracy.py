@@ -1,4 +1,4 @@
-"""`planner accuracy`: the cost model against what others measured and published."""
+"""`planner accuracy`: the cost model against what others published, and against rows of our own."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from planner.accuracy.compare import Line
+    from planner.accuracy.own import Border, OwnLine
+    from planner.accuracy.own_report import OwnMedian
     from planner.accuracy.summary import Median, Verdict
 
 _TABLES: Final = (
@@ -32,29 +34,58 @@ _MEDIANS: Final = (
     Column("fits right", is_number=True),
 )
 
+_OWN: Final = (
+    Column("own rows"),
+    Column("rows", is_number=True),
+    Column("median error", is_number=True),
+    Column("bias", is_number=True),
+    Column("worst", is_number=True),
+)
+
 
 @click.command(name="accuracy")
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write every row here, as Markdown."
 )
+@click.option(
+    "--rows",
+    "row_files",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Rows that planner bench wrote, beside the published ones.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw predicted over measured: .png, .svg.",
+)
 @output_options
-def command(out: Path | None, as_json: bool) -> None:
-    """Hold the cost model against published measurements, row by row.
+def command(out: Path | None, row_files: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
+    """Hold the cost model against published measurements and rows of your own, row by row.
 
     The exit status is 1 when a table of BLOOM-176B or of Accelerate is off by more than it may be.
     """
     from planner.accuracy.compare import lines
+    from planner.accuracy.own import borders, own_lines
+    from planner.accuracy.own_report import own_markdown, own_medians
+    from planner.accuracy.points import own_points, published_points
     from planner.accuracy.report import markdown
     from planner.accuracy.summary import medians, require, verdicts
     from planner.plan import write_atomically
+    from planner.report.scatter import save_scatter
 
+    own, limits = own_lines(row_files), borders(row_files)
     found = lines()
     if out is not None:
-        write_atomically(out, markdown(found).encode())
+        write_atomically(out, markdown(found, own_markdown(own, limits) if own else "").encode())
+    if plot is not None:
+        save_scatter([*own_points(own), *published_points(found)], "The cost model, row by row", plot)
     if as_json:
-        show_json({"rows": found, "medians": medians(found), "verdicts": verdicts(found)})
+        ours = {"own_rows": own, "own_medians": own_medians(own), "own_borders": limits}
+        show_json({"rows": found, "medians": medians(found), "verdicts": verdicts(found), **ours})
     else:
         _show(found, out)
+        _show_own(own, limits)
     require(verdicts(found))
 
 
@@ -66,6 +97,26 @@ def _show(found: "Sequence[Line]", out: Path | None) -> None:
     where = f"Every row is in {out}." if out is not None else "--out FILE writes every row."
     unpriced = sum(bool(one.reason) for one in found)
     show_text(f"{len(found)} published rows, {unpriced} of them not priced. {where}")
+
+
+def _show_own(own: "Sequence[OwnLine]", limits: "Sequence[Border]") -> None:
+    from planner.accuracy.own_report import fits_right, own_medians
+    from planner.sizes import format_bytes
+
+    if not own:
+        return
+    show_table(_OWN, [_own_row(one) for one in own_medians(own)])
+    right, known = fits_right(own)
+    show_text(f"{len(own)} rows of our own; whether it fits is right in {right} of {known}.")
+    for one in limits:
+        feasible = "not priced" if one.feasible is None else f"{one.feasible} called feasible"
+        cap = "" if one.memory_cap_bytes is None else f" in {format_bytes(one.memory_cap_bytes)}"
+        show_text(f"{one.name}, {one.model}{cap}: {one.ran} ran, {one.failed} did not; {feasible}.")
+
+
+def _own_row(one: "OwnMedian") -> tuple[str, ...]:
+    errors = (f"{one.median_error:.1%}", f"{one.bias:+.1%}", f"{one.worst:+.1%}")
+    return (one.metric, str(one.num_rows), *errors)
 
 
 def _table_row(one: "Verdict") -> tuple[str, ...]:

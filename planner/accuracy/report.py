@@ -15,6 +15,7 @@ from planner.accuracy.summary import (
     medians,
     verdicts,
 )
+from planner.accuracy.tables import table
 
 _INTRODUCTION: Final = """\
 # The cost model against published measurements
@@ -47,8 +48,8 @@ _ASSUMED: Final = """\
 """
 
 
-def markdown(lines: Sequence[Line]) -> str:
-    """The whole report."""
+def markdown(lines: Sequence[Line], own: str = "") -> str:
+    """The whole report, with the part about rows of our own where there is one."""
     parts = [
         _INTRODUCTION,
         _versions(),
@@ -56,7 +57,8 @@ def markdown(lines: Sequence[Line]) -> str:
         _verdicts(verdicts(lines)),
         "## Medians\n",
         _medians(medians(lines)),
-        "## Every row\n",
+        *([own] if own else []),
+        "## Every published row\n",
         _rows(lines),
         _ASSUMED.format(fragmentation=FRAGMENTATION.value, note=FRAGMENTATION.note),
         "## What was taken from the sources besides the rows\n",
@@ -70,7 +72,7 @@ def _versions() -> str:
 
 
 def _verdicts(found: Iterable[Verdict]) -> str:
-    return _table(
+    return table(
         (
             "table",
             "times",
@@ -96,7 +98,7 @@ def _verdicts(found: Iterable[Verdict]) -> str:
 
 
 def _medians(found: Iterable[Median]) -> str:
-    return _table(
+    return table(
         ("runtime", "metric", "rows", "with a number on both sides", "median error", "bias", "fits right"),
         (
             (
@@ -114,7 +116,7 @@ def _medians(found: Iterable[Median]) -> str:
 
 
 def _rows(lines: Iterable[Line]) -> str:
-    return _table(
+    return table(
         (
             "model",
             "runtime",
@@ -160,8 +162,3 @@ def _notes(found: Iterable[Setup]) -> str:
 
 def _words(setup: Setup) -> str:
     return ", ".join(setup.rows.values())
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

@@ -118,8 +118,8 @@ def save(pictures: Sequence[Picture], heading: str, path: Path) -> None:
     heights = [picture.height_inches + 0.3 for picture in pictures]
     figure = _figure(sum(heights) + 0.4)
     figure.suptitle(heading, fontsize=11)
-    parts: Any = figure.subfigures(len(pictures), 1, height_ratios=heights)
-    for part, picture in zip(parts, pictures, strict=True):
+    parts: Any = figure.subfigures(len(pictures), 1, squeeze=False, height_ratios=heights)
+    for part, picture in zip(parts[:, 0], pictures, strict=True):
         part.suptitle(picture.title, fontsize=10)
         picture.draw(part)
     figure.savefig(path, dpi=150, format=path.suffix.removeprefix("."))

@@ -1,0 +1,82 @@
+"""Predicted over measured, as a picture: every row on its own side of the diagonal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from planner.errors import InvalidInputError
+from planner.report.figures import Picture, save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import FigureBase
+
+#: Where a number is from → its mark; the colours stay apart for every kind of colour vision.
+_MARKS: Final = {"own": ("o", "#0072B2"), "published": ("^", "#D55E00")}
+#: The bounds that are drawn beside the diagonal, as shares.
+_BANDS: Final = (0.15, 0.30)
+
+
+class Point(NamedTuple):
+    """One number that is known twice.
+
+    Attributes:
+        panel: what was measured, with its unit; panels stand beside each other.
+        origin: `own` or `published`.
+        measured, predicted: in the panel's unit, above zero.
+    """
+
+    panel: str
+    origin: str
+    measured: float
+    predicted: float
+
+
+def scatter_picture(points: Sequence[Point], title: str = "Predicted against measured") -> Picture:
+    """A log-log panel for each kind of number, with the diagonal and what lies 15 and 30 % beside it."""
+    panels = list(dict.fromkeys(point.panel for point in points))
+
+    def draw(figure: "FigureBase") -> None:
+        sides: Any = figure.subplots(1, len(panels), squeeze=False)
+        for axes, panel in zip(sides[0], panels, strict=True):
+            mine = [point for point in points if point.panel == panel]
+            _panel(axes, panel, mine)
+        sides[0][0].set_ylabel("predicted")
+
+    return Picture(title, 3.4, draw)
+
+
+def _panel(axes: Any, panel: str, points: Sequence[Point]) -> None:
+    values = [value for point in points for value in (point.measured, point.predicted)]
+    ends = (min(values) / 1.6, max(values) * 1.6)
+    for share, shade in zip(reversed(_BANDS), ("#eeeeee", "#dcdcdc"), strict=True):
+        below, above = [end * (1 - share) for end in ends], [end * (1 + share) for end in ends]
+        axes.fill_between(ends, below, above, color=shade, linewidth=0)
+    axes.plot(ends, ends, color="black", linewidth=0.7)
+    for origin, (mark, colour) in _MARKS.items():
+        mine = [point for point in points if point.origin == origin]
+        if mine:
+            measured, said = [p.measured for p in mine], [p.predicted for p in mine]
+            label = f"{origin} ({len(mine)})"
+            axes.scatter(measured, said, s=18, marker=mark, color=colour, alpha=0.75, label=label, zorder=3)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(ends)
+    axes.set_ylim(ends)
+    axes.set_aspect("equal", adjustable="box")
+    axes.set_title(panel, fontsize=9)
+    axes.set_xlabel("measured")
+    axes.tick_params(labelsize=7)
+    axes.legend(frameon=False, fontsize=7, loc="upper left")
+
+
+def save_scatter(points: Sequence[Point], heading: str, path: Path) -> None:
+    """Write the picture as `.png` or `.svg`.
+
+    Raises:
+        InvalidInputError: another suffix, no such folder, nothing to draw, or matplotlib is missing.
+    """
+    if path.suffix not in (".png", ".svg") or not path.parent.is_dir():
+        raise InvalidInputError(f"{path} must be a .png or .svg file in a folder that is there")
+    if not points:
+        raise InvalidInputError("there is no row with a measured and a predicted number to draw")
+    save([scatter_picture(points, "shaded: within 15 % and 30 %")], heading, path)

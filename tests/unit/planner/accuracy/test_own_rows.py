@@ -1,0 +1,81 @@
+"""Benchmark rows priced again: errors, borders, points and the picture of them."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from planner.accuracy.own import OwnLine, borders, own_lines, planned_rows
+from planner.accuracy.own_report import fits_right, own_markdown, own_medians
+from planner.accuracy.points import own_points
+from planner.bench.rows import PlanRecord, Row, append, read
+from planner.errors import BadFileError, InvalidInputError
+from planner.report.scatter import Point, save_scatter
+
+ROWS = Path(__file__).parents[3] / "benchmarks" / "results" / "2026-11-21-h100-probed-rows.jsonl"
+LINES = own_lines([ROWS])
+
+
+def test_every_row_is_priced_and_none_is_lost() -> None:
+    rows = [record for record in read(ROWS) if isinstance(record, Row)]
+    assert [line.row for line in LINES] == rows
+    assert all(line.predicted is not None for line in LINES)
+    ran = sum(row.status == "ok" for row in rows)
+    assert [m.num_rows for m in own_medians(LINES)] == [ran] * 3
+    assert fits_right(LINES)[1] == len(rows)
+
+
+def test_errors_are_of_the_numbers_in_the_row() -> None:
+    line = next(one for one in LINES if one.row.measured is not None)
+    assert line.row.measured is not None
+    assert line.predicted is not None
+    error = line.error("prefill")
+    assert error == pytest.approx(line.predicted.prefill_s / line.row.measured.prefill_s - 1)
+    unknown = OwnLine(row=line.row, reason="none")
+    assert unknown.error("prefill") is None
+    assert unknown.fit_is_right is None
+
+
+def test_a_border_lies_between_what_ran_and_what_did_not() -> None:
+    found = borders([ROWS])
+    assert len(found) == 4
+    for one in found:
+        assert 0 < one.ran < one.failed
+        # The model calls nothing feasible that did not run.
+        assert one.feasible is not None
+        assert one.feasible < one.failed
+
+
+def test_the_table_has_every_row_and_the_plot_every_number(tmp_path: Path) -> None:
+    text = own_markdown(LINES, borders([ROWS]))
+    assert text.count("| ok |") + text.count("| out_of_memory |") == len(LINES)
+    points = own_points(LINES)
+    assert len(points) == sum(m.num_rows for m in own_medians(LINES))
+    for suffix, magic in ((".png", b"\x89PNG"), (".svg", b"<?xml")):
+        path = tmp_path / f"plot{suffix}"
+        save_scatter([*points, Point("decode step, s", "published", 0.1, 0.2)], "Rows", path)
+        assert path.read_bytes().startswith(magic)
+
+
+def test_a_plot_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"\.png or \.svg"):
+        save_scatter(own_points(LINES), "Rows", tmp_path / "plot.pdf")
+    with pytest.raises(InvalidInputError, match="no row"):
+        save_scatter([], "Rows", tmp_path / "plot.png")
+
+
+def test_a_row_without_its_plan_is_a_bad_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    append(path, [record for record in read(ROWS) if not isinstance(record, PlanRecord)])
+    with pytest.raises(BadFileError, match="without its plan"):
+        planned_rows([path])
+
+
+def test_a_row_of_an_unknown_model_says_why_it_is_not_priced(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    plan, row = read(ROWS)[:2]
+    assert isinstance(row, Row)
+    append(path, [plan, msgspec.structs.replace(row, model="no-such-model")])
+    (line,) = own_lines([path])
+    assert "no-such-model" in line.reason
+    assert "not priced" in own_markdown([line], borders([path]))
