@@ -31,7 +31,8 @@ COMMANDS: Final = {
         "Compare machines for MODEL: the best plan on each, and what a million tokens cost there.",
     ),
     "accuracy": Entry(
-        ".commands.accuracy", "Hold the cost model against published measurements, row by row."
+        ".commands.accuracy",
+        "Hold the cost model against published measurements and rows of your own, row by row.",
     ),
     "probe": Entry(
         ".commands.probe",
@@ -40,6 +41,9 @@ COMMANDS: Final = {
     "bench": Entry(
         ".commands.bench",
         "Benchmark the plan in FOLDER, or a baseline, at several batch sizes, predicted beside measured.",
+    ),
+    "calibrate": Entry(
+        ".commands.calibrate", "Refit a few efficiency terms of PROFILE to rows measured on its machine."
     ),
     "graph": Entry(".commands.graph", "Show a model's modules, blocks and costs, or write them to a file."),
     "roles": Entry(

@@ -1,0 +1,1 @@
+"""Refits a few efficiency terms of a profile to benchmark rows."""

@@ -1,0 +1,135 @@
+"""The terms of a profile that rows may change, and rows as errors under other values of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.accuracy.own import graph_of_model, planned_rows, workload_of
+from planner.bench.repricing import repriced
+from planner.bench.rows import Row
+from planner.calibrate.fit import FEWEST_GROUPS, Array
+from planner.errors import InvalidInputError, PlannerError
+from planner.evaluate import time
+from planner.hardware.files import quantities
+from planner.hardware.schema import HardwareProfile
+from planner.plan import Plan
+
+#: Dotted key → the largest value it may have.
+TERMS: Final = {
+    "host.op_overhead_s": math.inf,
+    "host.tensor_move_overhead_s": math.inf,
+    "host.memory_bandwidth_bytes_per_s": math.inf,
+    "gpu.gemm_efficiency": 1.0,
+    "gpu.bandwidth_efficiency": 1.0,
+    "host_to_device.pinned_bytes_per_s": math.inf,
+    "host_to_device.pageable_bytes_per_s": math.inf,
+}
+_PHASES: Final = ("prefill", "decode")
+
+
+def terms_of(profile: HardwareProfile) -> dict[str, float]:
+    """The terms that a profile has, with their values; what is zero has no factor and is left out."""
+    found = {path: quantity.value for path, quantity in quantities(profile)}
+    return {key: found[key] for key in TERMS if found.get(key)}
+
+
+def with_terms(profile: HardwareProfile, values: Mapping[str, float]) -> HardwareProfile:
+    """The profile with other values of some terms."""
+    changed: Any = profile
+    for key, value in values.items():
+        part, _, field = key.partition(".")
+        table = getattr(changed, part)
+        quantity = msgspec.structs.replace(getattr(table, field), value=value)
+        table = msgspec.structs.replace(table, **{field: quantity})
+        changed = msgspec.structs.replace(changed, **{part: table})
+    return changed  # type: ignore[no-any-return]
+
+
+class Sample:
+    """Rows that ran and that the model can price, as errors under factors on a profile's terms.
+
+    Attributes:
+        terms: the profile's, with their values.
+        rows: in the files' order.
+        groups: the configuration of each row, which is left out as a whole.
+    """
+
+    def __init__(self, profile: HardwareProfile, paths: Sequence[Path]) -> None:
+        """Take the rows of some files.
+
+        Raises:
+            BadFileError: a file cannot be read.
+            InvalidInputError: rows of another GPU, or of too few configurations.
+        """
+        self.terms = terms_of(profile)
+        usable = [pair for pair in planned_rows(paths) if _is_usable(*pair)]
+        for row, plan in usable:
+            _same_machine(profile, row, plan)
+        self._pairs = usable
+        self.rows = [row for row, _ in usable]
+        names = [(row.name, row.model, row.memory_cap_bytes) for row in self.rows]
+        order = list(dict.fromkeys(names))
+        self.groups = [order.index(name) for name in names]
+        if len(order) < FEWEST_GROUPS:
+            raise InvalidInputError(
+                f"there are rows of {len(order)} configurations that ran and have a prediction, and "
+                f"{FEWEST_GROUPS} are needed to cross-validate; benchmark more plans"
+            )
+        self._measured = np.log([[_measured(row, phase) for phase in _PHASES] for row in self.rows])
+
+    @property
+    def upper(self) -> Array:
+        """The largest logarithm of each term's factor."""
+        return np.asarray([math.log(max(1.0, TERMS[key] / value)) for key, value in self.terms.items()])
+
+    def values(self, theta: Array) -> dict[str, float]:
+        """The terms under factors."""
+        items = zip(self.terms.items(), theta, strict=True)
+        return {key: value * math.exp(one) for (key, value), one in items}
+
+    def errors(self, theta: Array, rows: NDArray[np.intp]) -> Array:
+        """Logarithms of predicted over measured, (rows, prefill and decode)."""
+        values = self.values(theta)
+        return np.asarray([self._log_times(values, row) for row in rows]) - self._measured[rows]
+
+    def _log_times(self, values: dict[str, float], index: int) -> list[float]:
+        row, plan = self._pairs[index]
+        plan = msgspec.structs.replace(plan, hardware=with_terms(plan.hardware, values))
+        priced = repriced(
+            plan, graph_of_model(row.model), workload_of(row, plan), memory_cap_bytes=row.memory_cap_bytes
+        )
+        times = time(*priced)
+        return [math.log(times[phase].total) for phase in _PHASES]
+
+
+def _is_usable(row: Row, plan: Plan) -> bool:
+    """Whether it ran, generated more than one token, and has a price."""
+    if row.measured is None or row.predicted is None or not row.measured.decode_s:
+        return False
+    try:
+        repriced(
+            plan, graph_of_model(row.model), workload_of(row, plan), memory_cap_bytes=row.memory_cap_bytes
+        )
+    except PlannerError:
+        return False
+    return True
+
+
+def _measured(row: Row, phase: str) -> float:
+    if row.measured is None:
+        raise ValueError(f"the row of {row.name} at batch {row.batch_size} did not run")
+    return row.measured.prefill_s if phase == "prefill" else row.measured.decode_at(0.5)
+
+
+def _same_machine(profile: HardwareProfile, row: Row, plan: Plan) -> None:
+    mine, theirs = (one.gpu.name if one.gpu else "no GPU" for one in (profile, plan.hardware))
+    if mine != theirs:
+        raise InvalidInputError(
+            f"the row of {row.name} at batch {row.batch_size} was planned for {theirs}, and the profile "
+            f"{profile.name} has {mine}; calibrate a profile with rows of its own machine"
+        )

@@ -1,0 +1,153 @@
+"""Terms are recovered from rows that a perturbed profile made, and noise changes nothing."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from planner.accuracy.own import graph_of_model, planned_rows, workload_of
+from planner.bench.repricing import repriced
+from planner.bench.rows import Row, append, record_of
+from planner.calibrate.fit import fit
+from planner.calibrate.terms import Sample, terms_of, with_terms
+from planner.calibrate.write import rewritten
+from planner.errors import InvalidInputError, ProfileError
+from planner.evaluate import time
+from planner.hardware.load import load
+from planner.hardware.schema import HardwareProfile
+from planner.plan import Plan
+
+RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
+ROWS = RESULTS / "2026-11-21-h100-probed-rows.jsonl"
+PROFILE_FILE = RESULTS / "2026-11-21-h100-probed.toml"
+PROFILE = load(str(PROFILE_FILE))
+PINNED, GEMM = "host_to_device.pinned_bytes_per_s", "gpu.gemm_efficiency"
+
+
+def _one_of_each() -> list[tuple[Row, Plan]]:
+    """The first row of each configuration that ran."""
+    found: dict[Any, tuple[Row, Plan]] = {}
+    for row, plan in planned_rows([ROWS]):
+        if row.measured is not None:
+            found.setdefault((row.name, row.model, row.memory_cap_bytes), (row, plan))
+    return list(found.values())
+
+
+def _synthetic(path: Path, truth: dict[str, float], noise: Callable[[], float]) -> None:
+    """Rows as a machine with other terms would have made them."""
+    for row, plan in _one_of_each():
+        real = msgspec.structs.replace(plan, hardware=with_terms(plan.hardware, truth))
+        graph = graph_of_model(row.model)
+        priced = repriced(real, graph, workload_of(row, plan), memory_cap_bytes=row.memory_cap_bytes)
+        times = time(*priced)
+        assert row.measured is not None
+        measured = msgspec.structs.replace(
+            row.measured,
+            prefill_s=times["prefill"].total * noise(),
+            decode_s=(times["decode"].total * noise(),),
+        )
+        append(path, [record_of(plan), msgspec.structs.replace(row, measured=measured)])
+
+
+def test_perturbed_terms_are_recovered(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    terms = terms_of(PROFILE)
+    truth = {PINNED: 0.7 * terms[PINNED], GEMM: 0.6 * terms[GEMM]}
+    generator = np.random.default_rng(0)
+    _synthetic(path, truth, lambda: math.exp(generator.normal(0, 0.01)))
+    sample = Sample(PROFILE, [path])
+    found = fit(sample.errors, sample.groups, sample.upper)
+    values = sample.values(found.theta)
+    for key, value in truth.items():
+        assert values[key] == pytest.approx(value, rel=0.05), key
+    assert found.after < 0.25 * found.before
+    for key in set(terms) - set(truth):
+        assert values[key] == pytest.approx(terms[key], rel=0.1), key
+
+
+def test_rows_that_the_profile_made_change_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    generator = np.random.default_rng(1)
+    _synthetic(path, {}, lambda: math.exp(generator.normal(0, 0.1)))
+    sample = Sample(PROFILE, [path])
+    found = fit(sample.errors, sample.groups, sample.upper)
+    assert not found.theta.any()
+    assert found.after == found.before == pytest.approx(0.1, rel=0.5)
+    assert not any(trial.taken for trial in found.trials)
+    assert len(found.trials) == len(sample.terms)
+
+
+def _linear(slopes: np.ndarray, offsets: np.ndarray) -> Callable[..., np.ndarray]:
+    return lambda theta, rows: offsets[rows] - slopes[rows] @ theta
+
+
+def test_noise_is_seldom_taken_for_a_term() -> None:
+    taken = 0
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        slopes = generator.uniform(0, 1, (10, 2, 5))
+        # Noise about a model that is right; what all rows have in common would be a term.
+        noise = generator.normal(0, 0.1, (10, 2))
+        found = fit(_linear(slopes, noise), range(10), np.full(5, 9.0))
+        taken += bool(found.theta.any())
+    assert taken <= 4
+
+
+def test_one_row_far_away_changes_nothing() -> None:
+    slopes = np.ones((10, 2, 1))
+    offsets = np.zeros((10, 2))
+    offsets[3] = 1.0
+    assert not fit(_linear(slopes, offsets), range(10), np.full(1, 9.0)).theta.any()
+
+
+def test_a_factor_stays_below_its_limit() -> None:
+    found = fit(_linear(np.ones((8, 2, 1)), np.full((8, 2), 0.9)), range(8), np.asarray([0.3]))
+    assert found.theta[0] == pytest.approx(0.3)
+
+
+def test_too_few_configurations_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for row, plan in _one_of_each()[:3]:
+        append(path, [record_of(plan), row])
+    with pytest.raises(InvalidInputError, match="3 configurations"):
+        Sample(PROFILE, [path])
+    with pytest.raises(ValueError, match="cross-validated"):
+        fit(_linear(np.ones((3, 2, 1)), np.ones((3, 2))), range(3), np.ones(1))
+
+
+def test_rows_of_another_machine_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="its own machine"):
+        Sample(load("t4"), [ROWS])
+
+
+def _reloaded(text: str, folder: Path) -> HardwareProfile:
+    path = folder / "new.toml"
+    path.write_text(text)
+    return load(str(path))
+
+
+def test_only_the_changed_number_is_written(tmp_path: Path) -> None:
+    text = PROFILE_FILE.read_text()
+    new = rewritten(text, {PINNED: 4e10}, "calibrated on 3 rows")
+    changed = [pair for pair in zip(text.splitlines(), new.splitlines(), strict=True) if pair[0] != pair[1]]
+    assert len(changed) == 1
+    link = _reloaded(new, tmp_path).host_to_device
+    assert link is not None
+    assert link.pinned_bytes_per_s.value == 4e10
+    assert link.pinned_bytes_per_s.source == "measured"
+    assert link.pinned_bytes_per_s.note.startswith("calibrated on 3 rows; before: 4.8832e+10, pinned copies")
+    assert rewritten(text, {}, "nothing") == text
+
+
+def test_a_number_that_was_a_default_is_added(tmp_path: Path) -> None:
+    lines = PROFILE_FILE.read_text().splitlines()
+    text = "\n".join(line for line in lines if not line.startswith("gemm_efficiency"))
+    gpu = _reloaded(rewritten(text, {GEMM: 0.5}, "calibrated"), tmp_path).gpu
+    assert gpu is not None
+    assert gpu.gemm_efficiency.value == 0.5
+    with pytest.raises(ProfileError, match=r"no table \[gpu\]"):
+        rewritten('description = "none"\n', {GEMM: 0.5}, "calibrated")
