@@ -33,6 +33,13 @@ from ..report import headline, show_alternatives, show_comparison, show_places, 
 @click.option("--all", "show_all", is_flag=True, help="Show every way that was priced, not the best of each.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write pictures: .html, .png or .svg.")
 @click.option(
+    "--rows",
+    "row_files",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="With --report: rows of planner bench, drawn predicted against measured.",
+)
+@click.option(
     "--serve", "server", type=click.Choice(list(SERVERS)), help="With --out: files for a server, too."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Write a folder that runs the plan.")
@@ -52,6 +59,7 @@ def command(
     weight_bits: str | None,
     show_all: bool,
     report: Path | None,
+    row_files: tuple[Path, ...],
     server: str | None,
     out: Path | None,
     as_json: bool,
@@ -63,6 +71,8 @@ def command(
     """
     if server is not None and out is None:
         raise click.UsageError("--serve writes files beside the plan's; give --out FOLDER with it")
+    if row_files and report is None:
+        raise click.UsageError("--rows are drawn in a report; give --report FILE with them")
     request = Request(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
@@ -82,7 +92,7 @@ def command(
         request = msgspec.structs.replace(request, runtimes=serving_runtimes(server, traced.graph))
     plan, candidate = choose(traced, profile, request)
     if report is not None:
-        write_report(plan, candidate, report)
+        write_report(plan, candidate, report, row_files)
     files = emit(plan, traced.graph, out, server=server) if out is not None else ()
     if as_json:
         show_json(plan)

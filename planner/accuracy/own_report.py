@@ -15,7 +15,7 @@ Rows that `planner bench` wrote, priced again by today's model with the profile 
 predicted for measured. A step is the median decode step; memory is what the fullest GPU's allocator reserved,
 its context left out. Two constants of the allocator (the floor and the share of `planner/memory.py`) were set
 after rows of 2026-11-21 on an H100 were seen: for those rows, memory and the largest batch are no independent
-test. No term of time was fitted to them.
+test.
 """
 _COLUMNS: Final = (
     *("configuration", "model", "memory", "batch", "status", "prefill", "error"),

@@ -2,10 +2,13 @@
 
 import os
 import tempfile
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Final
 
+from planner.accuracy.own import own_lines
+from planner.accuracy.points import own_points
 from planner.breakdown import PHASES
 from planner.comparison import best_by_runtime
 from planner.errors import InvalidInputError
@@ -13,6 +16,7 @@ from planner.explain import explain
 from planner.plan import Alternative, Plan, Prediction
 from planner.report.course import batches, spans
 from planner.report.figures import Picture, batch_picture, course_picture, memory_picture, save, svg
+from planner.report.scatter import scatter_picture
 from planner.search.best import Candidate
 from planner.sizes import format_bytes, format_seconds
 
@@ -42,19 +46,21 @@ def check_path(path: Path) -> None:
         raise InvalidInputError(f"{path.parent} is no folder, so {path.name} cannot be written there")
 
 
-def write_report(plan: Plan, candidate: Candidate, path: Path) -> None:
+def write_report(plan: Plan, candidate: Candidate, path: Path, row_files: Sequence[Path] = ()) -> None:
     """Write the report of a plan; the file appears whole or not at all.
 
     Args:
         plan: what was chosen.
         candidate: what it was made from.
         path: `.html` for the page, `.png` or `.svg` for its pictures.
+        row_files: benchmark rows; those of the plan's model are drawn predicted against measured.
 
     Raises:
+        BadFileError: rows cannot be read.
         InvalidInputError: as `check_path`, or matplotlib is missing.
     """
     check_path(path)
-    pictures = _pictures(plan, candidate)
+    pictures = [*_pictures(plan, candidate), *_measured(plan, row_files)]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         fresh = Path(folder) / path.name
         if path.suffix == ".html":
@@ -71,6 +77,14 @@ def _pictures(plan: Plan, candidate: Candidate) -> list[Picture]:
         course_picture(spans(candidate), f"One {phase}, as predicted"),
         batch_picture(batches(candidate), candidate.batch_size),
     ]
+
+
+def _measured(plan: Plan, row_files: Sequence[Path]) -> list[Picture]:
+    """Predicted against measured, where rows of the same model ran."""
+    lines = [line for line in own_lines(row_files) if line.row.model == plan.model.name]
+    points = own_points(lines)
+    title = f"Predicted against measured: {plan.model.name}, shaded within 15 % and 30 %"
+    return [scatter_picture(points, title)] if points else []
 
 
 def _page(plan: Plan, pictures: list[Picture]) -> str:

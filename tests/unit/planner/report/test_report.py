@@ -92,3 +92,14 @@ def test_another_suffix_and_a_missing_folder_are_refused(tmp_path: Path) -> None
 def test_the_plan_is_the_one_that_is_recorded() -> None:
     assert PLAN.prediction.total_s == CANDIDATE.total_s
     assert msgspec.json.decode(msgspec.json.encode(PLAN), type=type(PLAN)) == PLAN
+
+
+def test_rows_of_the_model_are_drawn_and_those_of_others_are_not(tmp_path: Path) -> None:
+    rows = Path(__file__).parents[3] / "benchmarks" / "results" / "2026-11-21-h100-probed-rows.jsonl"
+    path = tmp_path / "report.html"
+    for name, num_pictures in (("opt-13b", 4), ("layered", 3)):
+        model = msgspec.structs.replace(PLAN.model, name=name)
+        write_report(msgspec.structs.replace(PLAN, model=model), CANDIDATE, path, [rows])
+        page = path.read_text()
+        assert page.count("<svg") == num_pictures
+        assert ("Predicted against measured: opt-13b" in page) is (num_pictures == 4)
