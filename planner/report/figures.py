@@ -117,7 +117,7 @@ def save(pictures: Sequence[Picture], heading: str, path: Path) -> None:
     """All pictures below each other in one file, `.png` or `.svg`."""
     heights = [picture.height_inches + 0.3 for picture in pictures]
     figure = _figure(sum(heights) + 0.4)
-    figure.suptitle(heading, fontsize=11)
+    figure.suptitle(heading, fontsize=9)
     parts: Any = figure.subfigures(len(pictures), 1, squeeze=False, height_ratios=heights)
     for part, picture in zip(parts[:, 0], pictures, strict=True):
         part.suptitle(picture.title, fontsize=10)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _MARKS: Final = {"own": ("o", "#0072B2"), "published": ("^", "#D55E00")}
 #: The bounds that are drawn beside the diagonal, as shares.
 _BANDS: Final = (0.15, 0.30)
+_SEVERAL_DECADES: Final = 200
 
 
 class Point(NamedTuple):
@@ -42,7 +43,7 @@ def scatter_picture(points: Sequence[Point], title: str = "Predicted against mea
             _panel(axes, panel, mine)
         sides[0][0].set_ylabel("predicted")
 
-    return Picture(title, 3.4, draw)
+    return Picture(title, 3.0, draw)
 
 
 def _panel(axes: Any, panel: str, points: Sequence[Point]) -> None:
@@ -62,11 +63,23 @@ def _panel(axes: Any, panel: str, points: Sequence[Point]) -> None:
     axes.set_yscale("log")
     axes.set_xlim(ends)
     axes.set_ylim(ends)
+    _ticks(axes, ends)
     axes.set_aspect("equal", adjustable="box")
     axes.set_title(panel, fontsize=9)
     axes.set_xlabel("measured")
     axes.tick_params(labelsize=7)
     axes.legend(frameon=False, fontsize=7, loc="upper left")
+
+
+def _ticks(axes: Any, ends: tuple[float, float]) -> None:
+    """Plain numbers: decades where there are several, else 1, 2 and 5 of each."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    several = ends[1] / ends[0] > _SEVERAL_DECADES
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0,) if several else (1.0, 2.0, 5.0)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
 
 
 def save_scatter(points: Sequence[Point], heading: str, path: Path) -> None:
