@@ -12,6 +12,7 @@ from planner.models.traced import Model
 from planner.plan import SCHEMA_VERSION, Alternative, Placement, Plan
 from planner.request import Request
 from planner.search.best import Candidate
+from planner.serving.launch import GPUS_PER_HOST
 
 
 def make_plan(model: Model, profile: HardwareProfile, request: Request) -> Plan:
@@ -134,6 +135,9 @@ def _notes(model: Model, winner: Contender, field: Field, request: Request) -> t
             "some blocks execute on the CPU: generate.py does that; device_map.json alone streams them to "
             "the GPU instead, which is slower and needs their KV cache there"
         )
+    used = {device for device in assignment.executes if device.startswith("gpu:")}
+    if len(used) > GPUS_PER_HOST:
+        notes.append(f"one process drives {len(used)} GPUs here: they must be in one machine")
     return (*notes, *_faster_elsewhere(winner, field, request))
 
 

@@ -28,6 +28,7 @@ from ranks import (  # noqa: F401
     gathered,
     gpus,
     launch_ranks,
+    read_json,
     share,
     stop,
     synchronize,
@@ -231,7 +232,7 @@ def main(load: Callable[[str, str], Any], description: str | None) -> None:
             load_s = time.perf_counter() - start
             everything, tokenizer = inputs_for(args, model)
             inputs = share(everything)
-            for _ in range(args.repeat):
+            for _ in range(max(1, args.repeat)):
                 clock = Clock(keep=args.logits is not None)
                 synchronize()
                 start = time.perf_counter()

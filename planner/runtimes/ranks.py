@@ -21,19 +21,29 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 FOLDER = Path(__file__).resolve().parent
-PLAN = json.loads((FOLDER / "plan.json").read_text())
-NUM_RANKS, NUM_STREAMS = PLAN["num_ranks"], PLAN["num_streams"]
-RANK = int(os.environ.get("RANK", "0"))
-LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
-ON_CPU = PLAN["main_device"] == "cpu"
-#: Where this rank takes its inputs.
-DEVICE = torch.device("cpu") if ON_CPU else torch.device("cuda", LOCAL_RANK)
 
 
 def stop(sentence: str, status: int) -> None:
     """End with a sentence."""
     print(f"generate.py: {sentence}", file=sys.stderr, flush=True)
     raise SystemExit(status)
+
+
+def read_json(name: str) -> Any:
+    """A file of this folder."""
+    try:
+        return json.loads((FOLDER / name).read_text())
+    except (OSError, ValueError) as error:
+        return stop(f"{FOLDER / name} cannot be read ({error}); write the plan again", 3)
+
+
+PLAN = read_json("plan.json")
+NUM_RANKS, NUM_STREAMS = PLAN["num_ranks"], PLAN["num_streams"]
+RANK = int(os.environ.get("RANK", "0"))
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
+ON_CPU = PLAN["main_device"] == "cpu"
+#: Where this rank takes its inputs.
+DEVICE = torch.device("cpu") if ON_CPU else torch.device("cuda", LOCAL_RANK)
 
 
 def check_gpus() -> None:

@@ -4,12 +4,11 @@ Accelerate brings each module's weights to where the plan runs it. Needs torch, 
 safetensors. Exit status: 0 done, 3 the checkpoint does not fit the plan, 4 out of memory.
 """
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 # First, because it sets torch's allocator up.
-from generation import DTYPE, FOLDER, ON_CPU, PLAN, auto_class, check_loaded, main
+from generation import DTYPE, ON_CPU, PLAN, auto_class, check_loaded, main, read_json
 
 # isort: split
 import torch
@@ -22,7 +21,7 @@ from accelerate.hooks import (
 )
 from accelerate.utils import OffloadedWeightsLoader
 
-DEVICE_MAP = json.loads((FOLDER / "device_map.json").read_text())
+DEVICE_MAP = read_json("device_map.json")
 MAIN: Any = "cpu" if ON_CPU else int(PLAN["main_device"].removeprefix("gpu:"))
 PAGE = 4096
 

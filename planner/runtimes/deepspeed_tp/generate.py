@@ -18,7 +18,6 @@ from typing import Any
 # First, because it sets torch's allocator up.
 from generation import (
     DTYPE,
-    FOLDER,
     LOCAL_RANK,
     NUM_RANKS,
     ON_CPU,
@@ -26,6 +25,7 @@ from generation import (
     auto_class,
     check_loaded,
     main,
+    read_json,
     stop,
 )
 
@@ -42,7 +42,7 @@ from safetensors import safe_open
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-CONFIG = json.loads((FOLDER / "inference_config.json").read_text())
+CONFIG = read_json("inference_config.json")
 SHARD = re.compile(r"model-rank-(\d+)-of-(\d+)(?:-part-\d+-of-\d+)?\.safetensors")
 
 

@@ -58,6 +58,7 @@ def kernels(plan: Plan, graph: ModuleGraph) -> dict[str, Any]:
 def emit(plan: Plan, graph: ModuleGraph) -> Emitted:
     """The arguments, the environment and the script."""
     ranks, dtype = plan.num_ranks, plan.workload.dtype
+    gain = f"each of the {ranks} ranks reads its own part only" if ranks > 1 else "nothing is cut in loading"
     longest = max_out_tokens(plan.workload)
     return Emitted(
         files={
@@ -70,7 +71,7 @@ def emit(plan: Plan, graph: ModuleGraph) -> Emitted:
         readme=f"""At the first start DeepSpeed compiles its kernels, which takes CUDA's compiler and minutes,
 unless it was installed with `DS_BUILD_TRANSFORMER_INFERENCE=1`.
 
-CHECKPOINT may be cut beforehand, so that each of the {ranks} ranks reads its own part only:
+CHECKPOINT may be cut beforehand, so that {gain}:
 
     reshard CHECKPOINT --tp {ranks} --format deepspeed --dtype {dtype} --output SHARDS
     python generate.py SHARDS --prompt "Once upon a time"

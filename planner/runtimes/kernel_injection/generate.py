@@ -16,7 +16,6 @@ from typing import Any
 # First, because it sets torch's allocator up.
 from generation import (
     DTYPE,
-    FOLDER,
     LOCAL_RANK,
     NUM_RANKS,
     ON_CPU,
@@ -25,6 +24,7 @@ from generation import (
     auto_class,
     check_loaded,
     main,
+    read_json,
     stop,
 )
 
@@ -32,7 +32,7 @@ from generation import (
 import torch
 import transformers
 
-KERNELS = json.loads((FOLDER / "kernels.json").read_text())
+KERNELS = read_json("kernels.json")
 BATCH_SIZE: int = PLAN["workload"]["batch_size"]
 LONGEST: int = KERNELS["arguments"]["max_out_tokens"]
 NEWEST_TRANSFORMERS = (4, 43)

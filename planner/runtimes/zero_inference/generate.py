@@ -6,7 +6,6 @@ not fit the plan, or something is missing that the plan needs, 4 out of memory o
 """
 
 import atexit
-import json
 import logging
 import os
 import shutil
@@ -19,7 +18,6 @@ from typing import Any
 # First, because it sets torch's allocator up.
 from generation import (
     DTYPE,
-    FOLDER,
     LOCAL_RANK,
     NUM_RANKS,
     ON_CPU,
@@ -27,6 +25,7 @@ from generation import (
     auto_class,
     check_loaded,
     main,
+    read_json,
     stop,
 )
 
@@ -99,7 +98,7 @@ def runs_fp16() -> bool:
 
 def configuration(offload_folder: str) -> dict[str, Any]:
     """ds_config.json, with the folder of swap files in it."""
-    config: dict[str, Any] = json.loads((FOLDER / "ds_config.json").read_text())
+    config: dict[str, Any] = read_json("ds_config.json")
     offload = config["zero_optimization"].get("offload_param", {})
     if offload.get("device") == "nvme":
         offload["nvme_path"] = offload_folder
