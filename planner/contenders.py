@@ -75,8 +75,9 @@ def field_of(model: Model, profile: HardwareProfile, request: Request) -> Field:
         InvalidInputError: the request cannot apply to this model or machine.
         UnknownNameError: an unknown runtime.
     """
+    whole = _chain(model.graph)
     found = [
-        _considered(model, profile, request, law, settings, dtype)
+        _considered(model, whole, profile, request, law, settings, dtype)
         for dtype in dtypes_for(model, profile, request)
         for law in laws(request.runtimes)
         for settings in law.settings(profile)
@@ -129,9 +130,20 @@ def distinct(contenders: Iterable[Contender]) -> list[Contender]:
     return result
 
 
+def _chain(graph: ModuleGraph) -> Chain:
+    return chain_of(graph, placement_units(graph))
+
+
 def _considered(
-    model: Model, profile: HardwareProfile, request: Request, law: Law, settings: Settings, dtype: str
+    model: Model,
+    whole: Chain,
+    profile: HardwareProfile,
+    request: Request,
+    law: Law,
+    settings: Settings,
+    dtype: str,
 ) -> Contender | Refusal:
+    """One way; `whole` is the chain of the model's graph, which most runtimes leave as it is."""
     reason = None
     if settings.main == "cpu" and dtype not in profile.host.flops_per_s:
         reason = f"the CPU of {profile.name} has no rate for {dtype}"
@@ -139,7 +151,7 @@ def _considered(
     if reason is not None:
         return Refusal(runtime=law.name, label=settings.label, reason=reason)
     graph = law.rank_graph(model.graph, settings)
-    chain = chain_of(graph, placement_units(graph))
+    chain = whole if graph is model.graph else _chain(graph)
     return _contender(graph, chain, profile, request, law, settings, dtype)
 
 

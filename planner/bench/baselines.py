@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from planner.bench.scripts import __name__ as _SCRIPTS
 from planner.device_map import check
 from planner.errors import InvalidInputError, PlannerError, UnknownNameError
-from planner.evaluate import Assignment, memory, objective_s, shortage, time
+from planner.evaluate import Assignment
 from planner.graph.network import placement_units
 from planner.hardware.schema import HardwareProfile
 from planner.models.spec import ModelSpec
@@ -21,7 +21,7 @@ from planner.pricing import price
 from planner.runtimes.base import Emitted, Law, Settings
 from planner.runtimes.folder import SCRIPT, write_folder
 from planner.runtimes.registry import laws
-from planner.search.best import Candidate
+from planner.search.best import Candidate, priced
 from planner.units import chain_of
 from planner.workload import Workload
 
@@ -137,10 +137,4 @@ def _whole(model: Model, profile: HardwareProfile, workload: Workload, runtime: 
         executes=(main,) * len(problem.units),
         lives=tuple((main,) * len(unit.leaves) for unit in problem.units),
     )
-    lack = shortage(memory(problem, assignment))
-    return Candidate(
-        problem=problem,
-        assignment=assignment,
-        total_s=objective_s(problem, time(problem, assignment)),
-        shortage_bytes={} if lack is None else {lack.device: lack.num_bytes},
-    )
+    return priced(problem, assignment)
