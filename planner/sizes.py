@@ -105,6 +105,17 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def format_by_unit(name: str, number: float, *, plain: str = "g") -> str:
+    """A number in the unit that its field's name ends in, as `memory_bytes`; `plain` formats one of none."""
+    if "flops_per_s" in name:
+        return f"{format_flops(number)}/s"
+    if name.endswith("_bytes_per_s"):
+        return format_rate(number)
+    if name.endswith("_bytes"):
+        return format_bytes(number)
+    return format_seconds(number) if name.endswith("_s") else f"{number:{plain}}"
+
+
 def _parse(text: str, whole: str, *, example: str) -> Decimal:
     """The number of bytes; `whole` is what the message quotes, `example` what it recommends."""
     match = _SIZE.fullmatch(text)

@@ -8,7 +8,7 @@ import msgspec
 
 from planner.hardware.load import load, names
 from planner.hardware.schema import HardwareProfile
-from planner.sizes import format_bytes, format_flops, format_rate, format_seconds
+from planner.sizes import format_by_unit
 from planner.sources import Quantity
 
 from ..options import output_options
@@ -78,23 +78,10 @@ def _row(profile: HardwareProfile) -> tuple[str, ...]:
 def _quantities(value: object, path: str = "") -> Iterator[tuple[str, str, str, str]]:
     """Every quantity in a profile, however deep: its path, value, source and note."""
     if isinstance(value, Quantity):
-        yield path, _formatted(path, value.value), value.source.value, value.note
+        yield path, format_by_unit(path, value.value), value.source.value, value.note
     elif isinstance(value, msgspec.Struct):
         for field in value.__struct_fields__:
             yield from _quantities(getattr(value, field), f"{path}.{field}".lstrip("."))
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _quantities(item, f"{path}.{key}")
-
-
-def _formatted(path: str, number: float) -> str:
-    """The number as its name's unit asks."""
-    if "flops_per_s" in path:
-        return f"{format_flops(number)}/s"
-    if path.endswith("_bytes_per_s"):
-        return format_rate(number)
-    if path.endswith("_bytes"):
-        return format_bytes(number)
-    if path.endswith("_s"):
-        return format_seconds(number)
-    return f"{number:g}"

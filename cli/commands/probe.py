@@ -12,7 +12,7 @@ from planner.plan import write_atomically
 from planner.probe.fits import Measurement
 from planner.probe.profile import Probed, probed, to_toml
 from planner.probe.run import TIMEOUT_S, probe
-from planner.sizes import format_bytes, format_flops, format_rate, format_seconds
+from planner.sizes import format_by_unit
 
 from ..options import output_options
 from ..render import Column, show_json, show_table, show_text
@@ -70,21 +70,15 @@ def _show(result: Probed) -> None:
         Column("how", wraps=True),
     )
     rows = [
-        (f"{table}.{key}", _formatted(f"{table}.{key}", one.value), f"{one.spread:.0%}", one.method)
+        (
+            f"{table}.{key}",
+            format_by_unit(f"{table}.{key}", one.value, plain=".3g"),
+            f"{one.spread:.0%}",
+            one.method,
+        )
         for table, entries in result.tables.items()
         for key, one in entries.items()
         if isinstance(one, Measurement)
     ]
     show_table(columns, rows)
     show_text(*result.missing)
-
-
-def _formatted(path: str, number: float) -> str:
-    """The number as its name's unit asks."""
-    if "flops_per_s" in path:
-        return f"{format_flops(number)}/s"
-    if path.endswith("_bytes_per_s"):
-        return format_rate(number)
-    if path.endswith("_bytes"):
-        return format_bytes(number)
-    return format_seconds(number) if path.endswith("_s") else f"{number:.3g}"
