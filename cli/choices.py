@@ -13,35 +13,44 @@ from planner.sizes import parse_bytes, parse_nvme, parse_rate
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
-_OPTIONS = (
-    click.option("--model", required=True, help="Short name, folder with config.json, or hub id."),
-    click.option(
-        "--hardware", required=True, help="Profile name, NxGPU such as 8xa100-80g, or a .toml file."
-    ),
+_MODEL = click.option("--model", required=True, help="Short name, folder with config.json, or hub id.")
+_MACHINE = click.option(
+    "--hardware", required=True, help="Profile name, NxGPU such as 8xa100-80g, or a .toml file."
+)
+_MACHINES = click.option("--hardware", required=True, help="Profiles, with commas between them.")
+_LENGTHS = (
     click.option("--dtype", help="float16, bfloat16 or float32; the model's own by default."),
     click.option(
         "--prompt", "prompt_tokens", type=int, default=128, show_default=True, help="Prompt tokens."
     ),
     click.option("--new-tokens", type=int, default=32, show_default=True, help="Tokens to generate."),
+)
+_OVERRIDES = (
     click.option("--gpus", "num_gpus", type=int, help="Use this many GPUs of the profile's kind."),
     click.option("--gpu-memory", help="Memory of each GPU, as in 12GiB."),
     click.option("--cpu-memory", help="Host memory, as in 64GiB."),
     click.option("--nvme", help="Local NVMe, as in 2TB@3GB/s."),
     click.option("--link", help="Host to GPU bandwidth from pinned memory, as in 12GB/s."),
-    click.option("--trust-remote-code", is_flag=True, help="Import Python code that comes with the model."),
+)
+_TRUST = click.option(
+    "--trust-remote-code", is_flag=True, help="Import Python code that comes with the model."
 )
 
 
 def model_and_machine(command: _Command) -> _Command:
     """Add the options that choose a model, a machine and the lengths."""
-    for option in reversed(_OPTIONS):
+    return _with(command, _MODEL, _MACHINE, *_LENGTHS, *_OVERRIDES, _TRUST)
+
+
+def model_and_machines(command: _Command) -> _Command:
+    """Add the options that choose a model, several machines as they are, and the lengths."""
+    return _with(command, _MODEL, _MACHINES, *_LENGTHS, _TRUST)
+
+
+def _with(command: _Command, *options: Callable[[_Command], _Command]) -> _Command:
+    for option in reversed(options):
         command = option(command)
     return command
-
-
-def machine_named(name: str) -> HardwareProfile:
-    """The profile as it is."""
-    return load(name)
 
 
 def machine(

@@ -13,6 +13,7 @@ from planner.bench.run import Job, bench
 from planner.bench.weights import write_random
 from planner.contenders import dtypes_for
 from planner.errors import InvalidInputError, RuntimeFailure
+from planner.hardware.load import load
 from planner.hardware.overrides import apply
 from planner.hardware.schema import HardwareProfile
 from planner.models.traced import Model
@@ -21,7 +22,7 @@ from planner.request import Request
 from planner.sizes import format_bytes, format_seconds
 from planner.workload import Workload
 
-from ..choices import machine_named, traced_model
+from ..choices import traced_model
 from ..options import output_options
 from ..params import Size
 from ..render import Column, show_json, show_table, show_text
@@ -83,7 +84,7 @@ def command(
                 raise click.UsageError("--baseline needs --model and --hardware")
             name = str(baseline)
             spec, traced = traced_model(str(checkpoint or model), trust_remote_code=False)
-            profile = _capped(machine_named(hardware), memory_cap_bytes)
+            profile = _capped(load(hardware), memory_cap_bytes)
             workload = Workload(
                 batch_size=_numbers(batches, 1)[0],
                 prompt_tokens=prompt_tokens or 128,

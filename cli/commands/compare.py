@@ -2,25 +2,21 @@
 
 import click
 
+from planner.hardware.load import load
 from planner.machines import Machine, compare
 from planner.request import OBJECTIVES, Request
 from planner.sizes import format_seconds
 
-from ..choices import machine_named, traced_model
+from ..choices import model_and_machines, traced_model
 from ..options import output_options
 from ..render import Column, show_json, show_table, show_text
 
 
 @click.command(name="compare")
-@click.option("--model", required=True, help="Short name, folder with config.json, or hub id.")
-@click.option("--hardware", required=True, help="Profiles, with commas between them.")
-@click.option("--dtype", help="float16, bfloat16 or float32; the model's own by default.")
-@click.option("--prompt", "prompt_tokens", type=int, default=128, show_default=True, help="Prompt tokens.")
-@click.option("--new-tokens", type=int, default=32, show_default=True, help="Tokens to generate.")
+@model_and_machines
 @click.option("--objective", type=click.Choice(OBJECTIVES), default="throughput", show_default=True)
 @click.option("--batch", "batch_size", type=int, help="Batch size; 1, or the best, by default.")
 @click.option("--max-latency", "max_latency_s", type=float, help="Limit on the whole call, in seconds.")
-@click.option("--trust-remote-code", is_flag=True, help="Import Python code that comes with the model.")
 @output_options
 def command(
     model: str,
@@ -43,7 +39,7 @@ def command(
         objective=objective,
         dtype=dtype,
     )
-    profiles = [machine_named(name.strip()) for name in hardware.split(",") if name.strip()]
+    profiles = [load(name.strip()) for name in hardware.split(",") if name.strip()]
     _, traced = traced_model(model, trust_remote_code=trust_remote_code)
     machines = compare(traced, profiles, request)
     if as_json:
