@@ -67,12 +67,11 @@ def show_comparison(plan: Plan) -> None:
 
 
 def _runtime(one: Alternative, *, is_priced: bool) -> tuple[str, ...]:
-    name = f"{one.runtime} ×{one.num_ranks}" if one.num_ranks > 1 else one.runtime
     if not one.fits:
-        return (name, str(one.batch_size), *[""] * (4 + is_priced), one.reason)
+        return (one.name, str(one.batch_size), *[""] * (4 + is_priced), one.reason)
     price = one.usd_per_million_tokens
     return (
-        name,
+        one.name,
         str(one.batch_size),
         format_seconds_briefly(one.prefill_s),
         format_seconds_briefly(one.decode_s) if one.decode_s else "",

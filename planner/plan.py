@@ -110,6 +110,11 @@ class Alternative(_Strict, frozen=True, kw_only=True):
     usd_per_million_tokens: float | None = None
     load_s: float = 0.0
 
+    @property
+    def name(self) -> str:
+        """The runtime, and its ranks where it has several: `deepspeed-tp ×8`."""
+        return f"{self.runtime} ×{self.num_ranks}" if self.num_ranks > 1 else self.runtime
+
 
 class Plan(_Strict, frozen=True, kw_only=True):
     """Everything a runtime needs and everything a reader asks.

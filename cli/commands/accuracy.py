@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from planner.accuracy.compare import Line
     from planner.accuracy.own import Border, OwnLine
     from planner.accuracy.own_report import OwnMedian
-    from planner.accuracy.summary import Median, Verdict
+    from planner.accuracy.summary import Verdict
 
 _TABLES: Final = (
     Column("table", wraps=True),
@@ -90,10 +90,11 @@ def command(out: Path | None, row_files: tuple[Path, ...], plot: Path | None, as
 
 
 def _show(found: "Sequence[Line]", out: Path | None) -> None:
+    from planner.accuracy.report import median_cells
     from planner.accuracy.summary import medians, verdicts
 
     show_table(_TABLES, [_table_row(one) for one in verdicts(found)])
-    show_table(_MEDIANS, [_median_row(one) for one in medians(found)])
+    show_table(_MEDIANS, [median_cells(one) for one in medians(found)])
     where = f"Every row is in {out}." if out is not None else "--out FILE writes every row."
     unpriced = sum(bool(one.reason) for one in found)
     show_text(f"{len(found)} published rows, {unpriced} of them not priced. {where}")
@@ -127,16 +128,4 @@ def _table_row(one: "Verdict") -> tuple[str, ...]:
         str(one.ladder.published) if one.ladder else "",
         str(one.ladder.predicted) if one.ladder else "",
         "yes" if one.holds else "no",
-    )
-
-
-def _median_row(one: "Median") -> tuple[str, ...]:
-    return (
-        one.runtime,
-        one.kind,
-        str(one.num_rows),
-        str(one.num_priced),
-        f"{one.median_error:.1%}" if one.median_error is not None else "",
-        f"{one.bias:+.1%}" if one.bias is not None else "",
-        f"{one.fits_right} of {one.fits_known}" if one.fits_known else "",
     )

@@ -100,18 +100,20 @@ def _verdicts(found: Iterable[Verdict]) -> str:
 def _medians(found: Iterable[Median]) -> str:
     return table(
         ("runtime", "metric", "rows", "with a number on both sides", "median error", "bias", "fits right"),
-        (
-            (
-                one.runtime,
-                one.kind,
-                str(one.num_rows),
-                str(one.num_priced),
-                f"{one.median_error:.1%}" if one.median_error is not None else "",
-                f"{one.bias:+.1%}" if one.bias is not None else "",
-                f"{one.fits_right} of {one.fits_known}" if one.fits_known else "",
-            )
-            for one in found
-        ),
+        map(median_cells, found),
+    )
+
+
+def median_cells(one: Median) -> tuple[str, ...]:
+    """A line of the table of medians."""
+    return (
+        one.runtime,
+        one.kind,
+        str(one.num_rows),
+        str(one.num_priced),
+        f"{one.median_error:.1%}" if one.median_error is not None else "",
+        f"{one.bias:+.1%}" if one.bias is not None else "",
+        f"{one.fits_right} of {one.fits_known}" if one.fits_known else "",
     )
 
 

@@ -116,12 +116,11 @@ def _summary(prediction: Prediction) -> str:
 
 
 def _row(one: Alternative) -> tuple[str, ...]:
-    name = f"{one.runtime} ×{one.num_ranks}" if one.num_ranks > 1 else one.runtime
     if not one.fits:
-        return (name, str(one.batch_size or ""), "", "", "", "", "", one.reason)
+        return (one.name, str(one.batch_size or ""), "", "", "", "", "", one.reason)
     price = one.usd_per_million_tokens
     return (
-        name,
+        one.name,
         str(one.batch_size),
         format_seconds(one.prefill_s),
         format_seconds(one.decode_s) if one.decode_s else "",
