@@ -23,6 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from emitted_folders import child, generate, total_s
+
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _SMALL: Final = "bloom"
 _LARGE: Final = "opt-6.7b"
@@ -69,12 +71,12 @@ def tokens(plans: Path, work: Path) -> dict[str, Any]:
     known = text()
     prompts = [known[at : at + _PROMPT_TOKENS].tolist() for at in _PROMPTS_AT]
     (work / "prompts.json").write_text(json.dumps(prompts))
-    _child([__file__, "plain", str(work)])
+    child([__file__, "plain", str(work)])
     plain = json.loads((work / "plain.json").read_text())
-    _child([__file__, "cut", str(work)])
+    child([__file__, "cut", str(work)])
     verdicts = {}
     for kind in ("hf", "archives", "shards"):
-        report = _generate(plans / "small", work / kind, work, ["--input-ids", str(work / "prompts.json")])
+        report = generate(plans / "small", work / kind, work, ["--input-ids", str(work / "prompts.json")])
         verdicts[kind] = {"load_s": report["load_s"], "tokens_equal": report["tokens"] == plain}
     wanted = [known[at + _PROMPT_TOKENS : at + _PROMPT_TOKENS + _NEW_TOKENS].tolist() for at in _PROMPTS_AT]
     return {"checkpoints": verdicts, "plain_continues_text": plain == wanted}
@@ -128,17 +130,17 @@ def large(work: Path) -> None:
 
 def timing(plans: Path, work: Path) -> dict[str, Any]:
     """The large model's plan: predicted beside measured."""
-    _child([__file__, "large", str(work)])
+    child([__file__, "large", str(work)])
     arguments = ["--prompt-tokens", str(_LARGE_WORKLOAD["prompt_tokens"]), "--ignore-eos", "--repeat", "2"]
     with _Watch() as watch:
-        report = _generate(plans / "large", work / "large", work, arguments)
+        report = generate(plans / "large", work / "large", work, arguments)
     prediction = json.loads((plans / "large" / "plan.json").read_text())["prediction"]
     memory = prediction["memory"]["gpu:0"].values()
     parts = ("weights", "kv", "activations", "staging", "context", "slack")
     return {
         "predicted": {
-            "prefill_s": _total_s(prediction["time"]["prefill"]),
-            "step_s": _total_s(prediction["time"]["decode"]),
+            "prefill_s": total_s(prediction["time"]["prefill"]),
+            "step_s": total_s(prediction["time"]["decode"]),
             "load_s": prediction["load_s"],
             "gpu_bytes": max(sum(phase[part] for part in parts) for phase in memory),
         },
@@ -151,24 +153,6 @@ def timing(plans: Path, work: Path) -> dict[str, Any]:
             "gpu_bytes_of_torch": max(report["gpu_peak_reserved_bytes"]),
         },
     }
-
-
-def _total_s(breakdown: dict[str, Any]) -> float:
-    return sum(value for key, value in breakdown.items() if key != "source")
-
-
-def _generate(folder: Path, checkpoint: Path, work: Path, arguments: list[str]) -> Any:
-    """Run a plan's script as its README says; what it reports."""
-    report = work / "report.json"
-    _child([str(folder / "generate.py"), str(checkpoint), "--report", str(report), *arguments])
-    return json.loads(report.read_text())
-
-
-def _child(command: list[str]) -> None:
-    """Run a process of its own; its output ends ours if it fails."""
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}\n{done.stderr[-5000:]}")
 
 
 class _Watch:

@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+from emitted_folders import child, generate, total_s
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _NUM_RANKS: Final = 2
@@ -127,13 +128,13 @@ def tokens(plans: Path, work: Path) -> dict[str, bool]:
 def _tokens_of(one: Small, plans: Path, work: Path) -> dict[str, bool]:
     work.mkdir()
     known, ids, shards = work / "plain.json", work / "input_ids.json", work / "shards"
-    _child([__file__, "plain", str(plans / one.name), str(known), "--dtype", one.dtype])
+    child([__file__, "plain", str(plans / one.name), str(known), "--dtype", one.dtype])
     expected = json.loads(known.read_text())
     ids.write_text(json.dumps(expected["input_ids"]))
     cut(plans / one.name, shards, one.runtime)
     found = {}
     for kind, checkpoint in (("checkpoint", plans / one.name), ("pre-shards", shards)):
-        report = _generate(plans / work.name, checkpoint, work, ["--input-ids", str(ids)])
+        report = generate(plans / work.name, checkpoint, work, ["--input-ids", str(ids)])
         found[f"{work.name}, {kind}"] = report["tokens"] == expected["tokens"]
     return found
 
@@ -158,11 +159,11 @@ def timing(plans: Path, work: Path, runtime: str) -> dict[str, Any]:
     """A large model's plan: predicted beside measured."""
     model = _LARGE[runtime]
     name, checkpoint, shards = f"{model}-{runtime}", work / model, work / f"{model}-shards"
-    _child([__file__, "random", str(plans / f"{model}.json"), str(checkpoint)])
+    child([__file__, "random", str(plans / f"{model}.json"), str(checkpoint)])
     cut_s = cut(checkpoint, shards, runtime)
     sizes = ["--prompt-tokens", str(_LARGE_SIZES["prompt_tokens"]), "--ignore-eos", "--repeat", "3"]
-    report = _generate(plans / name, shards, work, sizes)
-    whole = _generate(plans / name, checkpoint, work, ["--prompt-tokens", "8", "--new-tokens", "2"])
+    report = generate(plans / name, shards, work, sizes)
+    whole = generate(plans / name, checkpoint, work, ["--prompt-tokens", "8", "--new-tokens", "2"])
     prediction = json.loads((plans / name / "plan.json").read_text())["prediction"]
     memory = prediction["memory"]["gpu:0"].values()
     # What torch's allocator reserves; the context is beside it.
@@ -171,8 +172,8 @@ def timing(plans: Path, work: Path, runtime: str) -> dict[str, Any]:
         "model": model,
         **_LARGE_SIZES,
         "predicted": {
-            "prefill_s": _total_s(prediction["time"]["prefill"]),
-            "step_s": _total_s(prediction["time"]["decode"]),
+            "prefill_s": total_s(prediction["time"]["prefill"]),
+            "step_s": total_s(prediction["time"]["decode"]),
             "load_s": prediction["load_s"],
             "gpu_bytes": max(sum(phase[part] for part in parts) for phase in memory),
         },
@@ -186,24 +187,6 @@ def timing(plans: Path, work: Path, runtime: str) -> dict[str, Any]:
         "load_of_uncut_checkpoint_s": whole["load_s"],
         "resharding_s": cut_s,
     }
-
-
-def _total_s(breakdown: dict[str, Any]) -> float:
-    return sum(value for key, value in breakdown.items() if key != "source")
-
-
-def _generate(folder: Path, checkpoint: Path, work: Path, arguments: list[str]) -> Any:
-    """Run a plan's script as its README says; what it reports."""
-    report = work / "report.json"
-    _child([str(folder / "generate.py"), str(checkpoint), "--report", str(report), *arguments])
-    return json.loads(report.read_text())
-
-
-def _child(command: list[str]) -> None:
-    """Run a process of its own; its output ends ours if it fails."""
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}\n{done.stderr[-5000:]}")
 
 
 def run(plans: Path, output: Path) -> int:
