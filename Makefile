@@ -11,7 +11,7 @@ TORCH  ?= torch==2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-JOBS   ?= $(shell n=$$(nproc); [ $$n -gt 4 ] && n=4; echo $$n)
+JOBS   ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc); [ $$n -gt 4 ] && n=4; echo $$n)
 
 .PHONY: demo test lint format bench graphs install clean
 .DELETE_ON_ERROR:

@@ -11,7 +11,7 @@ import msgspec
 
 from planner.breakdown import PHASES, MemoryBreakdown, TimeBreakdown, total_time
 from planner.memory import (
-    OFFLOADED_KV_SLOTS,
+    OFFLOADED_KV_LAYERS,
     host_process_bytes,
     kv_holes_bytes,
     largest,
@@ -142,12 +142,12 @@ def _holes(problem: Problem, here: list[UnitPrice], device: str, phase: str) -> 
 
 
 def _kv_on(problem: Problem, here: list[UnitPrice], device: str, phase: str) -> int:
-    """Cache bytes on a device: its own units', or with an offloaded cache the slots and the host's store."""
+    """Cache bytes on a device: its own units', or or a few layers and the host's store."""
     if problem.settings.kv_cache == "device":
         return sum(problem.device_kv_bytes(unit, phase) for unit in here)
     if device == CPU:
         return problem.offloaded_kv_bytes
-    return OFFLOADED_KV_SLOTS * largest(unit.kv[phase] for unit in here)
+    return round(OFFLOADED_KV_LAYERS[phase] * largest(unit.kv[phase] for unit in here))
 
 
 def _leaves(problem: Problem, assignment: Assignment) -> Iterable[tuple[str, LeafPrice, str]]:

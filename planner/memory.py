@@ -39,8 +39,10 @@ KV_HOLES_SHARE: Final = Quantity(
     note="the same runs: 254 MiB of 870 at batch 8, 604 of 3480 at batch 32; less at larger ones",
 )
 
-#: Slots of an offloaded cache on the GPU: the layer in use, and the one being fetched.
-OFFLOADED_KV_SLOTS: Final = 2
+#: Layers of an offloaded cache that are on the GPU at once. During prefill the one that has just been made;
+#: afterwards the one in use, half of it twice while keys or values grow, and the next, which is being fetched.
+#: Source: transformers.cache_utils.Cache.update with offloading (5.23).
+OFFLOADED_KV_LAYERS: Final = {"prefill": 1.0, "decode": 2.5}
 
 
 def kv_holes_bytes(unit_kv_bytes: int) -> int:

@@ -189,13 +189,17 @@ class Problem:
         )
 
     def kv_movement_s(self, unit: UnitPrice, phase: str) -> float:
-        """Moving an offloaded cache: out after each append, and back in before each decode step."""
+        """Moving an offloaded cache: out after each append, and back in before each decode step.
+
+        A layer goes out on the stream that computes while the next one comes in on another, the other way
+        over a link that carries both at once: the slower of the two shows.
+        """
         out, back = self.profile.device_to_host, self.profile.host_to_device
         num_bytes = unit.kv[phase]
         if self.settings.kv_cache == "device" or out is None or back is None or num_bytes == 0:
             return 0.0
-        seconds = copy_s(num_bytes, out, pinned=True, num_copies=2)
-        return seconds if phase == "prefill" else seconds + copy_s(num_bytes, back, pinned=True, num_copies=2)
+        out_s = copy_s(num_bytes, out, pinned=True, num_copies=2)
+        return out_s if phase == "prefill" else max(out_s, copy_s(num_bytes, back, pinned=True, num_copies=2))
 
     def crossing_s(self, phase: str) -> float:
         """Taking the residual stream to the CPU and back, for one unit that executes there."""

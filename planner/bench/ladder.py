@@ -29,13 +29,13 @@ def main() -> None:
     args = _arguments()
     # The folder's modules stand in for this file's neighbours.
     sys.path[0] = str(args.folder)
-    # First, because it sets torch's allocator up.
+    # First, because it sets torch's allocator up, or leaves it alone.
+    generate = importlib.import_module("generate")
     import generation
 
     generation.launch_ranks()
     os.environ["GPU_MEMORY_CAP_BYTES"] = str(args.memory_cap or 0)
     _cap(args.memory_cap)
-    generate = importlib.import_module("generate")
     with tempfile.TemporaryDirectory(prefix="offload-") as offload_folder:
         runner = _Runner(args, generation)
         if runner.load(generate, offload_folder):

@@ -12,7 +12,7 @@ from typing import Final
 from planner.breakdown import PHASES
 from planner.evaluate import Assignment
 from planner.memory import (
-    OFFLOADED_KV_SLOTS,
+    OFFLOADED_KV_LAYERS,
     SLACK_FLOOR_BYTES,
     SLACK_SHARE,
     host_process_bytes,
@@ -238,7 +238,7 @@ class _Program:
         coefficients[self.peaks[device, phase]] = _MOVING
         if self.elastic:
             coefficients[self.shortage[device]] = -1.0
-        fixed = self.fixed[device][phase] + self._offloaded_mib(device) + self._buffers_mib(device)
+        fixed = self.fixed[device][phase] + self._offloaded_mib(device, phase) + self._buffers_mib(device)
         if device == self.main:
             settled = largest(
                 one.price.peak[phase]
@@ -250,16 +250,18 @@ class _Program:
             )
         self.ip.row(coefficients, upper=available_mib - fixed)
 
-    def _offloaded_mib(self, device: str) -> float:
-        """What an offloaded cache takes: slots on the main device, the store on the host."""
+    def _offloaded_mib(self, device: str, phase: str) -> float:
+        """What an offloaded cache takes: a few layers on the main device, the store on the host."""
         if self.problem.settings.kv_cache == "device":
             return 0.0
         if device == CPU:
             return _MOVING * self.problem.offloaded_kv_bytes / _MIB
-        slots = OFFLOADED_KV_SLOTS * largest(
-            unit.kv[phase] for unit in self.problem.units for phase in PHASES
+        return (
+            _MOVING
+            * OFFLOADED_KV_LAYERS[phase]
+            * largest(unit.kv[phase] for unit in self.problem.units)
+            / _MIB
         )
-        return _MOVING * slots / _MIB
 
     def _buffers_mib(self, device: str) -> float:
         """The runtime's own buffers; the program is asked only when something must be streamed."""

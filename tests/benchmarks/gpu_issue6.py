@@ -42,7 +42,7 @@ def cases(models: list[str], caps: list[str]) -> list[Case]:
         ("accelerate-auto", (), ("--batch", "1,8,16", "--until-oom")),
         ("throughput", ("--objective", "throughput"), ()),
         ("batch-16", ("--batch", "16"), ()),
-        ("largest-64", ("--batch", "64"), ("--until-oom",)),
+        ("largest-64", ("--batch", "64"), ("--batch", "8,16,64", "--until-oom")),
         ("batch-8", ("--batch", "8"), ()),
         ("resident", (), ("--batch", "1,16,64")),
         *([("zero-four-lines", (), ("--batch", "1,16"))] if importlib.util.find_spec("deepspeed") else []),

@@ -6,6 +6,9 @@ Needs torch, transformers and accelerate.
 import os
 from typing import Any
 
+# Who has no plan sets nothing up, so the allocator is as it comes; `generation` would change it.
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "")
+
 from generation import DTYPE, auto_class, main
 
 # isort: split

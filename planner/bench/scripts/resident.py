@@ -3,7 +3,11 @@
 Needs torch and transformers.
 """
 
+import os
 from typing import Any
+
+# Who has no plan sets nothing up, so the allocator is as it comes; `generation` would change it.
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "")
 
 from generation import DEVICE, DTYPE, auto_class, main
 

@@ -9,6 +9,9 @@ import os
 import socket
 from typing import Any
 
+# Who has no plan sets nothing up, so the allocator is as it comes; `generation` would change it.
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "")
+
 from generation import DTYPE, FOLDER, ON_CPU, auto_class, main
 
 # isort: split

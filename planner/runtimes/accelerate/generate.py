@@ -19,7 +19,7 @@ from accelerate.hooks import (
     attach_align_device_hook_on_blocks,
     remove_hook_from_module,
 )
-from accelerate.utils import OffloadedWeightsLoader
+from accelerate.utils import OffloadedWeightsLoader, modeling
 
 DEVICE_MAP = read_json("device_map.json")
 MAIN: Any = "cpu" if ON_CPU else int(PLAN["main_device"].removeprefix("gpu:"))
@@ -46,7 +46,17 @@ def load(checkpoint: str, offload_folder: str) -> Any:
         dispatch_again(model, on_cpu)
     for name, device in PLAN["split_blocks"].items():
         move_scratch(model.get_submodule(name), main_or(device))
+    keep_pages()
     return model.eval()
+
+
+def keep_pages() -> None:
+    """Leave the allocator what modules no longer need: the next one takes it.
+
+    Accelerate has it all unmapped for every weight that it brings, and mapping it again takes a quarter of a
+    large batch's time. When memory runs out the allocator unmaps it by itself before it gives up.
+    """
+    modeling.clear_device_cache = lambda *_, **__: None
 
 
 def move_scratch(block: Any, device: Any) -> None:
