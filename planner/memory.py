@@ -40,7 +40,7 @@ KV_HOLES_SHARE: Final = Quantity(
 )
 
 #: Layers of an offloaded cache that are on the GPU at once. During prefill the one that has just been made;
-#: afterwards the one in use, half of it twice while keys or values grow, and the next, which is being fetched.
+#: afterwards the one in use, half of it twice while it grows, and the next, which is being fetched.
 #: Source: transformers.cache_utils.Cache.update with offloading (5.23).
 OFFLOADED_KV_LAYERS: Final = {"prefill": 1.0, "decode": 2.5}
 

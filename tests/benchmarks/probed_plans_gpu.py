@@ -1,7 +1,7 @@
 """A probe of one GPU, plans from that profile alone, and benchmarks of plans and baselines under memory caps.
 
-`python tests/benchmarks/gpu_issue6.py OUT [--models opt-13b,gpt-j-6b] [--caps 16GiB,8GiB] [--only WORDS]`
-writes OUT/here.toml, OUT/rows.jsonl and OUT/summary.json and prints the summary. It runs the planner's own
+`python tests/benchmarks/probed_plans_gpu.py OUT [--models opt-13b,gpt-j-6b] [--caps 16GiB,8GiB]` writes
+OUT/here.toml, OUT/rows.jsonl and OUT/summary.json and prints the summary. It runs the planner's own
 commands from this work tree; the planner need not be installed, but msgspec, highspy, platformdirs, click,
 rich and networkx must be there beside torch, transformers and accelerate. A case that would begin after the
 time limit is left out and listed. Nothing is read from earlier runs but random weights.
