@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from importlib import metadata
+from typing import Final
 
 from planner.comparison import alternatives_to, badness, infeasible, label_of
 from planner.contenders import Contender, Field, field_of
@@ -11,8 +12,13 @@ from planner.hardware.schema import HardwareProfile
 from planner.models.traced import Model
 from planner.plan import SCHEMA_VERSION, Alternative, Placement, Plan
 from planner.request import Request
+from planner.runtimes.registry import LAWS
 from planner.search.best import Candidate
 from planner.serving.launch import GPUS_PER_HOST
+
+#: Two ways whose objective differs by less are the same as far as an estimate goes: steps are predicted
+#: within about 10 % in the median, and errors of ways on one machine go together.
+_CLOSE: Final = 1.05
 
 
 def make_plan(model: Model, profile: HardwareProfile, request: Request) -> Plan:
@@ -138,7 +144,7 @@ def _notes(model: Model, winner: Contender, field: Field, request: Request) -> t
     used = {device for device in assignment.executes if device.startswith("gpu:")}
     if len(used) > GPUS_PER_HOST:
         notes.append(f"one process drives {len(used)} GPUs here: they must be in one machine")
-    return (*notes, *_faster_elsewhere(winner, field, request))
+    return (*notes, *_faster_elsewhere(winner, field, request), *_as_good(winner, field, request))
 
 
 def _faster_elsewhere(winner: Contender, field: Field, request: Request) -> Iterator[str]:
@@ -150,6 +156,26 @@ def _faster_elsewhere(winner: Contender, field: Field, request: Request) -> Iter
     )
     for name, needs in names:
         yield f"{name} is faster and needs an environment of its own ({needs}): --runtime {name} chooses it"
+
+
+def _as_good(winner: Contender, field: Field, request: Request) -> Iterator[str]:
+    """The simplest runtime that loses by less than an estimate can tell apart."""
+    if request.runtimes is not None:
+        return
+    order = list(LAWS)
+    rank = order.index(winner.settings.runtime)
+    close = [
+        c
+        for c in field.contenders
+        if c.candidate.fits
+        and not c.too_slow
+        and order.index(c.settings.runtime) < rank
+        and badness(c, request) < _CLOSE * badness(winner, request)
+    ]
+    if close:
+        name = min(close, key=lambda c: order.index(c.settings.runtime)).settings.runtime
+        within = f"{name} is within {100 * (_CLOSE - 1):.0f} % of {winner.settings.runtime}"
+        yield f"{within}, closer than an estimate can tell, and needs less: --runtime {name} chooses it"
 
 
 def _nothing_to_price(profile: HardwareProfile, request: Request, field: Field) -> str:

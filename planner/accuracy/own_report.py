@@ -13,8 +13,8 @@ from planner.sizes import format_bytes, format_seconds
 _INTRODUCTION: Final = """\
 Rows that `planner bench` wrote, priced again by today's model with the profile of their plan; each cell is
 predicted for measured. A step is the median decode step; memory is what the fullest GPU's allocator reserved,
-its context left out. Constants of the allocator in `planner/memory.py` were set after earlier runs on an H100,
-and how an offloaded cache moves was read in transformers and checked in one. The rows of 2026-11-21 are of
+its context left out. Constants of the allocator in `planner/memory.py` were set after earlier runs on an
+H100; how an offloaded cache moves was read in transformers and checked in one. The rows of 2026-11-21 are of
 later runs, and nothing has been set after them.
 """
 _COLUMNS: Final = (

@@ -9,6 +9,7 @@ from planner.contenders import dtypes_for
 from planner.errors import InfeasibleError, InvalidInputError
 from planner.graph.store import graph_for
 from planner.hardware.load import load
+from planner.hardware.overrides import apply
 from planner.models.resolve import resolve
 from planner.models.traced import Model
 from planner.planning import make_plan
@@ -94,6 +95,26 @@ def test_more_gpus_than_a_model_needs_in_turns_are_left_alone() -> None:
     more = make_plan(_model(), load("16xt4"), request)
     assert {one.executes for one in more.placements} == {one.executes for one in needed.placements}
     assert more.prediction.total_s == needed.prediction.total_s
+
+
+def test_a_simpler_runtime_that_is_as_good_as_an_estimate_can_tell_is_named() -> None:
+    spec = resolve("opt-13b")
+    model = Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph_for(spec))
+    profile = apply(load("8xa100-80g"), num_gpus=1, gpu_memory_bytes=8 * 2**30)
+    closest: dict[str, float] = {}
+    for batch_size in (16, 64, 256, 320):
+        plan = make_plan(model, profile, Request(batch_size=batch_size, prompt_tokens=128))
+        best = next((one for one in best_by_runtime(plan) if one.runtime == "accelerate"), None)
+        said = [note for note in plan.notes if "closer than an estimate can tell" in note]
+        if plan.runtime == "accelerate" or best is None or not best.fits:
+            assert not said
+            continue
+        ratio = (best.prefill_s + 31 * best.decode_s) / plan.prediction.total_s
+        closest[plan.runtime] = ratio
+        assert bool(said) == (ratio < 1.05)
+        if said:
+            assert "--runtime accelerate" in said[0]
+    assert closest
 
 
 def test_without_a_gpu_the_cpu_runtime_is_chosen_before_one_that_does_the_same() -> None:
