@@ -25,5 +25,5 @@ def emit(plan: Plan, graph: ModuleGraph) -> Emitted:
         needs="torch, transformers, accelerate and safetensors",
         readme=f"""`{DEVICE_MAP_FILE}` alone works as well, with
 `from_pretrained(CHECKPOINT, dtype="{plan.workload.dtype}", device_map=json.load(open("{DEVICE_MAP_FILE}")),
-offload_folder="offload")`; then host copies are not pinned.""",
+offload_folder="offload")`; then host copies are not pinned, and large batches wait for the allocator.""",
     )
