@@ -2,8 +2,8 @@
 
 A hook calls `tensor.to(device)` for each tensor of the module, waits, runs the module and puts the
 tensors back on meta. From pageable memory the driver stages the copy; from pinned memory it does not.
-From disk, each forward reads the tensor out of its safetensors file into pageable memory first. Accelerate also
-empties the allocator's cache for each tensor, which the emitted script prevents and the law does not price.
+From disk, each forward reads the tensor out of its safetensors file into pageable memory first. Accelerate
+also empties the allocator's cache for each tensor; the emitted script prevents that, and it is not priced.
 Source: accelerate.hooks.AlignDevicesHook, accelerate.utils.offload.OffloadedWeightsLoader (1.15).
 """
 
