@@ -14,7 +14,6 @@ from planner.plan import SCHEMA_VERSION, Alternative, Placement, Plan
 from planner.request import Request
 from planner.runtimes.registry import LAWS
 from planner.search.best import Candidate
-from planner.serving.launch import GPUS_PER_HOST
 
 #: Two ways whose objective differs by less are the same as far as an estimate goes: steps are predicted
 #: within about 10 % in the median, and errors of ways on one machine go together.
@@ -142,7 +141,7 @@ def _notes(model: Model, winner: Contender, field: Field, request: Request) -> t
             "the GPU instead, which is slower and needs their KV cache there"
         )
     used = {device for device in assignment.executes if device.startswith("gpu:")}
-    if len(used) > GPUS_PER_HOST:
+    if len(used) > winner.candidate.problem.profile.host_gpus:
         notes.append(f"one process drives {len(used)} GPUs here: they must be in one machine")
     return (*notes, *_faster_elsewhere(winner, field, request), *_as_good(winner, field, request))
 

@@ -1,10 +1,13 @@
 """What a machine is, as far as a plan cares: capacities, rates and links, each with a source."""
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from planner.sources import Quantity
+
+#: GPUs of one host where a machine's file says nothing: the most of any machine among the profiles.
+DEFAULT_GPUS_PER_HOST: Final = 8
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -102,7 +105,8 @@ class HardwareProfile(_Strict, frozen=True, kw_only=True):
     Attributes:
         name: what people type, as in `v100-16g` or `p4d.24xlarge`.
         description: one line.
-        num_gpus: GPUs of the kind `gpu`; 0 when the machine has none.
+        num_gpus: GPUs of the kind `gpu`; 0 when the machine has none. More than `host_gpus` are in several
+            hosts.
         gpu: one of them, or None.
         host: the CPU side.
         host_to_device, device_to_host: each GPU's link, or None without GPUs.
@@ -110,6 +114,8 @@ class HardwareProfile(_Strict, frozen=True, kw_only=True):
         fabric: what sums over all GPUs run over, or None.
         disk: local NVMe, or None.
         usd_per_hour: on-demand price with its date in the note, or None.
+        gpus_per_host: the most GPUs of one host, as the machine's file states it; readers take `host_gpus`.
+            Unset rather than None: a plan's file then has no key for a machine that says nothing.
     """
 
     name: str
@@ -123,10 +129,13 @@ class HardwareProfile(_Strict, frozen=True, kw_only=True):
     disk: Disk | None = None
     usd_per_hour: Quantity | None = None
     fabric: Fabric | None = None
+    gpus_per_host: int | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         if self.num_gpus < 0:
             raise ValueError(f"num_gpus must not be negative, not {self.num_gpus}")
+        if self.host_gpus < 1:
+            raise ValueError(f"gpus_per_host must be at least 1, not {self.host_gpus}")
         has_gpus = self.num_gpus > 0
         for part, name in (
             (self.gpu, "gpu"),
@@ -137,3 +146,9 @@ class HardwareProfile(_Strict, frozen=True, kw_only=True):
                 raise ValueError(f"profile {self.name!r} has {self.num_gpus} GPUs but no {name}")
         if self.num_gpus > 1 and self.peer is None:
             raise ValueError(f"profile {self.name!r} has {self.num_gpus} GPUs but no peer link")
+
+    @property
+    def host_gpus(self) -> int:
+        """The most GPUs of one host: what is stated, or `DEFAULT_GPUS_PER_HOST`."""
+        stated = self.gpus_per_host
+        return DEFAULT_GPUS_PER_HOST if isinstance(stated, msgspec.UnsetType) else stated

@@ -21,7 +21,6 @@ from planner.graph.schema import ModuleGraph
 from planner.models.shipped import hub_id, shipped_name
 from planner.plan import Plan
 from planner.runtimes.base import Emitted
-from planner.serving.launch import GPUS_PER_HOST
 from planner.serving.properties import encode
 
 IMAGE: Final = "deepjavalibrary/djl-serving:0.36.0"
@@ -120,10 +119,11 @@ def _check(plan: Plan) -> None:
         raise InvalidInputError(
             "DJL Serving starts several ranks on GPUs only, and the plan's are on the CPU"
         )
-    if plan.num_ranks > GPUS_PER_HOST:
+    most = plan.hardware.host_gpus
+    if plan.num_ranks > most:
         raise InvalidInputError(
             f"the plan has {plan.num_ranks} ranks, and the files for DJL Serving are for one host; plan for "
-            f"at most {GPUS_PER_HOST} GPUs, or start generate.py on several hosts"
+            f"at most {most} GPUs, or start generate.py on several hosts"
         )
 
 

@@ -7,14 +7,11 @@ from planner.errors import InvalidInputError
 from planner.plan import Plan
 from planner.runtimes.base import Emitted
 
-#: The most GPUs of any machine in this project's tables. A plan of more ranks spans hosts.
-GPUS_PER_HOST: Final = 8
-
 HOSTFILE: Final = "hostfile"
 _PORT: Final = 29500
 
 
-def num_hosts(num_ranks: int, gpus_per_host: int = GPUS_PER_HOST) -> int:
+def num_hosts(num_ranks: int, gpus_per_host: int) -> int:
     """Hosts that so many ranks need, every one with as many.
 
     Raises:
@@ -49,13 +46,13 @@ def torchrun_line(first: str, hosts: int, slots: int) -> str:
     )
 
 
-def across_hosts(emitted: Emitted, plan: Plan, gpus_per_host: int = GPUS_PER_HOST) -> Emitted:
-    """The runtime's files with what starts them on several hosts, when the plan's ranks need several.
+def across_hosts(emitted: Emitted, plan: Plan) -> Emitted:
+    """The runtime's files with what starts them on several hosts, when the ranks are more than one has GPUs.
 
     Raises:
         InvalidInputError: the ranks cannot be shared out evenly.
     """
-    hosts = num_hosts(plan.num_ranks, gpus_per_host)
+    hosts = num_hosts(plan.num_ranks, plan.hardware.host_gpus)
     if hosts == 1:
         return emitted
     slots = plan.num_ranks // hosts

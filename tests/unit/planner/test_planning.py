@@ -97,6 +97,16 @@ def test_more_gpus_than_a_model_needs_in_turns_are_left_alone() -> None:
     assert more.prediction.total_s == needed.prediction.total_s
 
 
+def test_one_process_on_more_gpus_than_a_host_has_is_told() -> None:
+    model, request = _model(), Request(runtimes=("accelerate",), batch_size=1)
+    machine = apply(load("4xt4"), gpu_memory_bytes=2**30)
+    plan = make_plan(model, machine, request)
+    assert {one.executes for one in plan.placements} == {"gpu:0", "gpu:1"}
+    assert not [note for note in plan.notes if "one process drives" in note]
+    lone = make_plan(model, msgspec.structs.replace(machine, gpus_per_host=1), request)
+    assert [note for note in lone.notes if "they must be in one machine" in note]
+
+
 def test_a_simpler_runtime_that_is_as_good_as_an_estimate_can_tell_is_named() -> None:
     spec = resolve("opt-13b")
     model = Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph_for(spec))

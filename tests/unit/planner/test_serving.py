@@ -47,6 +47,12 @@ def cut(made: Made, runtime: str, num_ranks: int, **changes: Any) -> Made:
     return plan, made[1]
 
 
+def on_hosts_of(gpus_per_host: int, plan: Plan) -> Plan:
+    """The plan on a machine that states its hosts' size."""
+    hardware = msgspec.structs.replace(plan.hardware, gpus_per_host=gpus_per_host)
+    return msgspec.structs.replace(plan, hardware=hardware)
+
+
 # -- DJL Serving ---------------------------------------------------------------------------------------
 
 
@@ -274,7 +280,17 @@ def test_two_hosts(resident: Made) -> None:
     assert launch.torchrun_line("host-1", 2, 8) in made.readme
 
 
+def test_the_machine_says_how_many_gpus_a_host_has(resident: Made) -> None:
+    plan = cut(resident, "deepspeed-tp", 8)[0]
+    small = on_hosts_of(4, plan)
+    assert launch.across_hosts(NOTHING, small).files["hostfile"] == b"host-1 slots=4\nhost-2 slots=4\n"
+    assert launch.across_hosts(NOTHING, on_hosts_of(16, cut(resident, "deepspeed-tp", 16)[0])) is NOTHING
+    assert "serving.properties" in djl.serve(NOTHING, plan, resident[1]).files
+    with pytest.raises(InvalidInputError, match="plan for at most 4 GPUs"):
+        djl.serve(NOTHING, small, resident[1])
+
+
 def test_ranks_are_shared_out_evenly() -> None:
-    assert (launch.num_hosts(12), launch.num_hosts(24), launch.num_hosts(6, 3)) == (2, 3, 2)
+    assert (launch.num_hosts(12, 8), launch.num_hosts(24, 8), launch.num_hosts(6, 3)) == (2, 3, 2)
     with pytest.raises(InvalidInputError, match=r"9 ranks cannot be shared out evenly .* plan for 16"):
-        launch.num_hosts(9)
+        launch.num_hosts(9, 8)
