@@ -54,6 +54,7 @@ def profile(
             disk=_disk(machine.disk, defaults),
             usd_per_hour=machine.usd_per_hour,
             fabric=_fabric(machine.fabric or shared.fabric, peer) if machine.num_gpus else None,
+            gpus_per_host=machine.gpus_per_host,
         )
     except ValueError as error:
         raise ProfileError(str(error)) from error
@@ -84,6 +85,7 @@ def scaled(single: HardwareProfile, num_gpus: int, name: str) -> HardwareProfile
         peer=single.peer,
         disk=single.disk,
         fabric=single.fabric,
+        gpus_per_host=single.gpus_per_host,
     )
 
 

@@ -83,6 +83,9 @@ class MachineFile(_Strict, frozen=True, kw_only=True):
         num_gpus: 0 without GPUs.
         host_to_device, device_to_host, peer, fabric: its own, before those of the named GPU's file. Without
             any fabric, PCIe at the rate of `peer`.
+        gpus_per_host: the most GPUs of one host, `schema.DEFAULT_GPUS_PER_HOST` without it; ranks on more
+            are started on several hosts. A GPU's own file says it for counts of that GPU (`16xt4`), and not
+            for machines that name the GPU.
     """
 
     description: str
@@ -95,6 +98,7 @@ class MachineFile(_Strict, frozen=True, kw_only=True):
     fabric: Fabric | None = None
     disk: DiskSpec | None = None
     usd_per_hour: Quantity | None = None
+    gpus_per_host: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class CpuFile(_Strict, frozen=True, kw_only=True):

@@ -4,10 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from planner.errors import InvalidInputError, ProfileError, UnknownNameError
+from planner.hardware.assemble import scaled
 from planner.hardware.load import load, names
+from planner.hardware.overrides import apply
+from planner.hardware.schema import HardwareProfile
 
 MACHINE = """
 description = "a test machine"
@@ -93,6 +97,26 @@ def test_a_count_scales_the_host_and_says_that_it_is_assumed() -> None:
     for quantity in (four.host.memory_bytes, *four.host.flops_per_s.values()):
         assert quantity.source == "assumed"
         assert "4 times" in quantity.note
+
+
+def test_a_file_says_how_many_gpus_a_host_has(tmp_path: Path) -> None:
+    stated = load(written(tmp_path, MACHINE.replace("num_gpus = 2", "num_gpus = 2\ngpus_per_host = 4")))
+    assert (stated.gpus_per_host, stated.host_gpus) == (4, 4)
+    assert scaled(stated, 16, "16xmine").host_gpus == 4
+    assert apply(stated, num_gpus=16).host_gpus == 4
+    # A file that says nothing means hosts of up to eight, whatever the count.
+    assert [load(name).host_gpus for name in ("t4", "16xt4", "p4d.24xlarge", "cpu-16c-64g")] == [8, 8, 8, 8]
+    with pytest.raises(ProfileError, match="gpus_per_host must be at least 1, not 0"):
+        load(written(tmp_path, MACHINE.replace("num_gpus = 2", "num_gpus = 2\ngpus_per_host = 0")))
+
+
+def test_a_profile_on_disk_has_the_size_of_its_hosts_where_it_is_stated() -> None:
+    silent = load("16xt4")
+    on_disk = msgspec.json.encode(silent)
+    assert b"gpus_per_host" not in on_disk
+    assert msgspec.json.decode(on_disk, type=HardwareProfile) == silent
+    stated = msgspec.structs.replace(silent, gpus_per_host=4)
+    assert msgspec.json.decode(msgspec.json.encode(stated), type=HardwareProfile) == stated
 
 
 def test_a_file_uses_the_gpu_it_names(tmp_path: Path) -> None:
