@@ -119,7 +119,7 @@ def _host(spec: HostSpec, cpu: CpuFile | None, defaults: Defaults) -> Host:
     if bandwidth is None or flops is None:
         raise ProfileError("name a cpu, or state memory_bandwidth_bytes_per_s and flops_per_s")
     return Host(
-        memory_bytes=_usable_memory(spec.installed_memory_bytes, defaults),
+        memory_bytes=spec.memory_bytes or _usable_memory(spec.installed_memory_bytes, defaults),
         memory_bandwidth_bytes_per_s=bandwidth,
         flops_per_s=flops,
         num_cores=spec.num_cores,

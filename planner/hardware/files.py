@@ -55,12 +55,15 @@ class HostSpec(_Strict, frozen=True, kw_only=True):
     """`schema.Host`: rates stated, or those of `num_cores` cores of a named `cpu`.
 
     Attributes:
-        installed_memory_bytes: DRAM as sold; the default reserve of kernel and system is taken off.
+        installed_memory_bytes: DRAM as sold.
+        memory_bytes: what a process may fill of it; without it, the installed less the default reserve of
+            kernel and system.
         cpu: a file in `cpus/`.
     """
 
     installed_memory_bytes: Quantity
     num_cores: int
+    memory_bytes: Quantity | None = None
     cpu: str | None = None
     memory_bandwidth_bytes_per_s: Quantity | None = None
     flops_per_s: dict[str, Quantity] | None = None
@@ -73,6 +76,11 @@ class HostSpec(_Strict, frozen=True, kw_only=True):
             raise ValueError(f"num_cores must be at least 1, not {self.num_cores}")
         if self.cpu is None and (self.memory_bandwidth_bytes_per_s is None or self.flops_per_s is None):
             raise ValueError("name a cpu, or state memory_bandwidth_bytes_per_s and flops_per_s")
+        if self.memory_bytes is not None and self.memory_bytes.value > self.installed_memory_bytes.value:
+            raise ValueError(
+                f"memory_bytes is {self.memory_bytes.value:.0f}, more than the "
+                f"{self.installed_memory_bytes.value:.0f} of installed_memory_bytes"
+            )
 
 
 class MachineFile(_Strict, frozen=True, kw_only=True):

@@ -148,6 +148,18 @@ def test_a_files_own_numbers_go_before_the_shared_ones(tmp_path: Path) -> None:
     assert profile.device_to_host == load("t4").device_to_host
 
 
+def test_memory_that_a_file_states_is_taken_as_it_is(tmp_path: Path) -> None:
+    stated = 'memory_bytes = { value = 50e9, source = "measured", note = "MemAvailable" }\n'
+    memory = load(written(tmp_path, MACHINE + stated)).host.memory_bytes
+    assert (memory.value, memory.source, memory.note) == (50e9, "measured", "MemAvailable")
+
+
+def test_more_memory_than_is_installed_is_refused(tmp_path: Path) -> None:
+    stated = 'memory_bytes = { value = 65e9, source = "assumed" }\n'
+    with pytest.raises(ProfileError, match=r"mine\.toml: key host: memory_bytes is 65000000000, more than"):
+        load(written(tmp_path, MACHINE + stated))
+
+
 def test_many_cores_share_a_sockets_channels(tmp_path: Path) -> None:
     rates = {
         cores: load(
