@@ -135,11 +135,13 @@ def test_only_the_changed_number_is_written(tmp_path: Path) -> None:
     new = rewritten(text, {PINNED: 4e10}, "calibrated on 3 rows")
     changed = [pair for pair in zip(text.splitlines(), new.splitlines(), strict=True) if pair[0] != pair[1]]
     assert len(changed) == 1
-    link = _reloaded(new, tmp_path).host_to_device
+    before, link = load(str(PROFILE_FILE)).host_to_device, _reloaded(new, tmp_path).host_to_device
+    assert before is not None
     assert link is not None
     assert link.pinned_bytes_per_s.value == 4e10
     assert link.pinned_bytes_per_s.source == "measured"
-    assert link.pinned_bytes_per_s.note.startswith("calibrated on 3 rows; before: 4.8832e+10, pinned copies")
+    old = f"{before.pinned_bytes_per_s.value:.5g}"
+    assert link.pinned_bytes_per_s.note.startswith(f"calibrated on 3 rows; before: {old}, pinned copies")
     assert rewritten(text, {}, "nothing") == text
 
 
