@@ -1,54 +1,33 @@
 """The process that measures one part: `python -m planner.probe.child PART OUT OPTIONS`.
 
-Nothing here is imported by the planner. What was found is written to OUT as JSON; OPTIONS is JSON as well.
+Nothing here is imported by the planner. What was found is written to OUT as JSON; OPTIONS is JSON as well. A
+part is a module of `parts` with a function `measure`, and imports no more than it needs.
 """
 
 import json
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from planner.probe.findings import Findings
 
+_PARTS: Final = ("collectives", "cpu", "disk", "gpu", "overheads")
+
 
 def main(part: str, out: Path, options: dict[str, Any]) -> None:
     """Measure one part and write what was found."""
+    if part not in _PARTS:
+        raise SystemExit(f"no part of a probe is called {part!r}; the parts are {', '.join(_PARTS)}")
     findings = Findings()
-    _measure(part, findings, options)
+    with findings.clocked(f"imports of {part}"):
+        module = import_module(f"planner.probe.parts.{part}")
+    module.measure(findings, **options)
     if os.environ.get("RANK", "0") == "0":
         out.write_bytes(msgspec.json.encode(findings))
-
-
-def _measure(part: str, findings: Findings, options: dict[str, Any]) -> None:
-    if part == "cpu":
-        import torch
-
-        from planner.probe.parts import cpu
-
-        torch.set_num_threads(options["num_cores"])
-        cpu.measure(findings)
-    elif part == "disk":
-        from planner.probe.parts import disk
-
-        findings.attempt("the disk", lambda found: disk.measure(found, Path(options["folder"])))
-    elif part == "overheads":
-        from planner.probe.parts import overheads
-
-        overheads.measure(findings, options["device"])
-    elif part == "gpu":
-        from planner.probe.parts import gpu, links
-
-        gpu.measure(findings, options["used_by_others_bytes"])
-        findings.attempt("links", links.measure)
-    elif part == "collectives":
-        from planner.probe.parts import collectives
-
-        collectives.measure(findings, **options)
-    else:
-        raise SystemExit(f"no part of a probe is called {part!r}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """What one part of a probe hands back, and how a measurement that fails becomes a sentence."""
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import msgspec
@@ -9,6 +11,8 @@ from planner.probe.fits import Line, Measurement
 
 #: Of an error's text, so that a sentence stays one.
 _LONGEST: Final = 200
+#: The series that says where a probe's time went.
+_SECONDS: Final = "seconds that each measurement took"
 
 
 class Findings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -29,11 +33,21 @@ class Findings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     def attempt(self, what: str, measure: Callable[["Findings"], None]) -> None:
         """Run one measurement; if it fails, what it would have found is missing, with the reason."""
         try:
-            measure(self)
+            with self.clocked(what):
+                measure(self)
         except Exception as error:  # drivers and libraries raise what they like
             first = str(error).strip().splitlines()
             said = first[0][:_LONGEST] if first else "no reason given"
             self.missing.append(f"{what} could not be measured: {type(error).__name__}: {said}")
+
+    @contextmanager
+    def clocked(self, what: str) -> Iterator[None]:
+        """Note how long something takes, as a detail."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.series.setdefault(_SECONDS, {})[what] = time.perf_counter() - start
 
     def record_line(self, path: str, line: Line, samples: Mapping[int, Sequence[float]], how: str) -> None:
         """A link's latency and rate, of which only the rate's name differs."""
@@ -46,5 +60,6 @@ class Findings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         """Take over everything of another part."""
         self.quantities.update(other.quantities)
         self.facts.update(other.facts)
-        self.series.update(other.series)
+        for name, values in other.series.items():
+            self.series.setdefault(name, {}).update(values)
         self.missing.extend(other.missing)

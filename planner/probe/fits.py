@@ -43,17 +43,24 @@ def rate(amount: float, seconds: Sequence[float], method: str) -> Measurement:
     return measured([amount / one for one in seconds], method)
 
 
-def excess(samples: Sequence[float], baseline: float, count: int, method: str) -> Measurement:
-    """What each of `count` things adds to a time of `baseline`, from the times with them.
+def excess(samples: Sequence[float], baselines: Sequence[float], count: int, method: str) -> Measurement:
+    """What each of `count` things adds, from times with and without them that were taken in turns.
+
+    Args:
+        samples: seconds with them, one for each turn.
+        baselines: seconds without them, in the same turns.
+        count: things that share the difference.
+        method: what was run, in words.
 
     Raises:
         ValueError: with them it took no longer than without.
     """
-    added = statistics.median(samples) - baseline
-    if not added > 0:
+    added = [one - other for one, other in zip(samples, baselines, strict=True)]
+    middle = statistics.median(added)
+    if not middle > 0:
         raise ValueError(f"{method}: no longer than without, so nothing can be said")
     return Measurement(
-        value=added / count, spread=_range(samples) / added, num_samples=len(samples), method=method
+        value=middle / count, spread=_range(added) / middle, num_samples=len(added), method=method
     )
 
 

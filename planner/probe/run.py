@@ -7,7 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,11 @@ TIMEOUT_S: Final = 120.0
 _CHILD: Final = "planner.probe.child"
 _QUERY: Final = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
 _SMI_S: Final = 20.0
+_VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
+_NONE: Final = frozenset({"", "-1", "NoDevFiles"})
+_READER: Final = "planner.probe.prefetch"
+#: With so few cores, reading ahead would take time from what is measured.
+_FEW_CORES: Final = 2
 
 
 def probe(
@@ -37,14 +43,17 @@ def probe(
     """
     findings = Findings()
     findings.attempt("the host's cores and memory", host.measure)
-    used = _used_gpu_bytes()
-    cores = findings.facts.get("num_cores", 1)
+    cores = int(findings.facts.get("num_cores", 1))
+    with findings.clocked("the driver's list of GPUs"):
+        used = used_gpu_bytes()
     with tempfile.TemporaryDirectory(prefix="probe-") as scratch:
         run = _Parts(findings=findings, work=Path(scratch), told=told, timeout_s=timeout_s)
-        if used is None:
+        if not used:
             findings.missing.append("no GPU is visible, so nothing about GPUs and links was measured")
         else:
-            run.part("the GPU and its links", "gpu", {"used_by_others_bytes": used[first_visible(len(used))]})
+            with _read_ahead(wanted=cores > _FEW_CORES):
+                used_by_others = used[first_visible(len(used))]
+                run.part("the GPU and its links", "gpu", {"used_by_others_bytes": used_by_others})
         has_gpu = "gpu_name" in findings.facts
         run.part("the host's own work", "overheads", {"device": "cuda" if has_gpu else "cpu"})
         run.part("the processor", "cpu", {"num_cores": cores})
@@ -52,8 +61,8 @@ def probe(
             run.part("the disk", "disk", {"folder": str(disk_folder)})
         else:
             findings.missing.append("the disk was left out, as asked")
-        num_gpus = findings.facts.get("num_gpus", 0)
-        if isinstance(num_gpus, int) and num_gpus > 1:
+        num_gpus = int(findings.facts.get("num_gpus", 0))
+        if num_gpus > 1:
             ranks = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_gpus}")
             run.part("sums over all GPUs", "collectives", {"backend": "nccl"}, launcher=ranks)
             findings.facts["fabric_kind"] = _fabric_kind()
@@ -83,31 +92,58 @@ class _Parts:
         self.seconds[what] = time.perf_counter() - start
 
 
-def _used_gpu_bytes() -> list[int] | None:
-    """Device memory in use on each visible GPU before anything is measured; None without a GPU."""
+@contextmanager
+def _read_ahead(*, wanted: bool) -> Iterator[None]:
+    """Meanwhile a child of low priority reads what the next part imports; it ends before that part begins."""
+    if not wanted:
+        yield
+        return
+    # Without a GPU in its sight it cannot take a context, whose memory would be counted.
+    sightless = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    argv = [sys.executable, "-m", _READER]
+    nowhere = subprocess.DEVNULL
+    child = subprocess.Popen(argv, stdin=nowhere, stdout=nowhere, stderr=nowhere, env=sightless)
+    try:
+        yield
+    finally:
+        child.kill()
+        child.wait()
+
+
+def used_gpu_bytes() -> list[int]:
+    """Device memory in use on each GPU before anything is measured, as the driver numbers them.
+
+    What torch sees may be fewer, and none at all; the part that measures them says so. Where the driver does
+    not answer, zeros for as many GPUs as torch sees.
+    """
+    if _hidden():
+        return []
     if shutil.which(_QUERY[0]) is None:
         return _count_by_torch()
     try:
         done = subprocess.run(_QUERY, capture_output=True, text=True, timeout=_SMI_S, check=True)
-        used = [int(line) * 2**20 for line in done.stdout.split()]
+        return [int(line) * 2**20 for line in done.stdout.split()]
     except (OSError, ValueError, subprocess.SubprocessError):
         return _count_by_torch()
-    # What torch sees may be fewer, by CUDA_VISIBLE_DEVICES; the child counts them.
-    return used and _count_by_torch() and used
+
+
+def _hidden() -> bool:
+    """Whether CUDA_VISIBLE_DEVICES lets programs see no GPU; it ends at the first entry that names none."""
+    return os.environ.get(_VISIBLE, "0").partition(",")[0].strip() in _NONE
 
 
 def first_visible(count: int) -> int:
     """Of `count` GPUs as the driver numbers them, the one that programs call the first."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
+    first = os.environ.get(_VISIBLE, "").partition(",")[0].strip()
     return int(first) if first.isdigit() and int(first) < count else 0
 
 
-def _count_by_torch() -> list[int] | None:
+def _count_by_torch() -> list[int]:
     """Zeros for as many GPUs as torch sees, asked in a process that takes no context into this one."""
     code = "import torch; print(torch.cuda.device_count())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     count = int(done.stdout) if done.returncode == 0 and done.stdout.strip().isdigit() else 0
-    return [0] * count or None
+    return [0] * count
 
 
 def _fabric_kind() -> str:

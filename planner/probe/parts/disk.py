@@ -12,9 +12,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from planner.probe.findings import Findings
 from planner.probe.fits import Measurement, measured, rate
@@ -33,25 +35,28 @@ _NOT_LOCAL: Final = frozenset({"tmpfs", "ramfs", "devtmpfs", "nfs", "nfs4", "cif
 _WAY_S: Final = 0.2
 
 
-def measure(findings: Findings, folder: Path) -> None:
+def measure(findings: Findings, folder: str) -> None:
     """Capacity, sequential read rate, latency; block sizes and queue depths as details.
+
+    A folder that cannot be written, or whose file system is in memory, on another machine or not to be read
+    past the cache, makes a sentence.
 
     Args:
         findings: filled.
         folder: on the disk in question.
-
-    Raises:
-        OSError: the folder cannot be written, or its file system cannot be read past the cache.
-        ValueError: its file system is in memory or on another machine.
     """
+    findings.attempt("the disk", lambda found: _disk(found, Path(folder)))
+
+
+def _disk(findings: Findings, folder: Path) -> None:
     kind = file_system(folder)
     if kind in _NOT_LOCAL or kind.startswith("fuse"):
         raise ValueError(f"{folder} is on {kind}, which is no local disk; name a folder that is on one")
     capacity = shutil.disk_usage(folder).free
     with _random_file(folder) as file:
-        rates = [size / seconds for size, seconds in (_sequential(file) for _ in range(3))]
+        rates = [file.num_bytes / _sequential(file) for _ in range(3)]
         findings.quantities["disk.read_bytes_per_s"] = measured(
-            rates, f"{_size(file.stat().st_size)} read in order, page cache evicted before"
+            rates, f"{_size(file.num_bytes)} read in order, page cache evicted before"
         )
         findings.quantities["disk.capacity_bytes"] = Measurement(
             value=capacity, spread=0.0, num_samples=1, method="free space of the file system"
@@ -72,36 +77,68 @@ def measure(findings: Findings, folder: Path) -> None:
         findings.series["disk read past the cache, bytes/s by block and readers"] = found
 
 
+class _File(msgspec.Struct, frozen=True, kw_only=True):
+    """An open file that has no name.
+
+    Attributes:
+        cached: a handle that reads through the page cache.
+        direct: one that reads past it.
+        num_bytes: its size.
+    """
+
+    cached: int
+    direct: int
+    num_bytes: int
+
+
 @contextmanager
-def _random_file(folder: Path) -> Iterator[Path]:
-    """A file on the disk itself, gone afterwards."""
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".probe-")
-    path = Path(name)
-    try:
-        chunk, begun = os.urandom(_CHUNK), time.perf_counter()
-        for written in range(0, FILE_BYTES, _CHUNK):
-            if written >= _LEAST_BYTES and time.perf_counter() - begun > _WRITE_S:
-                break
-            # Alike chunks could be stored once by a disk that looks for them.
-            os.write(handle, written.to_bytes(8, "little") + chunk[8:])
-            if written % (16 * _CHUNK) == 0:
-                os.fdatasync(handle)
-        os.fsync(handle)
-        yield path
-    finally:
-        os.close(handle)
-        path.unlink(missing_ok=True)
+def _random_file(folder: Path) -> Iterator[_File]:
+    """A file on the disk itself. It loses its name at once, so that nothing is left however this ends."""
+    with ExitStack() as handles:
+
+        def kept(handle: int) -> int:
+            handles.callback(os.close, handle)
+            return handle
+
+        written, name = tempfile.mkstemp(dir=folder, prefix=".probe-")
+        try:
+            kept(written)
+            cached, direct = (kept(os.open(name, os.O_RDONLY | flag)) for flag in (0, os.O_DIRECT))
+        finally:
+            os.unlink(name)
+        yield _File(cached=cached, direct=direct, num_bytes=_fill(written))
 
 
-def _sequential(file: Path) -> tuple[int, float]:
-    """Bytes and seconds of one cold read from beginning to end."""
+def _fill(handle: int) -> int:
+    """Random bytes down to the disk; how many there are."""
+    chunk, begun, num_bytes = os.urandom(_CHUNK), time.perf_counter(), 0
+    while num_bytes < FILE_BYTES:
+        if num_bytes >= _LEAST_BYTES and time.perf_counter() - begun > _WRITE_S:
+            break
+        # Alike chunks could be stored once by a disk that looks for them.
+        _write_all(handle, num_bytes.to_bytes(8, "little") + chunk[8:])
+        if num_bytes % (16 * _CHUNK) == 0:
+            os.fdatasync(handle)
+        num_bytes += _CHUNK
+    os.fsync(handle)
+    return num_bytes
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    """A disk that is nearly full takes a part first; the next write then says that it is full."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]
+
+
+def _sequential(file: _File) -> float:
+    """Seconds of one cold read from beginning to end."""
     buffer = bytearray(_CHUNK)
-    with file.open("rb", buffering=0) as stream:
-        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        start, total = time.perf_counter(), 0
-        while count := stream.readinto(buffer):
-            total += count
-        return total, time.perf_counter() - start
+    os.posix_fadvise(file.cached, 0, 0, os.POSIX_FADV_DONTNEED)
+    start = time.perf_counter()
+    for place in range(0, file.num_bytes, _CHUNK):
+        os.preadv(file.cached, [buffer], place)
+    return time.perf_counter() - start
 
 
 def file_system(folder: Path) -> str:
@@ -118,9 +155,9 @@ def file_system(folder: Path) -> str:
     return ""
 
 
-def _direct(file: Path, block: int, *, num_readers: int) -> list[float]:
+def _direct(file: _File, block: int, *, num_readers: int) -> list[float]:
     """Seconds of each read of `block` bytes at random places, `num_readers` at a time."""
-    places = file.stat().st_size // block
+    places = file.num_bytes // block
     deadline = time.perf_counter() + _WAY_S
 
     def reader(seed: int) -> list[float]:
@@ -128,14 +165,10 @@ def _direct(file: Path, block: int, *, num_readers: int) -> list[float]:
         found: list[float] = []
         # O_DIRECT wants aligned memory, which an anonymous mapping is.
         with mmap.mmap(-1, max(block, _PAGE)) as buffer:
-            handle = os.open(file, os.O_RDONLY | os.O_DIRECT)
-            try:
-                while not found or time.perf_counter() < deadline:
-                    start = time.perf_counter()
-                    os.preadv(handle, [buffer], choose.randrange(places) * block)
-                    found.append(time.perf_counter() - start)
-            finally:
-                os.close(handle)
+            while not found or time.perf_counter() < deadline:
+                start = time.perf_counter()
+                os.preadv(file.direct, [buffer], choose.randrange(places) * block)
+                found.append(time.perf_counter() - start)
         return found
 
     with ThreadPoolExecutor(num_readers) as pool:

@@ -8,6 +8,7 @@ import torch
 
 from planner.probe.findings import Findings
 from planner.probe.fits import Measurement, measured
+from planner.probe.parts import links
 
 #: Model widths whose Linears stand for the rest, and rows of a prompt's and of a decode step's products.
 _WIDTHS: Final = (4096, 5120)
@@ -22,12 +23,19 @@ _BUDGET_S: Final = 0.1
 
 
 def measure(findings: Findings, used_by_others_bytes: int = 0) -> None:
-    """Everything but the links; must run first in its process, since the context is counted.
+    """Everything and then the links; must run first in its process, since the context is counted.
 
     Args:
-        findings: filled.
+        findings: filled; with a sentence and nothing else where torch sees no GPU, whatever the driver lists.
         used_by_others_bytes: device memory in use before this process began.
     """
+    if not torch.cuda.device_count():
+        findings.missing.append(
+            f"no GPU is visible to torch {torch.__version__}, though the driver lists one, so nothing about "
+            "GPUs and links was measured; look at CUDA_VISIBLE_DEVICES, and whether this torch is built for "
+            "GPUs and for this driver"
+        )
+        return
     findings.facts["gpu_name"] = torch.cuda.get_device_name(0)
     findings.facts["num_gpus"] = torch.cuda.device_count()
     findings.attempt("what a CUDA context takes", lambda found: _context(found, used_by_others_bytes))
@@ -37,6 +45,7 @@ def measure(findings: Findings, used_by_others_bytes: int = 0) -> None:
     main = "float16" if "float16" in dtypes() else "float32"
     findings.attempt("matrix products of prompts", _prefill(main))
     findings.attempt("matrix products of decode steps", _decode(main))
+    findings.attempt("links", links.measure)
 
 
 def dtypes() -> tuple[str, ...]:

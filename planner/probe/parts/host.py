@@ -1,13 +1,14 @@
 """Cores and memory of the host, as the kernel grants them to this process. Nothing is timed."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from planner.probe.findings import Findings
 from planner.probe.fits import Measurement
+from planner.probe.parts import memory
 
-_CGROUP_LIMITS: Final = ("memory.max", "memory/memory.limit_in_bytes")
 _CGROUP_QUOTA: Final = "cpu.max"
 #: Processes that want to run, for each core, above which what is measured is not the machine's best.
 _BUSY: Final = 0.3
@@ -27,28 +28,19 @@ def measure(findings: Findings, system: Path = Path("/")) -> None:
         findings.missing.append(
             f"the machine is not idle (load {load:.1f}), so rates are lower than they could be; probe again"
         )
-    num_bytes, where = memory_bytes(system)
-    findings.quantities["host.installed_memory_bytes"] = Measurement(
-        value=num_bytes, spread=0.0, num_samples=1, method=where
-    )
+    for path, what, read in (
+        ("host.installed_memory_bytes", "the memory that is installed", memory.installed_bytes),
+        ("host.memory_bytes", "the memory that a process may fill", memory.available_bytes),
+    ):
+        findings.attempt(what, _reading(path, read, system))
 
 
-def memory_bytes(system: Path) -> tuple[int, str]:
-    """What the kernel has, or a container's limit below it, and which of the two it is."""
-    for line in (system / "proc/meminfo").read_text().splitlines():
-        if line.startswith("MemTotal:"):
-            total = int(line.split()[1]) * 1024
-            break
-    else:
-        raise ValueError("/proc/meminfo has no MemTotal")
-    limits = [
-        int(text)
-        for name in _CGROUP_LIMITS
-        for file in [system / "sys/fs/cgroup" / name]
-        if file.is_file() and (text := file.read_text().strip()).isdigit()
-    ]
-    smallest = min([total, *limits])
-    return smallest, "MemTotal of /proc/meminfo" if smallest == total else "memory limit of the control group"
+def _reading(path: str, read: Callable[[Path], tuple[int, str]], system: Path) -> Callable[[Findings], None]:
+    def run(findings: Findings) -> None:
+        value, how = read(system)
+        findings.quantities[path] = Measurement(value=value, spread=0.0, num_samples=1, method=how)
+
+    return run
 
 
 def num_cores(system: Path) -> int:

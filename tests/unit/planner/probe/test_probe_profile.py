@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from planner.errors import RuntimeFailure
+from planner.hardware.files import quantities
 from planner.hardware.load import load
 from planner.hardware.schema import HardwareProfile
 from planner.probe.findings import Findings
@@ -26,6 +27,7 @@ def findings(num_gpus: int) -> Findings:
     found = Findings(facts={"num_cores": 8, "cpu_name": 'a "quoted" name', "num_gpus": num_gpus})
     found.quantities = {
         "host.installed_memory_bytes": one(64 * 2**30),
+        "host.memory_bytes": one(60 * 2**30),
         "host.op_overhead_s": one(5e-5),
         "host.hook_overhead_s": one(2e-5),
         "host.tensor_move_overhead_s": one(4e-4),
@@ -75,6 +77,8 @@ def test_a_complete_probe_is_a_profile(num_gpus: int, tmp_path: Path) -> None:
     assert (profile.peer is not None) == (num_gpus > 1)
     assert (profile.fabric is not None) == (num_gpus > 1)
     assert profile.host.num_cores == 8
+    assert profile.host.memory_bytes.value == 60 * 2**30
+    assert {quantity.source for _, quantity in quantities(profile)} == {Source.MEASURED}
     assert profile.host.op_overhead_s.value == pytest.approx(5e-5)
     assert profile.host.op_overhead_s.source is Source.MEASURED
     assert "2026-01-02" in profile.host.op_overhead_s.note
@@ -138,6 +142,14 @@ def test_without_a_processor_there_is_no_profile() -> None:
         result_of(found)
 
 
+def test_without_a_word_of_what_is_free_a_share_of_the_memory_is_taken_off(tmp_path: Path) -> None:
+    found = findings(0)
+    del found.quantities["host.memory_bytes"]
+    memory = loaded(found, tmp_path).host.memory_bytes
+    assert 60 * 2**30 < memory.value < 64 * 2**30
+    assert memory.source is Source.ASSUMED
+
+
 def test_a_number_that_no_profile_may_hold_is_refused() -> None:
     found = findings(0)
     found.quantities["host.op_overhead_s"] = one(-1.0)
@@ -153,6 +165,7 @@ def test_a_measurement_that_fails_is_a_sentence() -> None:
         raise RuntimeError("CUDA error: the card fell off the bus\nand a page of advice")
 
     found.attempt("the GPU's memory bandwidth", broken)
+    assert list(found.series["seconds that each measurement took"]) == ["the GPU's memory bandwidth"]
     (sentence,) = found.missing
     assert sentence.startswith("the GPU's memory bandwidth could not be measured: RuntimeError: CUDA error")
     assert sentence.endswith("fell off the bus")
@@ -162,7 +175,9 @@ def test_findings_merge_and_lines_are_recorded() -> None:
     first, second = Findings(missing=["a"]), Findings(missing=["b"], facts={"num_gpus": 1})
     line = Line(latency_s=1e-5, bytes_per_s=5e10, error=0.02)
     second.record_line("host_to_device.pinned_bytes_per_s", line, {1: [1.0, 2.0], 2: [3.0]}, "copies")
+    first.series, second.series = {"times": {"a": 1.0}}, {"times": {"b": 2.0}, "rates": {"c": 3.0}}
     first.merge(second)
+    assert first.series == {"times": {"a": 1.0, "b": 2.0}, "rates": {"c": 3.0}}
     assert first.missing == ["a", "b"]
     assert first.quantities["host_to_device.pinned_bytes_per_s"].num_samples == 3
     assert first.quantities["host_to_device.pinned_bytes_per_s"].value == 5e10

@@ -1,0 +1,99 @@
+"""Host time of each tensor that Accelerate puts on a device and takes away again, besides the copy itself.
+
+Three forwards take turns: one whose layers are streamed, the same one with its layers resident, and the bare
+copies. What the first takes more than the others together is shared out among its tensors.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from accelerate import dispatch_model
+from accelerate.utils import modeling
+from safetensors.torch import save_file
+
+from planner.probe.clock import alternate
+from planner.probe.findings import Findings
+from planner.probe.fits import excess
+from planner.probe.parts import models
+
+#: The widest layer that is streamed, and the share of the GPU's memory that it may take with its copies.
+_WIDTHS: Final = (5120, 4096, 2048, 1024)
+_SHARE: Final = 0.15
+_LAYERS: Final = 3
+_BUDGET_S: Final = 1.25
+_LEAST: Final = 5
+_PREFIX: Final = "model.decoder.layers"
+
+
+@torch.no_grad()
+def from_pinned_memory(findings: Findings) -> None:
+    """Layers of real width, so that waiting for each copy to the GPU takes what it will."""
+    width = _width()
+    resident = models.opt(width, _LAYERS, "cuda", torch.float16)
+    _dispatch(resident, dict.fromkeys(models.leaves(resident), 0))
+    streamed = models.opt(width, _LAYERS, "cuda", torch.float16)
+    state = {}
+    for name, parameter in streamed.model.decoder.layers.named_parameters():
+        state[f"{_PREFIX}.{name}"] = parameter.data = parameter.data.cpu().pin_memory()
+    # As the emitted script does.
+    modeling.clear_device_cache = lambda *_, **__: None
+    _dispatch(streamed, _places(streamed, 0, "cpu", _LAYERS), main_device=0, state_dict=state)
+    ids = torch.ones(1, 1, dtype=torch.long, device="cuda")
+    steps, without, copies = alternate(
+        [lambda: streamed(ids), lambda: resident(ids), lambda: [one.to("cuda") for one in state.values()]],
+        torch.cuda.synchronize,
+        budget_s=_BUDGET_S,
+        least=_LEAST,
+    )
+    findings.quantities["host.tensor_move_overhead_s"] = excess(
+        steps,
+        [sum(both) for both in zip(without, copies, strict=True)],
+        len(state),
+        f"{_LAYERS} layers of width {width}, {len(state)} pinned tensors, beyond their copies",
+    )
+
+
+@torch.no_grad()
+def from_files(findings: Findings) -> None:
+    """Narrow layers read from files in the page cache: there is nothing to copy but what the host handles."""
+    resident, streamed = models.narrow("opt", "cpu"), models.narrow("opt", "cpu")
+    _dispatch(resident, dict.fromkeys(models.leaves(resident), "cpu"))
+    ids = torch.ones(1, 1, dtype=torch.long)
+    with tempfile.TemporaryDirectory(prefix="probe-") as scratch:
+        state = {name: one for name, one in streamed.state_dict().items() if name.startswith(_PREFIX)}
+        file = str(Path(scratch) / "layers.safetensors")
+        save_file(state, file)
+        index = {name: {"safetensors_file": file, "weight_name": name, "dtype": "float32"} for name in state}
+        places = _places(streamed, "cpu", "disk", models.LAYERS)
+        _dispatch(streamed, places, main_device="cpu", offload_index=index, offload_dir=scratch)
+        steps, without = alternate(
+            [lambda: streamed(ids), lambda: resident(ids)], budget_s=_BUDGET_S, least=_LEAST
+        )
+    findings.quantities["host.tensor_move_overhead_s"] = excess(
+        steps,
+        without,
+        len(index),
+        f"{len(index)} small tensors of files in the page cache, each fetched by Accelerate",
+    )
+
+
+def _places(model: Any, here: int | str, away: str, num_layers: int) -> dict[str, Any]:
+    """A device map whose layers are away and all else here."""
+    places: dict[str, Any] = {name: here for name in models.leaves(model) if not name.startswith(_PREFIX)}
+    return places | {f"{_PREFIX}.{index}": away for index in range(num_layers)}
+
+
+def _dispatch(model: Any, places: dict[str, Any], **options: Any) -> None:
+    """Accelerate's hooks, as emitted plans put them."""
+    dispatch_model(model, places, skip_keys="past_key_values", force_hooks=True, **options)
+
+
+def _width() -> int:
+    """The widest whose layers, resident and copied beside that, take a small share of the GPU."""
+    free, _ = torch.cuda.mem_get_info(0)
+    for width in _WIDTHS:
+        if 2 * _LAYERS * 12 * width * width * 2 < _SHARE * free:
+            return width
+    return _WIDTHS[-1]
