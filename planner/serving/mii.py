@@ -21,6 +21,7 @@ from planner.errors import InvalidInputError
 from planner.graph.schema import ModuleGraph
 from planner.plan import Plan
 from planner.runtimes.base import Emitted
+from planner.runtimes.kernel_injection.environment import DEEPSPEED, TRANSFORMERS
 
 #: Model types of `deepspeed.inference.v2.engine_factory`, 0.19.8.
 FASTGEN: Final = frozenset(
@@ -46,8 +47,6 @@ _DTYPES: Final = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 _RAGGED_TOKENS: Final = 768
 _TABLE: Final = "mii_keys.json"
 _REQUIREMENTS: Final = "requirements-mii.txt"
-#: `transformers.pipeline(framework=…)`, which legacy MII calls, is gone in transformers 5.
-_LEGACY_TRANSFORMERS: Final = "transformers==4.43.4"
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -222,9 +221,10 @@ def _script(name: str) -> bytes:
 
 
 def _requirements(reasons: Mapping[str, str | None]) -> bytes:
-    lines = [f"{table().source['package']}=={table().source['version']}", "deepspeed==0.19.8"]
+    lines = [f"{table().source['package']}=={table().source['version']}", DEEPSPEED]
     if reasons["mii.deploy"] is None:
-        lines.append(_LEGACY_TRANSFORMERS)
+        # `transformers.pipeline(framework=…)`, which legacy MII calls, is gone in transformers 5.
+        lines.append(TRANSFORMERS)
     return "".join(f"{line}\n" for line in lines).encode()
 
 

@@ -7,6 +7,7 @@ from planner.graph.schema import ModuleGraph
 from planner.plan import Plan
 from planner.runtimes.base import Emitted
 from planner.runtimes.folder import SCRIPT, script
+from planner.runtimes.kernel_injection.environment import REQUIREMENTS
 from planner.runtimes.kernel_injection.law import max_out_tokens
 from reshard.formats.injected import computed_settings
 
@@ -17,19 +18,6 @@ REQUIREMENTS_FILE: Final = "requirements.txt"
 #: projection of GPT-NeoX wrongly, and fails where a file ends between a query's and a key's projection.
 READS_ARCHIVES: Final = frozenset({"bloom"})
 
-#: The environment in which every family gave the plain model's tokens (tests/benchmarks/results/). The blocks
-#: take the arguments that models of transformers 4.43 give theirs; tokenizers and huggingface_hub follow from
-#: it. numpy 2 came after it.
-REQUIREMENTS: Final = (
-    "transformers==4.43.4",
-    "tokenizers==0.19.1",
-    "huggingface_hub<1",
-    "numpy<2",
-    "deepspeed==0.19.8",
-    "torch>=2.11,<2.12",
-    "accelerate>=1.15,<1.16",
-    "safetensors",
-)
 _WHOLE: Final = (
     "A checkpoint that is not cut is loaded whole into host memory by every rank.",
     """Of a checkpoint that is not cut, DeepSpeed reads PyTorch's archives (`pytorch_model*.bin`) one by one;

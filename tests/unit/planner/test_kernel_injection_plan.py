@@ -13,7 +13,8 @@ from planner.hardware.load import load
 from planner.models.resolve import resolve
 from planner.plan import Plan
 from planner.runtimes.base import Settings
-from planner.runtimes.kernel_injection.emit import READS_ARCHIVES, REQUIREMENTS, emit, kernels
+from planner.runtimes.kernel_injection.emit import READS_ARCHIVES, emit, kernels
+from planner.runtimes.kernel_injection.environment import REQUIREMENTS
 from planner.runtimes.kernel_injection.families import FAMILIES, num_heads, unlike
 from planner.runtimes.kernel_injection.law import LAW, workspace_bytes
 from planner.workload import Workload

@@ -14,6 +14,7 @@ from planner.hardware.load import load
 from planner.plan import Plan
 from planner.runtimes.accelerate.law import LAW as ACCELERATE
 from planner.runtimes.base import Emitted
+from planner.runtimes.kernel_injection.environment import REQUIREMENTS
 from planner.runtimes.zero_inference.emit import emit as emit_zero
 from planner.runtimes.zero_inference.law import LAW as ZERO
 from planner.serving import djl, launch, mii, properties
@@ -201,7 +202,10 @@ def test_kernel_injection_has_both_forms(resident: Made) -> None:
     assert (model["enable_deepspeed"], model["enable_zero"]) == (True, False)
     assert model["replace_with_kernel_inject"] is True
     assert (model["tensor_parallel"], model["dtype"], model["max_tokens"]) == (2, "fp16", 120)
-    assert b"transformers==4.43.4\n" in made.files["requirements-mii.txt"]
+    server, *libraries = made.files["requirements-mii.txt"].decode().splitlines()
+    assert (server, libraries) == ("deepspeed-mii==0.3.3", ["deepspeed==0.19.8", "transformers==4.43.4"])
+    # One environment holds the server and the plain script.
+    assert set(libraries) <= set(REQUIREMENTS)
 
 
 def test_auto_tp_injects_no_kernels(resident: Made) -> None:
