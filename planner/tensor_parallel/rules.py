@@ -51,7 +51,7 @@ class Rules:
 
 #: deepspeed.module_inject.layers, 0.19.8: embeddings and norms stay whole; LmHeadLinearAllreduce cuts the
 #: head along its inputs; LinearAllreduce issues product, all-reduce and bias apart.
-AUTO_TP: Final = Rules(name="deepspeed-tp", head="features", row_parallel_ops=2)
+DEEPSPEED_TP: Final = Rules(name="deepspeed-tp", head="features", row_parallel_ops=2)
 
 #: transformers 5.23: `lm_head` is `colwise_gather_output`, and `embed_tokens` `embedding_rowwise` where the
 #: base model calls its embedding so; stacked experts are `packed_colwise` and `rowwise`.

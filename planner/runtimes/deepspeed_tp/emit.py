@@ -7,7 +7,7 @@ from planner.graph.schema import ModuleGraph
 from planner.plan import Plan
 from planner.roles.policy import injection_policy
 from planner.runtimes.base import Emitted
-from planner.runtimes.deepspeed_tp.families import AUTO_TP
+from planner.runtimes.deepspeed_tp.families import AUTO_TP_MODEL_TYPES
 from planner.runtimes.folder import SCRIPT, script
 
 CONFIG_FILE: Final = "inference_config.json"
@@ -24,7 +24,7 @@ def inference_config(plan: Plan, graph: ModuleGraph) -> dict[str, Any]:
         "tensor_parallel": {"tp_size": plan.num_ranks, "tp_grain_size": 1},
         "replace_with_kernel_inject": False,
     }
-    if graph.model_type not in AUTO_TP:
+    if graph.model_type not in AUTO_TP_MODEL_TYPES:
         settings["injection_policy"] = injection_policy(graph)
     return settings
 

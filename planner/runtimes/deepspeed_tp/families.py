@@ -9,9 +9,9 @@ from planner.graph.schema import ModuleGraph, Node
 from planner.roles.policy import injection_policy, relative_name
 
 # fmt: off
-#: Families in which DeepSpeed itself finds the row-parallel Linears, and cuts fused ones as they lie. Each
+#: Model types in which DeepSpeed itself finds the row-parallel Linears, and cuts fused ones as they lie. Each
 #: was run at degrees 2 and 4 with transformers 5.23 and gave the plain model's logits.
-AUTO_TP: Final = frozenset({
+AUTO_TP_MODEL_TYPES: Final = frozenset({
     "bert", "bloom", "codegen", "falcon", "gemma2", "gemma3_text", "gpt_bigcode", "gpt_neo", "gpt_neox",
     "gptj", "llama", "mistral", "mpt", "opt", "phi", "phi3", "qwen2", "qwen3", "stablelm", "t5",
 })
@@ -29,7 +29,7 @@ def why_not(graph: ModuleGraph, degree: int) -> str | None:
     transposed = next((node for node in nodes if node.class_name == "Conv1D"), None)
     if transposed is not None:
         return f"DeepSpeed cuts Linears, and {transposed.name} of {graph.model_class} is a Conv1D"
-    if graph.model_type in AUTO_TP:
+    if graph.model_type in AUTO_TP_MODEL_TYPES:
         return _family_refusal(graph, nodes, degree)
     return _other_refusal(graph, nodes)
 

@@ -5,15 +5,15 @@ from planner.hardware.schema import HardwareProfile
 from planner.runtimes.base import Settings
 from planner.runtimes.deepspeed_tp.families import why_not
 from planner.tensor_parallel.law import TensorParallelLaw
-from planner.tensor_parallel.rules import AUTO_TP
+from planner.tensor_parallel.rules import DEEPSPEED_TP
 from planner.workload import Workload
 
 
 class DeepSpeedTensorParallelLaw(TensorParallelLaw):
     """See `planner.runtimes.base.Law`."""
 
-    name = AUTO_TP.name
-    rules = AUTO_TP
+    name = DEEPSPEED_TP.name
+    rules = DEEPSPEED_TP
 
     def why_not(
         self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings

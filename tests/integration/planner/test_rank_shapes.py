@@ -9,7 +9,7 @@ from safetensors import safe_open
 from fixtures.tiny import save
 from planner.graph.store import graph_for
 from planner.models.resolve import resolve
-from planner.tensor_parallel.rules import AUTO_TP, TRANSFORMERS_TP, Rules
+from planner.tensor_parallel.rules import DEEPSPEED_TP, TRANSFORMERS_TP, Rules
 from planner.tensor_parallel.shard import sharded
 from reshard.job import Request
 from reshard.run import reshard
@@ -50,7 +50,7 @@ def test_a_rank_of_autotp_holds_what_it_is_priced_for(family: str, tmp_path: Pat
     source = save(family, tmp_path / "whole")
     reshard(Request(source=str(source), output=tmp_path / "cut", degrees=(2,), format="safetensors"))
     stored = _stored(tmp_path / "cut", "model-rank-00-of-02*.safetensors")
-    _compare(stored, _priced(family, source, tmp_path / "cache", AUTO_TP))
+    _compare(stored, _priced(family, source, tmp_path / "cache", DEEPSPEED_TP))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])

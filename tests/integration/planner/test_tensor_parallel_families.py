@@ -16,12 +16,14 @@ from planner.graph.store import graph_for
 from planner.models.build import build
 from planner.models.resolve import resolve
 from planner.roles.policy import injection_policy
-from planner.runtimes.deepspeed_tp.families import AUTO_TP, why_not
+from planner.runtimes.deepspeed_tp.families import AUTO_TP_MODEL_TYPES, why_not
 from planner.runtimes.transformers_tp.families import PLANNED
 from tests.integration.tensor_parallel_cases import save
 
 #: Fixtures of the families that are left to DeepSpeed's own rules.
-LEFT_TO_DEEPSPEED = sorted(name for name, family in FAMILIES.items() if family.model_type in AUTO_TP)
+LEFT_TO_DEEPSPEED = sorted(
+    name for name, family in FAMILIES.items() if family.model_type in AUTO_TP_MODEL_TYPES
+)
 
 
 @pytest.mark.parametrize("family", LEFT_TO_DEEPSPEED)

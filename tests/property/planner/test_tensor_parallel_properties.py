@@ -10,10 +10,10 @@ from planner.graph.schema import ModuleGraph
 from planner.graph.store import graph_for
 from planner.models.resolve import resolve
 from planner.models.shipped import shipped_names
-from planner.tensor_parallel.rules import AUTO_TP, KERNEL_INJECTION, TRANSFORMERS_TP, Rules
+from planner.tensor_parallel.rules import DEEPSPEED_TP, KERNEL_INJECTION, TRANSFORMERS_TP, Rules
 from planner.tensor_parallel.shard import degrees, sharded
 
-RULES = st.sampled_from((AUTO_TP, TRANSFORMERS_TP, KERNEL_INJECTION))
+RULES = st.sampled_from((DEEPSPEED_TP, TRANSFORMERS_TP, KERNEL_INJECTION))
 
 
 @cache
@@ -23,7 +23,7 @@ def _graph(name: str) -> ModuleGraph:
 
 @cache
 def _rank(name: str, degree: int, rules_name: str) -> ModuleGraph:
-    rules = {r.name: r for r in (AUTO_TP, TRANSFORMERS_TP, KERNEL_INJECTION)}[rules_name]
+    rules = {r.name: r for r in (DEEPSPEED_TP, TRANSFORMERS_TP, KERNEL_INJECTION)}[rules_name]
     return sharded(_graph(name), degree, rules)
 
 

@@ -11,7 +11,7 @@ from planner.sources import Quantity, Source
 from planner.tensor_parallel.all_reduce import all_gather_s, all_reduce_s, communicator_bytes
 from planner.tensor_parallel.communication import communication_s
 from planner.tensor_parallel.law import TensorParallelLaw
-from planner.tensor_parallel.rules import AUTO_TP, KERNEL_INJECTION, TRANSFORMERS_TP, Rules
+from planner.tensor_parallel.rules import DEEPSPEED_TP, KERNEL_INJECTION, TRANSFORMERS_TP, Rules
 from planner.tensor_parallel.shard import sharded
 from planner.workload import Workload
 
@@ -54,7 +54,7 @@ def test_one_rank_sends_nothing() -> None:
     assert communicator_bytes(8, NVLINK) > communicator_bytes(8, PCIE) > 0
 
 
-@pytest.mark.parametrize("rules", [AUTO_TP, TRANSFORMERS_TP, KERNEL_INJECTION])
+@pytest.mark.parametrize("rules", [DEEPSPEED_TP, TRANSFORMERS_TP, KERNEL_INJECTION])
 def test_two_sums_a_layer_and_the_vocabularys(rules: Rules) -> None:
     graph = graph_for(resolve("llama-2-7b"))
     workload = Workload(batch_size=4, prompt_tokens=16, new_tokens=8, dtype="float16")
@@ -81,7 +81,7 @@ def test_experts_are_summed_once_a_layer() -> None:
 
 class _Law(TensorParallelLaw):
     name = "deepspeed-tp"
-    rules = AUTO_TP
+    rules = DEEPSPEED_TP
 
 
 def test_degrees_worth_pricing_are_powers_of_two_and_all() -> None:

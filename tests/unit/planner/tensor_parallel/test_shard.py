@@ -18,7 +18,7 @@ from planner.graph.schema import (
 from planner.graph.store import graph_for
 from planner.models.resolve import resolve
 from planner.tensor_parallel.fused import fused
-from planner.tensor_parallel.rules import AUTO_TP, KERNEL_INJECTION, TRANSFORMERS_TP
+from planner.tensor_parallel.rules import DEEPSPEED_TP, KERNEL_INJECTION, TRANSFORMERS_TP
 from planner.tensor_parallel.shard import degrees, refusal, sharded
 
 HIDDEN, INNER, HEADS, VOCABULARY = 64, 256, 8, 1000
@@ -121,7 +121,7 @@ def _shapes(graph: ModuleGraph, name: str) -> list[tuple[int, ...]]:
 
 
 def test_columns_lose_rows_and_bias_rows_lose_columns_and_keep_theirs() -> None:
-    rank = sharded(_graph(), 4, AUTO_TP)
+    rank = sharded(_graph(), 4, DEEPSPEED_TP)
     assert _shapes(rank, "layers.0.attention.qkv") == [(48, 64), (48,)]
     assert _shapes(rank, "layers.0.attention.out") == [(64, 16), (64,)]
     assert _shapes(rank, "layers.0.mlp.down") == [(64, 64), (64,)]
@@ -138,7 +138,7 @@ def test_a_transposed_weight_is_cut_along_its_other_dimension() -> None:
         else n
         for n in graph.nodes
     )
-    rank = sharded(msgspec.structs.replace(graph, nodes=nodes), 4, AUTO_TP)
+    rank = sharded(msgspec.structs.replace(graph, nodes=nodes), 4, DEEPSPEED_TP)
     assert _shapes(rank, "layers.0.attention.qkv") == [(64, 48)]
     assert _shapes(rank, "layers.0.attention.out") == [(16, 64)]
 
@@ -153,13 +153,13 @@ def test_what_is_cut_in_part_keeps_the_rest() -> None:
         else n
         for n in graph.nodes
     )
-    rank = sharded(msgspec.structs.replace(graph, nodes=nodes), 4, AUTO_TP)
+    rank = sharded(msgspec.structs.replace(graph, nodes=nodes), 4, DEEPSPEED_TP)
     assert _shapes(rank, "layers.0.attention.qkv") == [(32, 64)]
     assert _node(rank, "layers.0.attention").kv == KvCost(per_token=4.0 * HIDDEN)
 
 
 def test_operations_cache_and_traffic_of_a_rank() -> None:
-    rank = sharded(_graph(), 4, AUTO_TP)
+    rank = sharded(_graph(), 4, DEEPSPEED_TP)
     attention = _node(rank, "layers.0.attention")
     assert attention.kv == KvCost(per_token=HIDDEN)
     assert attention.costs["2"].prefill.flops == Poly(bp=2.0 * HIDDEN)
@@ -180,7 +180,7 @@ def test_operations_cache_and_traffic_of_a_rank() -> None:
 
 
 def test_what_exceeds_the_norms_peak_is_divided() -> None:
-    rank = sharded(_graph(), 4, AUTO_TP)
+    rank = sharded(_graph(), 4, DEEPSPEED_TP)
     # The norms keep 6 · HIDDEN alive; the activation function 4 · INNER more, which exist in shares.
     expected = 6.0 * HIDDEN + 4.0 * INNER / 4
     assert _node(rank, "layers.0.mlp.act").costs["2"].prefill.peak_bytes == (Poly(bp=expected),)
@@ -189,7 +189,7 @@ def test_what_exceeds_the_norms_peak_is_divided() -> None:
 
 def test_the_vocabulary_is_cut_as_each_runtime_does() -> None:
     graph = _graph()
-    deepspeed = sharded(graph, 4, AUTO_TP)
+    deepspeed = sharded(graph, 4, DEEPSPEED_TP)
     assert _shapes(deepspeed, "head") == [(VOCABULARY, 16)]
     assert _shapes(deepspeed, "embed_tokens") == [(VOCABULARY, HIDDEN)]
     assert deepspeed.ties == ()  # Cut and whole are two tensors.
@@ -202,7 +202,7 @@ def test_the_vocabulary_is_cut_as_each_runtime_does() -> None:
 def test_stacked_experts_are_cut_by_transformers_and_whole_elsewhere() -> None:
     graph = graph_for(resolve("mixtral-8x7b"))
     name = "model.layers.0.mlp.experts"
-    assert _shapes(sharded(graph, 8, AUTO_TP), name) == [(8, 28672, 4096), (8, 4096, 14336)]
+    assert _shapes(sharded(graph, 8, DEEPSPEED_TP), name) == [(8, 28672, 4096), (8, 4096, 14336)]
     assert _shapes(sharded(graph, 8, TRANSFORMERS_TP), name) == [(8, 3584, 4096), (8, 4096, 1792)]
 
 
@@ -214,7 +214,7 @@ def test_degrees_divide_every_number_of_groups() -> None:
     with pytest.raises(
         InvalidInputError, match=r"8 groups .* layers.0.attention.out .* 3 ranks; 2, 4, 8 work"
     ):
-        sharded(graph, 3, AUTO_TP)
+        sharded(graph, 3, DEEPSPEED_TP)
 
 
 def test_a_model_without_roles_is_not_cut() -> None:
@@ -225,7 +225,7 @@ def test_a_model_without_roles_is_not_cut() -> None:
 
 
 def test_one_rank_is_the_whole_model() -> None:
-    assert sharded(_graph(), 1, AUTO_TP) == _graph()
+    assert sharded(_graph(), 1, DEEPSPEED_TP) == _graph()
 
 
 def test_fused_blocks_issue_few_operations() -> None:
