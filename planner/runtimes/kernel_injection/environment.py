@@ -1,8 +1,8 @@
 """The packages that DeepSpeed's kernels run beside. Servers of such plans take the same two pins from here.
 
-Every family gave the plain model's tokens with them (tests/benchmarks/results/). The blocks take the arguments
-that models of transformers 4.43 give theirs; tokenizers and huggingface_hub follow from it. numpy 2 came after
-it.
+Every family gave the plain model's tokens with them (tests/benchmarks/results/). The blocks take the
+arguments that models of transformers 4.43 give theirs; tokenizers and huggingface_hub follow from it. numpy 2
+came after it.
 """
 
 from typing import Final
