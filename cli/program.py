@@ -52,11 +52,22 @@ def _sentence(name: str, error: BaseException, *, debug: bool) -> str:
 
 
 def _report_usage(name: str, error: click.ClickException, *, as_json: bool) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return _report_no_command(name, error, as_json=as_json)
     context = error.ctx if isinstance(error, click.UsageError) else None
     if context is not None and not as_json:
         click.echo(context.get_usage(), err=True)
     hint = f" See: {context.command_path} --help" if context is not None else ""
     return _report(name, error, error.format_message() + hint, ExitCode.USAGE, as_json=as_json)
+
+
+def _report_no_command(name: str, error: click.UsageError, *, as_json: bool) -> int:
+    """A group without a subcommand shows its help, whose first line is the usage already."""
+    path = error.ctx.command_path if error.ctx is not None else name
+    if not as_json:
+        click.echo(error.format_message(), err=True)
+    sentence = f"{path} needs a command. See: {path} --help"
+    return _report(name, error, sentence, ExitCode.USAGE, as_json=as_json)
 
 
 def _report(name: str, error: BaseException, sentence: str, code: ExitCode, *, as_json: bool) -> int:

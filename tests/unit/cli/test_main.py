@@ -44,6 +44,18 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("planner ")
 
 
+@pytest.mark.parametrize("arguments", [[], ["hardware"], ["models"]])
+def test_a_group_without_a_command_shows_its_help_once(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main.run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("Usage:") == 1
+    path = " ".join(["planner", *arguments])
+    assert err.endswith(f"planner: {path} needs a command. See: {path} --help\n")
+
+
 def test_a_planner_error_is_a_sentence(raises: Raise, capsys: pytest.CaptureFixture[str]) -> None:
     raises(UnknownNameError("unknown hardware profile 'x'"))
     assert cli.main.run(["hardware"]) == 3
