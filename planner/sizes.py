@@ -105,6 +105,11 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def format_dollars(dollars: float) -> str:
+    """An amount without its sign: cents from a dollar on, three digits below, as in `11.18` or `0.00439`."""
+    return f"{dollars:,.2f}" if dollars >= 1 or dollars <= 0 else f"{dollars:#.3g}"
+
+
 def format_by_unit(name: str, number: float, *, plain: str = "g") -> str:
     """A number in the unit that its field's name ends in, as `memory_bytes`; `plain` formats one of none."""
     if "flops_per_s" in name:

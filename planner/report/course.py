@@ -1,18 +1,21 @@
 """One decode step as it passes, and the batches beside the chosen one: what a report draws. Pure."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
-from planner.evaluate import is_hooked, objective_s, time, unit_time
+from planner.breakdown import TimeBreakdown
+from planner.evaluate import hops_s, is_hooked, objective_s, time, unit_time
 from planner.graph.network import placement_units
 from planner.pricing import price
-from planner.problem import Problem
+from planner.problem import CPU, Problem
 from planner.search.best import Candidate, best_placement
 from planner.units import chain_of
 
 #: What happens in a step, each on a line of its own.
-LANES: Final = ("copy", "compute", "host")
+LANES: Final = ("copy", "compute", "host", "exchange")
+#: Work of modules outside every unit, which the model does around them.
+OUTSIDE: Final = "outside the blocks"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +23,7 @@ class Span:
     """Something that happens without a pause.
 
     Attributes:
-        lane: one of `LANES`.
+        lane: one of `LANES`; `exchange` is between GPUs.
         unit: the block or module that it belongs to.
         start_s, seconds: from the step's beginning.
     """
@@ -46,33 +49,94 @@ class BatchPoint:
     tokens_per_s: float
 
 
+@dataclass(slots=True)
+class _Course:
+    """A step as it is laid out: what has happened until now, and copies that still run ahead.
+
+    The host waits for the copies that it has started, so they pause while it works. The cost model says the
+    same: the host's own work comes on top of the longer of copies and compute.
+
+    Attributes:
+        ahead: (unit, seconds left) of weights that have not been copied yet, where copies run ahead.
+    """
+
+    ahead: list[tuple[str, float]]
+    now_s: float = 0.0
+    found: list[Span] = field(default_factory=list)
+
+    def run(self, lane: str, unit: str, seconds: float) -> None:
+        """Something that nothing else happens beside."""
+        if seconds > 0:
+            self.found.append(Span(lane=lane, unit=unit, start_s=self.now_s, seconds=seconds))
+            self.now_s += seconds
+
+    def compute(self, unit: str, seconds: float) -> None:
+        """Work of the device, while copies run ahead."""
+        start = self.now_s
+        self.run("compute", unit, seconds)
+        while self.ahead and start < self.now_s:
+            start += self._copy(start, self.now_s - start)
+
+    def fetch(self, unit: str) -> None:
+        """Wait until all weights up to this unit's have been copied."""
+        while any(name == unit for name, _ in self.ahead):
+            self.now_s += self._copy(self.now_s, float("inf"))
+
+    def _copy(self, start_s: float, at_most_s: float) -> float:
+        unit, left = self.ahead.pop(0)
+        seconds = min(left, at_most_s)
+        if left > seconds:
+            self.ahead.insert(0, (unit, left - seconds))
+        self.found.append(Span(lane="copy", unit=unit, start_s=start_s, seconds=seconds))
+        return seconds
+
+
 def spans(candidate: Candidate) -> tuple[Span, ...]:
     """One decode step of a placement (or its prefill, where nothing is decoded), unit by unit.
 
-    A runtime that waits for each copy does one thing after another; one that overlaps copies ahead.
+    A runtime that waits for each copy does one thing after another, so that the last span ends when the
+    predicted step does. One that overlaps copies ahead; it ends no earlier than predicted.
     """
     problem, assignment = candidate.problem, candidate.assignment
     phase = "decode" if problem.num_decode_steps else "prefill"
     hooked = is_hooked(problem.law, assignment)
-    found: list[Span] = []
-    now = copied = 0.0
-    for unit, executes, lives in zip(problem.units, assignment.executes, assignment.lives, strict=True):
-        part = unit_time(problem, unit, executes, lives, phase, hooked=hooked)
-        copy_s = part.weight_movement + part.kv_movement + part.communication
-        start = copied if problem.settings.overlaps else now
-        copied = start + copy_s
-        now = max(now, copied)
-        lanes = (("copy", start, copy_s), ("host", now, part.host_overhead))
-        found += [_span(lane, unit.unit.name, at, seconds) for lane, at, seconds in lanes if seconds > 0]
-        now += part.host_overhead
-        if part.compute > 0:
-            found.append(_span("compute", unit.unit.name, now, part.compute))
-        now += part.compute
-    return tuple(found)
+    parts = [
+        unit_time(problem, unit, executes, lives, phase, hooked=hooked)
+        for unit, executes, lives in zip(problem.units, assignment.executes, assignment.lives, strict=True)
+    ]
+    names = [unit.unit.name for unit in problem.units]
+    moved = list(zip(names, (part.weight_movement for part in parts), strict=True))
+    overlaps = problem.settings.overlaps
+    course = _Course(ahead=[one for one in moved if one[1] > 0] if overlaps else [])
+    _lay(course, OUTSIDE, problem.glue[phase].time(hooked=False))
+    exchanges = _exchanges(problem, assignment.executes, phase)
+    for name, part, exchanged in zip(names, parts, exchanges, strict=True):
+        if overlaps:
+            course.fetch(name)
+        else:
+            course.run("copy", name, part.weight_movement)
+        _lay(course, name, part)
+        course.run("exchange", name, exchanged)
+    return tuple(course.found)
 
 
-def _span(lane: str, unit: str, start_s: float, seconds: float) -> Span:
-    return Span(lane=lane, unit=unit, start_s=start_s, seconds=seconds)
+def _lay(course: _Course, unit: str, part: TimeBreakdown) -> None:
+    """All of a unit but its weights: its cache and activations come over the same link."""
+    course.run("copy", unit, part.kv_movement + part.communication)
+    course.run("host", unit, part.host_overhead)
+    course.compute(unit, part.compute)
+
+
+def _exchanges(problem: Problem, executes: Sequence[str], phase: str) -> list[float]:
+    """Seconds between GPUs after each unit: ranks' sums in every block alike, hops where the GPU changes."""
+    blocks = [unit.unit.is_block for unit in problem.units]
+    sharing = blocks if any(blocks) else [True] * len(blocks)
+    summed = problem.communication_s[phase] / max(1, sum(sharing))
+    gpus = [index for index, device in enumerate(executes) if device != CPU]
+    stops = [*(executes[index] for index in gpus), problem.settings.main]
+    hops = {index for index, device, then in zip(gpus, stops, stops[1:], strict=False) if device != then}
+    hop = hops_s(problem, tuple(executes), phase) / max(1, len(hops))
+    return [summed * shares + hop * (index in hops) for index, shares in enumerate(sharing)]
 
 
 def batches(candidate: Candidate) -> tuple[BatchPoint, ...]:

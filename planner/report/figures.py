@@ -1,8 +1,8 @@
 """The pictures of a report, drawn by matplotlib (the `plot` extra)."""
 
 import io
+import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from planner.breakdown import MemoryBreakdown, worst_by_device
@@ -17,6 +17,10 @@ _PARTS: Final = ("weights", "kv", "activations", "staging", "context", "slack")
 _COLOURS: Final = ("#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#999999")
 _GIB: Final = 2**30
 _WIDTH_INCHES: Final = 8.0
+#: Digits that fit below one of two pictures side by side.
+_LABEL_DIGITS: Final = 40
+_SEVERAL_DECADES: Final = 200
+_ONE_DECADE: Final = 8
 
 
 class Picture(NamedTuple):
@@ -60,20 +64,31 @@ def memory_picture(memory: dict[str, dict[str, MemoryBreakdown]]) -> Picture:
 
 
 def course_picture(spans: Sequence[Span], title: str) -> Picture:
-    """One step as it passes: a line for each kind of work."""
+    """One step as it passes: a line for each kind of work that there is."""
+    colours = dict(zip(LANES, _COLOURS, strict=False))
+    lanes = [lane for lane in LANES if any(span.lane == lane for span in spans)]
+    unit, per_s = _time_unit(max((span.start_s + span.seconds for span in spans), default=0.0))
 
     def draw(figure: "FigureBase") -> None:
         axes: Any = figure.subplots()
-        for index, (lane, colour) in enumerate(zip(LANES, _COLOURS, strict=False)):
-            bars = [(1e3 * s.start_s, 1e3 * s.seconds) for s in spans if s.lane == lane]
-            axes.broken_barh(bars, (index - 0.4, 0.8), facecolors=colour, edgecolors=colour, linewidth=0.4)
-        axes.set_yticks(range(len(LANES)), list(LANES))
-        axes.invert_yaxis()
+        for index, lane in enumerate(lanes):
+            bars = [(per_s * s.start_s, per_s * s.seconds) for s in spans if s.lane == lane]
+            looks = {"facecolors": colours[lane], "edgecolors": colours[lane], "linewidth": 0.4}
+            axes.broken_barh(bars, (index - 0.4, 0.8), **looks)
+        axes.set_yticks(range(len(lanes)), lanes)
+        axes.set_ylim(len(lanes) - 0.5, -0.5)
         axes.set_xlim(left=0)
-        axes.set_xlabel("milliseconds")
+        axes.set_xlabel(unit)
         axes.spines[["top", "right"]].set_visible(False)
 
-    return Picture(title, 1.9, draw)
+    return Picture(title, 1.1 + 0.25 * len(lanes), draw)
+
+
+def _time_unit(longest_s: float) -> tuple[str, float]:
+    """The unit in which a time is a small number, and how many of it a second has."""
+    if longest_s >= 1:
+        return "seconds", 1.0
+    return ("milliseconds", 1e3) if longest_s >= 1e-3 else ("microseconds", 1e6)
 
 
 def batch_picture(points: Sequence[BatchPoint], chosen: int) -> Picture:
@@ -92,15 +107,52 @@ def batch_picture(points: Sequence[BatchPoint], chosen: int) -> Picture:
             axes.plot([chosen], [mark], marker="o", color=_COLOURS[2], markersize=8, label="chosen")
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
-            axes.set_xticks(sizes, [str(size) for size in sizes])
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter("")
+            axes.set_xticks(sizes, batch_labels(sizes, chosen))
+            axes.minorticks_off()
+            plain_ticks(axes.yaxis, max(values) / min(values))
             axes.set_xlabel("batch")
             axes.set_title(title, fontsize=9)
             axes.grid(visible=True, which="major", linewidth=0.3)
         left.legend(frameon=False, fontsize=8)
 
     return Picture("Other batch sizes, run in the same way", 3.0, draw)
+
+
+def batch_labels(sizes: Sequence[int], chosen: int) -> list[str]:
+    """A label for each tick, empty where it would touch another; the chosen batch always has its own.
+
+    Args:
+        sizes: ascending; ticks stand at their logarithms.
+        chosen: one of them.
+    """
+    across = max(1.0, math.log2(sizes[-1] / sizes[0]))
+    shown = [chosen]
+    for size in reversed(sizes):
+        room = [abs(math.log2(size / other)) / across * _LABEL_DIGITS for other in shown]
+        wide = [(len(str(size)) + len(str(other))) / 2 + 1 for other in shown]
+        if all(has >= needs for has, needs in zip(room, wide, strict=True)):
+            shown.append(size)
+    return [str(size) if size in shown else "" for size in sizes]
+
+
+def plain_ticks(axis: Any, ratio: float) -> None:
+    """Plain numbers on a logarithmic axis, never fewer than two.
+
+    Args:
+        axis: of matplotlib.
+        ratio: of the largest value to the smallest: decades are enough where there are several, else 1, 2
+            and 5 of each; what spans less than that has ticks at even distances.
+    """
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    if ratio > _SEVERAL_DECADES:
+        axis.set_major_locator(LogLocator(subs=(1.0,)))
+    elif ratio > _ONE_DECADE:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    else:
+        axis.set_major_locator(MaxNLocator(nbins=5))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def svg(picture: Picture) -> str:
@@ -113,8 +165,8 @@ def svg(picture: Picture) -> str:
     return text[text.index("<svg") :]
 
 
-def save(pictures: Sequence[Picture], heading: str, path: Path) -> None:
-    """All pictures below each other in one file, `.png` or `.svg`."""
+def drawn(pictures: Sequence[Picture], heading: str, suffix: str) -> bytes:
+    """All pictures below each other as the contents of one file, `.png` or `.svg`."""
     heights = [picture.height_inches + 0.3 for picture in pictures]
     figure = _figure(sum(heights) + 0.4)
     figure.suptitle(heading, fontsize=9)
@@ -122,7 +174,9 @@ def save(pictures: Sequence[Picture], heading: str, path: Path) -> None:
     for part, picture in zip(parts[:, 0], pictures, strict=True):
         part.suptitle(picture.title, fontsize=10)
         picture.draw(part)
-    figure.savefig(path, dpi=150, format=path.suffix.removeprefix("."))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=150, format=suffix.removeprefix("."))
+    return buffer.getvalue()
 
 
 def _figure(height_inches: float) -> "Figure":

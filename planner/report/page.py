@@ -1,7 +1,5 @@
 """Writes a report: one self-contained HTML page, or its pictures as PNG or SVG."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -13,12 +11,12 @@ from planner.breakdown import PHASES
 from planner.comparison import best_by_runtime
 from planner.errors import InvalidInputError
 from planner.explain import explain
-from planner.plan import Alternative, Plan, Prediction
+from planner.plan import Alternative, Plan, Prediction, write_atomically
 from planner.report.course import batches, spans
-from planner.report.figures import Picture, batch_picture, course_picture, memory_picture, save, svg
+from planner.report.figures import Picture, batch_picture, course_picture, drawn, memory_picture, svg
 from planner.report.scatter import scatter_picture
 from planner.search.best import Candidate
-from planner.sizes import format_bytes, format_seconds
+from planner.sizes import format_bytes, format_dollars, format_seconds
 
 _SUFFIXES: Final = (".html", ".png", ".svg")
 #: Title and whether it holds numbers.
@@ -38,12 +36,15 @@ def check_path(path: Path) -> None:
     """See to it that a report can be written there, before anything is computed for it.
 
     Raises:
-        InvalidInputError: another suffix than `.html`, `.png` or `.svg`, or no such folder.
+        InvalidInputError: another suffix than `.html`, `.png` or `.svg`, a folder of that name, or none to
+            put it in.
     """
     if path.suffix not in _SUFFIXES:
         raise InvalidInputError(f"{path} is no report; give a name that ends in {', '.join(_SUFFIXES)}")
     if not path.parent.is_dir():
         raise InvalidInputError(f"{path.parent} is no folder, so {path.name} cannot be written there")
+    if path.is_dir():
+        raise InvalidInputError(f"{path} is a folder; give the name of a file for the report")
 
 
 def write_report(plan: Plan, candidate: Candidate, path: Path, row_files: Sequence[Path] = ()) -> None:
@@ -61,20 +62,22 @@ def write_report(plan: Plan, candidate: Candidate, path: Path, row_files: Sequen
     """
     check_path(path)
     pictures = [*_pictures(plan, candidate), *_measured(plan, row_files)]
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        fresh = Path(folder) / path.name
-        if path.suffix == ".html":
-            fresh.write_text(_page(plan, pictures))
-        else:
-            save(pictures, explain(plan).headline, fresh)
-        os.replace(fresh, path)
+    if path.suffix == ".html":
+        payload = _page(plan, pictures).encode()
+    else:
+        payload = drawn(pictures, explain(plan).headline, path.suffix)
+    try:
+        write_atomically(path, payload)
+    except OSError as error:
+        raise InvalidInputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _pictures(plan: Plan, candidate: Candidate) -> list[Picture]:
-    phase = "decode step" if candidate.problem.num_decode_steps else "forward"
+    phase, what = ("decode", "decode step") if candidate.problem.num_decode_steps else ("prefill", "forward")
+    takes = format_seconds(plan.prediction.time[phase].total)
     return [
         memory_picture(plan.prediction.memory),
-        course_picture(spans(candidate), f"One {phase}, as predicted"),
+        course_picture(spans(candidate), f"One {what}, as predicted: {takes}"),
         batch_picture(batches(candidate), candidate.batch_size),
     ]
 
@@ -103,16 +106,23 @@ def _page(plan: Plan, pictures: list[Picture]) -> str:
         size=format_bytes,
         pictures=[(picture.title, svg(picture)) for picture in pictures],
         sentences=[*(f"{b.sentence}." for b in explanation.bounds), explanation.nearest, *plan.notes],
-        origin=f"offload-planner {plan.tool_version}; hardware profile {plan.hardware.name}",
+        origin=f"offload-planner {plan.tool_version}; hardware profile {plan.hardware.name}{_priced(plan)}",
     )
 
 
 def _summary(prediction: Prediction) -> str:
     prefill, decode = (format_seconds(prediction.time[phase].total) for phase in PHASES)
+    phases = f"Prefill {prefill}, then {decode} a step" if prediction.time["decode"].total else prefill
     return (
-        f"Prefill {prefill}, then {decode} a step; {prediction.tokens_per_s:.3g} tokens/s; loading takes "
+        f"{phases}; {prediction.tokens_per_s:.3g} tokens/s; loading takes "
         f"{format_seconds(prediction.load_s)}. The weakest number in this is {prediction.source.value}."
     )
+
+
+def _priced(plan: Plan) -> str:
+    """The price behind the prices per token, with its date."""
+    price = plan.hardware.usd_per_hour
+    return "" if price is None else f"; ${price.value:,.2f} an hour ({price.note})"
 
 
 def _row(one: Alternative) -> tuple[str, ...]:
@@ -125,7 +135,7 @@ def _row(one: Alternative) -> tuple[str, ...]:
         format_seconds(one.prefill_s),
         format_seconds(one.decode_s) if one.decode_s else "",
         f"{one.tokens_per_s:.3g}",
-        "" if price is None else f"{price:,.2f}",
+        "" if price is None else format_dollars(price),
         format_seconds(one.load_s),
         one.reason,
     )

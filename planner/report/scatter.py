@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from planner.errors import InvalidInputError
-from planner.report.figures import Picture, save
+from planner.plan import write_atomically
+from planner.report.figures import Picture, drawn, plain_ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 _MARKS: Final = {"own": ("o", "#0072B2"), "published": ("^", "#D55E00")}
 #: The bounds that are drawn beside the diagonal, as shares.
 _BANDS: Final = (0.15, 0.30)
-_SEVERAL_DECADES: Final = 200
 
 
 class Point(NamedTuple):
@@ -63,7 +63,8 @@ def _panel(axes: Any, panel: str, points: Sequence[Point]) -> None:
     axes.set_yscale("log")
     axes.set_xlim(ends)
     axes.set_ylim(ends)
-    _ticks(axes, ends)
+    for axis in (axes.xaxis, axes.yaxis):
+        plain_ticks(axis, ends[1] / ends[0])
     axes.set_aspect("equal", adjustable="box")
     axes.set_title(panel, fontsize=9)
     axes.set_xlabel("measured")
@@ -71,25 +72,24 @@ def _panel(axes: Any, panel: str, points: Sequence[Point]) -> None:
     axes.legend(frameon=False, fontsize=7, loc="upper left")
 
 
-def _ticks(axes: Any, ends: tuple[float, float]) -> None:
-    """Plain numbers: decades where there are several, else 1, 2 and 5 of each."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+def check_picture(path: Path) -> None:
+    """See to it that a picture can be written there, before anything is computed for it.
 
-    several = ends[1] / ends[0] > _SEVERAL_DECADES
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1.0,) if several else (1.0, 2.0, 5.0)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter(NullFormatter())
+    Raises:
+        InvalidInputError: another suffix than `.png` or `.svg`, or no such folder.
+    """
+    if path.suffix not in (".png", ".svg") or not path.parent.is_dir() or path.is_dir():
+        raise InvalidInputError(f"{path} must be a .png or .svg file in a folder that is there")
 
 
 def save_scatter(points: Sequence[Point], heading: str, path: Path) -> None:
-    """Write the picture as `.png` or `.svg`.
+    """Write the picture as `.png` or `.svg`; the file appears whole or not at all.
 
     Raises:
-        InvalidInputError: another suffix, no such folder, nothing to draw, or matplotlib is missing.
+        InvalidInputError: as `check_picture`, nothing to draw, or matplotlib is missing.
     """
-    if path.suffix not in (".png", ".svg") or not path.parent.is_dir():
-        raise InvalidInputError(f"{path} must be a .png or .svg file in a folder that is there")
+    check_picture(path)
     if not points:
         raise InvalidInputError("there is no row with a measured and a predicted number to draw")
-    save([scatter_picture(points, "shaded: within 15 % and 30 %")], heading, path)
+    picture = scatter_picture(points, "shaded: within 15 % and 30 %")
+    write_atomically(path, drawn([picture], heading, path.suffix))

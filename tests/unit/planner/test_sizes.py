@@ -6,6 +6,7 @@ from planner.errors import InvalidInputError
 from planner.sizes import (
     format_bytes,
     format_count,
+    format_dollars,
     format_flops,
     format_rate,
     format_seconds,
@@ -158,3 +159,18 @@ def test_shows_seconds(seconds: float, expected: str) -> None:
 def test_brief_times_have_one_unit() -> None:
     found = [format_seconds_briefly(s) for s in (0.0924, 59.9, 60, 374.2, 46620, 1e6, float("inf"))]
     assert found == ["92.4 ms", "59.9 s", "1 min", "6.24 min", "12.9 h", "278 h", "forever"]
+
+
+@pytest.mark.parametrize(
+    "dollars, expected",
+    [
+        (1234.5, "1,234.50"),
+        (11.184, "11.18"),
+        (1.0, "1.00"),
+        (0.603, "0.603"),
+        (0.004389, "0.00439"),
+        (0, "0.00"),
+    ],
+)
+def test_small_prices_keep_their_digits(dollars: float, expected: str) -> None:
+    assert format_dollars(dollars) == expected

@@ -1,19 +1,27 @@
 """A plan as a page and as pictures."""
 
+import itertools
 import re
 from pathlib import Path
 
 import msgspec
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from fixtures.graphs import layered_graph
+from planner.accuracy.own import graph_of_model
 from planner.errors import InvalidInputError
+from planner.evaluate import time
 from planner.hardware.load import load
 from planner.models.traced import Model
 from planner.planning import choose
-from planner.report.course import batches, spans
-from planner.report.page import write_report
+from planner.report.course import BatchPoint, Span, batches, spans
+from planner.report.figures import batch_picture, course_picture
+from planner.report.page import check_path, write_report
+from planner.report.scatter import Point, save_scatter
 from planner.request import Request
+from planner.search.best import Candidate
 
 MODEL = Model(
     name="layered <b>",
@@ -24,31 +32,100 @@ MODEL = Model(
 PLAN, CANDIDATE = choose(MODEL, load("t4"), Request(batch_size=8, new_tokens=4, runtimes=("accelerate",)))
 
 
-def test_the_course_of_a_step_lasts_as_long_as_the_step() -> None:
-    found = spans(CANDIDATE)
-    assert {span.lane for span in found} == {"copy", "compute", "host"}
-    end = max(span.start_s + span.seconds for span in found)
-    # What is outside every unit (the glue) is not drawn.
-    assert end == pytest.approx(PLAN.prediction.time["decode"].total, rel=0.02)
-    for lane in ("copy", "compute", "host"):
-        mine = [span for span in found if span.lane == lane]
-        ends = [span.start_s + span.seconds for span in mine]
-        assert all(span.start_s >= before - 1e-12 for span, before in zip(mine[1:], ends, strict=False))
+def _candidate(machine: str, runtime: str) -> Candidate:
+    _, candidate = choose(MODEL, load(machine), Request(new_tokens=4, runtimes=(runtime,)))
+    return candidate
 
 
-def test_with_overlap_copies_run_ahead_of_the_work_and_no_work_before_its_copy() -> None:
-    import dataclasses
+def _end_s(candidate: Candidate) -> float:
+    return max(span.start_s + span.seconds for span in spans(candidate))
 
-    problem = dataclasses.replace(
-        CANDIDATE.problem, settings=dataclasses.replace(CANDIDATE.problem.settings, overlaps=True)
+
+@pytest.mark.parametrize(
+    "machine, runtime, lanes",
+    [
+        ("t4", "accelerate", {"copy", "compute", "host"}),
+        ("4xt4", "accelerate", {"compute", "exchange"}),
+        ("cpu-48c-384g", "cpu", {"compute", "host"}),
+    ],
+)
+def test_the_course_of_a_step_lasts_as_long_as_the_step(machine: str, runtime: str, lanes: set[str]) -> None:
+    candidate = _candidate(machine, runtime)
+    found = spans(candidate)
+    assert {span.lane for span in found} == lanes
+    predicted = time(candidate.problem, candidate.assignment)["decode"]
+    assert _end_s(candidate) == pytest.approx(predicted.total)
+    # One thing after another.
+    ends = [span.start_s + span.seconds for span in found]
+    assert all(span.start_s >= end - 1e-12 for span, end in zip(found[1:], ends, strict=False))
+
+
+def test_the_sums_of_tensor_parallel_ranks_are_drawn_in_every_block() -> None:
+    model = Model(
+        name="llama-2-13b", auto_class="causal-lm", dtype="float16", graph=graph_of_model("llama-2-13b")
     )
-    found = spans(dataclasses.replace(CANDIDATE, problem=problem))
+    _, candidate = choose(model, load("4xt4"), Request(runtimes=("deepspeed-tp",)))
+    predicted = time(candidate.problem, candidate.assignment)["decode"]
+    sums = [span for span in spans(candidate) if span.lane == "exchange"]
+    assert len(sums) == 40
+    assert sum(span.seconds for span in sums) == pytest.approx(predicted.communication)
+    assert _end_s(candidate) == pytest.approx(predicted.total)
+
+
+def test_with_overlap_copies_run_ahead_of_the_work_and_never_beside_the_host() -> None:
+    candidate = _candidate("t4", "zero-inference")
+    assert candidate.problem.settings.overlaps
+    found = spans(candidate)
     copied = {s.unit: s.start_s + s.seconds for s in found if s.lane == "copy"}
     computed = {s.unit: s.start_s for s in found if s.lane == "compute"}
     assert any(unit in computed for unit in copied)
     assert all(computed[unit] >= end - 1e-12 for unit, end in copied.items() if unit in computed)
-    plain = max(span.start_s + span.seconds for span in spans(CANDIDATE))
-    assert max(span.start_s + span.seconds for span in found) < plain
+    ends: dict[str, float] = {}
+    for span in sorted(found, key=lambda one: one.start_s):
+        assert span.start_s >= ends.get(span.lane, 0.0) - 1e-12
+        others = {"copy": ["host"], "host": ["copy", "compute"], "compute": ["host"]}[span.lane]
+        assert all(span.start_s >= ends.get(lane, 0.0) - 1e-12 for lane in others), span
+        ends[span.lane] = span.start_s + span.seconds
+    parts = time(candidate.problem, candidate.assignment)["decode"]
+    # What is copied first and computed last has nothing beside it.
+    assert parts.total <= _end_s(candidate) <= 1.03 * parts.total
+    drawn_s = sum(span.seconds for span in found if span.lane == "copy")
+    assert drawn_s == pytest.approx(parts.weight_movement + parts.compute + parts.kv_movement)
+
+
+@pytest.mark.parametrize("chosen", [1, 8, 1100, 2048])
+@pytest.mark.parametrize("growth", [1.0, 1.03, 1.2, 3.0])
+def test_every_axis_of_the_batches_can_be_read(chosen: int, growth: float) -> None:
+    """Ticks have labels, however little the values span, and no label touches the next."""
+    sizes = sorted({*(2**power for power in range(12)), chosen})
+    points = [
+        BatchPoint(batch_size=size, step_s=0.07 * growth**at, tokens_per_s=40 * growth**at)
+        for at, size in enumerate(sizes)
+    ]
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    batch_picture(points, chosen).draw(figure)
+    canvas.draw()
+    for axes in figure.axes:
+        below = [one for one in axes.get_xticklabels() if one.get_text()]
+        assert str(chosen) in [one.get_text() for one in below]
+        boxes = [one.get_window_extent() for one in below]
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+        low, high = axes.get_ylim()
+        beside = [one for one in axes.get_yticklabels() if one.get_text()]
+        assert sum(low <= one.get_position()[1] <= high for one in beside) >= (2 if growth > 1 else 1)
+
+
+def test_long_steps_are_in_seconds_and_empty_lanes_are_left_out() -> None:
+    for seconds, unit in ((80.0, "seconds"), (0.08, "milliseconds"), (8e-5, "microseconds")):
+        figure = Figure()
+        course_picture([Span(lane="compute", unit="h.0", start_s=0.0, seconds=seconds)], "a step").draw(
+            figure
+        )
+        (axes,) = figure.axes
+        assert axes.get_xlabel() == unit
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["compute"]
+        assert 70 < axes.get_xlim()[1] < 100
 
 
 def test_batches_hold_the_chosen_one_and_grow() -> None:
@@ -87,6 +164,30 @@ def test_another_suffix_and_a_missing_folder_are_refused(tmp_path: Path) -> None
         write_report(PLAN, CANDIDATE, tmp_path / "report.pdf")
     with pytest.raises(InvalidInputError, match="is no folder"):
         write_report(PLAN, CANDIDATE, tmp_path / "none" / "report.html")
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(InvalidInputError, match="is a folder"):
+        check_path(tmp_path / "report.html")
+
+
+def test_a_report_that_cannot_be_written_is_a_sentence_and_leaves_nothing() -> None:
+    with pytest.raises(InvalidInputError, match=r"cannot write /proc/report\.html: "):
+        write_report(PLAN, CANDIDATE, Path("/proc/report.html"))
+
+
+def test_a_report_replaces_another_and_leaves_no_other_file(tmp_path: Path) -> None:
+    path = tmp_path / "report.svg"
+    path.write_text("older")
+    write_report(PLAN, CANDIDATE, path)
+    assert path.read_bytes().startswith(b"<?xml")
+    save_scatter([Point("decode step, s", "own", 1.0, 1.1)], "one row", tmp_path / "rows.png")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.svg", "rows.png"]
+
+
+def test_a_priced_machine_says_of_when_its_price_is(tmp_path: Path) -> None:
+    plan, candidate = choose(MODEL, load("g5.xlarge"), Request(new_tokens=2, runtimes=("accelerate",)))
+    path = tmp_path / "report.html"
+    write_report(plan, candidate, path)
+    assert "$1.01 an hour (us-east-1, Linux, on demand, 2026-08-17)" in path.read_text()
 
 
 def test_the_plan_is_the_one_that_is_recorded() -> None:
