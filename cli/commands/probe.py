@@ -8,6 +8,7 @@ from typing import Final
 
 import click
 
+from planner.errors import InvalidInputError
 from planner.plan import write_atomically
 from planner.probe.fits import Measurement
 from planner.probe.profile import Probed, probed, to_toml
@@ -31,7 +32,12 @@ _VERSIONS: Final = ("torch", "transformers", "accelerate")
 )
 @click.option("--no-disk", is_flag=True, help="Leave the disk out: a network volume is no local NVMe.")
 @click.option(
-    "--timeout", "timeout_s", type=float, default=TIMEOUT_S, show_default=True, help="Seconds for each part."
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=TIMEOUT_S,
+    show_default=True,
+    help="Seconds for each part.",
 )
 @output_options
 def command(out: Path | None, disk: Path | None, no_disk: bool, timeout_s: float, as_json: bool) -> None:
@@ -39,6 +45,8 @@ def command(out: Path | None, disk: Path | None, no_disk: bool, timeout_s: float
 
     What cannot be measured is left out, with a sentence that says why. Nothing else should run meanwhile.
     """
+    if out is not None:
+        _check_out(out)
     folder = None if no_disk else disk or Path(tempfile.gettempdir())
     findings = probe(
         disk_folder=folder,
@@ -59,6 +67,20 @@ def command(out: Path | None, disk: Path | None, no_disk: bool, timeout_s: float
     _show(result)
     if out is not None:
         show_text(f"written: {out}")
+
+
+def _check_out(out: Path) -> None:
+    """Refuse before anything is measured what could not be written or read as a profile after a minute."""
+    if out.suffix != ".toml":
+        raise InvalidInputError(f"a profile's file ends in .toml, which {out} does not: name it {out}.toml")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise InvalidInputError(
+            f"cannot write the profile {out.name} into {out.parent}: {error.strerror}"
+        ) from error
 
 
 def _show(result: Probed) -> None:

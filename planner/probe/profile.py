@@ -12,6 +12,7 @@ from planner.probe.findings import Findings
 from planner.probe.fits import Measurement
 
 _VECTOR: Final = "cpu_vector_bytes_per_s."
+_THREAD: Final = "cpu_thread_bytes_per_s."
 #: What a machine with a GPU cannot be planned without.
 _GPU_NEEDS: Final = (
     "gpu.memory_bytes",
@@ -25,7 +26,7 @@ _GPU_NEEDS: Final = (
 )
 _PEER: Final = ("peer.pinned_bytes_per_s", "peer.pageable_bytes_per_s")
 _DISK_NEEDS: Final = ("disk.capacity_bytes", "disk.read_bytes_per_s")
-#: A dtype whose matrix-vector products read so much less than the others' is emulated.
+#: A dtype whose matrix-vector products read so much less than the others', by one thread, is emulated.
 _EMULATED: Final = 0.25
 #: The order of a profile's tables.
 _TABLES: Final = (
@@ -126,21 +127,28 @@ def _choose_cpu_rates(found: dict[str, Measurement], *, has_gpu: bool, missing: 
     Without a GPU a dtype that the processor emulates is left out: no one rate would be right for its prompts
     and its steps. Beside a GPU it stays, because plans in it are made for the GPU.
     """
-    by_dtype = {path.removeprefix(_VECTOR): one for path, one in found.items() if path.startswith(_VECTOR)}
-    _drop(found, _VECTOR)
+    by_dtype, by_thread = _taken(found, _VECTOR), _taken(found, _THREAD)
     if not by_dtype:
         _drop(found, "host.flops_per_s.")
         return
     wanted = ("bfloat16", "float32") if has_gpu else ("float32", "bfloat16")
     dtype = next((name for name in wanted if name in by_dtype), next(iter(by_dtype)))
     found["host.memory_bandwidth_bytes_per_s"] = by_dtype[dtype]
-    for name, one in by_dtype.items():
-        if one.value < _EMULATED * by_dtype[dtype].value and not has_gpu:
+    for name, one in by_thread.items():
+        if dtype in by_thread and one.value < _EMULATED * by_thread[dtype].value and not has_gpu:
             found.pop(f"host.flops_per_s.{name}", None)
             missing.append(
-                f"{name} on the processor is left out: its matrix-vector products read {one.value / 1e9:.3g} "
-                f"GB/s and those in {dtype} {by_dtype[dtype].value / 1e9:.3g}, so it is emulated"
+                f"{name} on the processor is left out: a thread's matrix-vector products read "
+                f"{one.value / 1e9:.3g} GB/s and those in {dtype} {by_thread[dtype].value / 1e9:.3g}, so it "
+                "is emulated"
             )
+
+
+def _taken(found: dict[str, Measurement], prefix: str) -> dict[str, Measurement]:
+    """What is found under a prefix, by what follows it; found no longer has it."""
+    taken = {path.removeprefix(prefix): one for path, one in found.items() if path.startswith(prefix)}
+    _drop(found, prefix)
+    return taken
 
 
 def _drop(found: dict[str, Measurement], prefix: str) -> None:

@@ -51,7 +51,7 @@ def probe(
         if not used:
             findings.missing.append("no GPU is visible, so nothing about GPUs and links was measured")
         else:
-            with _read_ahead(wanted=cores > _FEW_CORES):
+            with reading_ahead(wanted=cores > _FEW_CORES):
                 used_by_others = used[first_visible(len(used))]
                 run.part("the GPU and its links", "gpu", {"used_by_others_bytes": used_by_others})
         has_gpu = "gpu_name" in findings.facts
@@ -93,7 +93,7 @@ class _Parts:
 
 
 @contextmanager
-def _read_ahead(*, wanted: bool) -> Iterator[None]:
+def reading_ahead(*, wanted: bool) -> Iterator[None]:
     """Meanwhile a child of low priority reads what the next part imports; it ends before that part begins."""
     if not wanted:
         yield

@@ -1,7 +1,8 @@
 """Matrix products on the processor, by dtype: many rows for the rate, one row for the memory's bandwidth.
 
-Matrix-vector products of all types take turns: whether a type is emulated is told by comparing them, so they
-must meet the machine in the same state. And no type's weights stay in a cache until it is their turn again.
+Matrix-vector products of all types take turns, so that no type's weights stay in a cache until it is their
+turn again. Whether a type is emulated is told by one thread alone: threads wait for the last of them, and on
+a busy machine that one is late by more than the types differ.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from torch.nn.functional import linear
 
 from planner.probe.clock import alternate, repeat
 from planner.probe.findings import Findings
-from planner.probe.fits import rate
+from planner.probe.fits import Measurement, rate
 
 DTYPES: Final = ("float32", "bfloat16", "float16")
 #: A prompt's tokens through a Linear: enough rows that arithmetic bounds it.
@@ -31,6 +32,7 @@ def measure(findings: Findings, num_cores: int) -> None:
     for dtype in DTYPES:
         findings.attempt(f"the CPU's {dtype} matrix rate", _product(dtype, weights))
     findings.attempt("the CPU's matrix-vector rates", lambda found: _vectors(found, weights))
+    findings.attempt("one thread's matrix-vector rates", lambda found: _one_thread(found, list(weights)))
 
 
 def _product(dtype: str, weights: dict[str, list[torch.Tensor]]) -> Callable[[Findings], None]:
@@ -60,6 +62,22 @@ def _vectors(findings: Findings, weights: dict[str, list[torch.Tensor]]) -> None
             series[str(num_rows)] = found.value
             if num_rows == 1:
                 findings.quantities[f"cpu_vector_bytes_per_s.{dtype}"] = found
+
+
+def _one_thread(findings: Findings, dtypes: list[str]) -> None:
+    """The fastest of many runs, which nothing else disturbed."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    weights = {dtype: _random(_INPUTS, _INPUTS, dtype) for dtype in dtypes}
+    runs = [_reading([weight], 1, dtype) for dtype, weight in weights.items()]
+    for (dtype, weight), seconds in zip(weights.items(), alternate(runs, most=200), strict=True):
+        findings.quantities[f"cpu_thread_bytes_per_s.{dtype}"] = Measurement(
+            value=weight.nbytes / min(seconds),
+            spread=0.0,
+            num_samples=len(seconds),
+            method=f"the fastest {dtype} Linear {_INPUTS}x{_INPUTS} of one thread at one row",
+        )
+    torch.set_num_threads(num_threads)
 
 
 def _reading(weights: list[torch.Tensor], num_rows: int, dtype: str) -> Callable[[], object]:

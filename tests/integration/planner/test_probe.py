@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -16,7 +18,7 @@ from planner.hardware.files import quantities
 from planner.hardware.load import load
 from planner.plan import decode
 from planner.probe.findings import Findings
-from planner.probe.run import probe
+from planner.probe.run import probe, reading_ahead
 from planner.sources import Source
 
 
@@ -56,6 +58,14 @@ def test_the_details_are_in_the_file(here: tuple[Path, dict[str, object]]) -> No
         assert f"# {name}: " in here[0].read_text()
 
 
+def test_where_the_time_went_is_among_the_details(here: tuple[Path, dict[str, object]]) -> None:
+    series = here[1]["series"]
+    assert isinstance(series, dict)
+    seconds = series["seconds that each measurement took"]
+    named = {"imports of overheads", "host time per operation", "host time per hook", "imports of cpu"}
+    assert named <= set(seconds)
+
+
 def test_the_profile_plans(here: tuple[Path, dict[str, object]]) -> None:
     options = ["--model", "gpt2", "--hardware", str(here[0]), "--dtype", "float32", "--json"]
     result = CliRunner().invoke(plan_command, options, catch_exceptions=False)
@@ -73,6 +83,30 @@ def test_a_part_that_takes_too_long_is_left_out() -> None:
     assert set(findings.quantities) == {"host.installed_memory_bytes", "host.memory_bytes"}
 
 
+def test_an_interrupt_leaves_no_process_and_no_file(tmp_path: Path) -> None:
+    scratch, out = tmp_path / "scratch", tmp_path / "here.toml"
+    scratch.mkdir()
+    program = "import sys; from cli.main import main; sys.exit(main())"
+    command = (sys.executable, "-c", program, "probe", "--no-disk", "--out", str(out))
+    environment = {**os.environ, "TMPDIR": str(scratch), "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as child:
+        assert child.stderr is not None
+        assert child.stderr.readline() == "measuring the host's own work\n"
+        child.send_signal(signal.SIGINT)
+        words = child.stderr.read()
+    assert child.returncode == 130
+    assert words.splitlines()[-1] == "planner: Interrupted."
+    assert list(tmp_path.rglob("*")) == [scratch]
+    assert not [entry for entry in Path("/proc").glob("[0-9]*") if _has(entry, str(scratch))]
+
+
+def _has(process: Path, word: str) -> bool:
+    try:
+        return word.encode() in (process / "environ").read_bytes()
+    except OSError:
+        return False  # it has ended, or is another's
+
+
 def test_a_disk_in_memory_is_none(tmp_path: Path) -> None:
     out = tmp_path / "disk.json"
     options = json.dumps({"folder": os.path.realpath("/dev/shm")})
@@ -81,6 +115,86 @@ def test_a_disk_in_memory_is_none(tmp_path: Path) -> None:
     assert findings.quantities == {}
     (sentence,) = findings.missing
     assert "no local disk" in sentence
+
+
+def test_a_gpu_that_torch_does_not_see_is_said_and_is_none(tmp_path: Path) -> None:
+    """The driver's list does not heed CUDA_VISIBLE_DEVICES, and a torch for the CPU sees no GPU at all."""
+    out = tmp_path / "gpu.json"
+    command = (sys.executable, "-m", "planner.probe.child", "gpu", str(out), '{"used_by_others_bytes": 0}')
+    subprocess.run(command, check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    findings = msgspec.json.decode(out.read_bytes(), type=Findings)
+    assert (findings.quantities, findings.facts) == ({}, {})
+    (sentence,) = findings.missing
+    assert "no GPU is visible to torch" in sentence
+
+
+def test_a_disk_part_that_is_killed_leaves_nothing_on_the_disk(tmp_path: Path) -> None:
+    folder, options = tmp_path / "disk", json.dumps({"folder": str(tmp_path / "disk")})
+    folder.mkdir()
+    command = (sys.executable, "-m", "planner.probe.child", "disk", str(tmp_path / "disk.json"), options)
+    with subprocess.Popen(command) as child:
+        while child.poll() is None and not _holds(child.pid, folder):
+            time.sleep(0.01)
+        child.kill()
+    assert not list(folder.iterdir())
+
+
+def _holds(pid: int, folder: Path) -> bool:
+    """Whether a process has a file of this folder open."""
+    try:
+        return any(os.readlink(link).startswith(f"{folder}/") for link in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False  # the handle or the process has gone
+
+
+def test_the_child_that_reads_ahead_ends_with_what_it_runs_beside() -> None:
+    with reading_ahead(wanted=True):
+        assert len(_readers()) == 1
+    assert _readers() == []
+    with reading_ahead(wanted=False):
+        assert _readers() == []
+
+
+def _readers() -> list[int]:
+    """Children of this process that read ahead."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue  # it has ended
+        if parent == os.getpid() and b"planner.probe.prefetch" in command:
+            found.append(int(entry.name))
+    return found
+
+
+def test_the_files_that_are_read_ahead_are_those_that_an_import_opens() -> None:
+    program = """
+import sys
+opened = set()
+sys.addaudithook(lambda event, args: opened.add(str(args[0])) if event == "open" else None)
+import transformers
+from planner.probe.prefetch import model_files
+transformers.OPTForCausalLM
+ahead = {str(path) for path in model_files()}
+of_models = {name for name in opened if "/models/" in name and name.endswith(".py")}
+print(len(ahead), len(ahead & opened), len(of_models))
+"""
+    done = subprocess.run((sys.executable, "-c", program), capture_output=True, text=True, check=True)
+    ahead, both, opened = map(int, done.stdout.split())
+    assert ahead == both > 0.9 * opened > 0
+
+
+def test_reading_ahead_imports_what_the_next_part_does() -> None:
+    program = """
+import sys
+from planner.probe import prefetch
+prefetch.main()
+print("planner.probe.parts.overheads" in sys.modules, "transformers.models.opt.modeling_opt" in sys.modules)
+"""
+    done = subprocess.run((sys.executable, "-c", program), capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
 
 
 def test_sums_over_ranks_are_measured(tmp_path: Path) -> None:

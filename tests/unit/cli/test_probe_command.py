@@ -1,8 +1,12 @@
 """What `planner probe` shows of what it found."""
 
-import pytest
+from pathlib import Path
 
-from cli.commands.probe import _show
+import pytest
+from click.testing import CliRunner
+
+from cli.commands.probe import _show, command
+from planner.errors import InvalidInputError
 from planner.probe.fits import Measurement
 from planner.probe.profile import Probed
 
@@ -30,3 +34,27 @@ def test_every_number_is_shown_in_its_unit(capsys: pytest.CaptureFixture[str]) -
     for text in ("16.0 GiB", "0.812", "65.0 TFLOP/s", "12.3 GB/s", "15.0 µs", "3%", "left out, as asked"):
         assert text in shown
     assert "num_cores" not in shown
+
+
+@pytest.mark.parametrize(
+    "out, said",
+    [
+        ("here", "here.toml"),
+        ("/proc/here.toml", "cannot write the profile here.toml into /proc"),
+        ("{file}/here.toml", "cannot write the profile here.toml into {file}"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+    out: str, said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    result = CliRunner().invoke(command, ["--out", out.format(file=file)])
+    assert isinstance(result.exception, InvalidInputError)
+    assert said.format(file=file) in str(result.exception)
+    assert "measuring" not in result.output
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_timeout_is_above_zero() -> None:
+    assert CliRunner().invoke(command, ["--timeout", "0"]).exit_code == 2

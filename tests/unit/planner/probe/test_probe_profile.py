@@ -36,7 +36,10 @@ def findings(num_gpus: int) -> Findings:
         "host.flops_per_s.float16": one(3e11),
         "cpu_vector_bytes_per_s.float32": one(60e9, "by float32"),
         "cpu_vector_bytes_per_s.bfloat16": one(50e9, "by bfloat16"),
-        "cpu_vector_bytes_per_s.float16": one(4e9, "by float16"),
+        "cpu_vector_bytes_per_s.float16": one(40e9, "by float16"),
+        "cpu_thread_bytes_per_s.float32": one(12e9),
+        "cpu_thread_bytes_per_s.bfloat16": one(6e9),
+        "cpu_thread_bytes_per_s.float16": one(1e9),
         "disk.capacity_bytes": one(1e12),
         "disk.read_bytes_per_s": one(2e9),
         "disk.latency_s": one(8e-5),
@@ -127,6 +130,9 @@ def test_half_a_disk_is_none(tmp_path: Path) -> None:
 def test_an_emulated_dtype_is_left_out_where_plans_would_run_in_it(tmp_path: Path) -> None:
     without = loaded(findings(0), tmp_path)
     assert set(without.host.flops_per_s) == {"float32", "bfloat16"}
+    (sentence,) = result_of(findings(0)).missing
+    assert "float16 on the processor is left out" in sentence
+    assert "1 GB/s and those in float32 12" in sentence
     assert without.host.memory_bandwidth_bytes_per_s.note.startswith("by float32")
     beside = loaded(findings(1), tmp_path)
     assert set(beside.host.flops_per_s) == {"float32", "bfloat16", "float16"}
