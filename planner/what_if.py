@@ -13,6 +13,7 @@ from planner.plan import Plan
 from planner.planning import make_plan
 from planner.request import Request
 from planner.runtimes.registry import LAWS
+from planner.sources import Quantity
 
 _GIB = 2**30
 
@@ -26,7 +27,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
         label: the way that then wins.
         batch_size: its batch.
         decode_s, tokens_per_s: its prediction.
-        speedup: of the objective: whole call for latency, tokens per second otherwise; 1 is no change.
+        speedup: of the objective over the machine as it is: whole call for latency, tokens per second
+            otherwise; 1 is no change.
     """
 
     what: str
@@ -40,26 +42,44 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def what_if(model: Model, plan: Plan) -> tuple[Change, ...]:
-    """A GiB more of GPU memory, twice the link, and int8 weights, one at a time.
+    """A GiB more of GPU memory, twice the links, and int8 weights, one at a time.
 
-    Each is planned from scratch with the plan's lengths, dtype and objective: at its batch for latency, at
-    the best one otherwise.
+    Each is planned from scratch with the plan's lengths, dtype and objective, and compared with the machine
+    as it is, planned anew in the same way: at the plan's batch, unless the best batch was asked for.
+    """
+    request, before = _as_it_is(model, plan)
+    changes = [(what, model, profile) for what, profile in _machines(plan.hardware)]
+    if plan.weight_bits is None:
+        changes.append(("weights in int8, decoded for nothing", int8_weights(model), plan.hardware))
+    return tuple(_change(what, changed, profile, request, before) for what, changed, profile in changes)
+
+
+def _as_it_is(model: Model, plan: Plan) -> tuple[Request, Plan]:
+    """What the plan asked for, and the best plan for that without any change.
+
+    A plan does not say whether its batch was given, or kept small by a limit on the latency. If planning
+    with neither leads to another batch, then it was, and it stays: otherwise a change would gain by what
+    was ruled out.
     """
     workload = plan.workload
-    request = Request(
+    fixed = Request(
         prompt_tokens=workload.prompt_tokens,
         new_tokens=workload.new_tokens,
-        batch_size=workload.batch_size if plan.objective == "latency" else None,
+        batch_size=workload.batch_size,
         objective=plan.objective,
         dtype=workload.dtype,
         runtimes=_considered(plan),
         weight_bits=plan.weight_bits,
     )
-    changes = [
-        *((what, model, profile) for what, profile in _machines(plan.hardware)),
-        ("weights in int8, decoded for nothing", int8_weights(model), plan.hardware),
-    ]
-    return tuple(_change(what, changed, profile, request, plan) for what, changed, profile in changes)
+    free = msgspec.structs.replace(fixed, batch_size=None)
+    for request in (free, fixed) if plan.objective != "latency" else (fixed,):
+        try:
+            before = make_plan(model, plan.hardware, request)
+        except (InfeasibleError, InvalidInputError):
+            continue
+        if before.workload.batch_size == workload.batch_size:
+            return request, before
+    return fixed, plan
 
 
 def _considered(plan: Plan) -> tuple[str, ...] | None:
@@ -74,8 +94,24 @@ def _machines(profile: HardwareProfile) -> Iterator[tuple[str, HardwareProfile]]
         yield "one GiB more on each GPU", apply(profile, gpu_memory_bytes=more)
         link = profile.host_to_device.pinned_bytes_per_s.value
         yield "twice the link", apply(profile, link_bytes_per_s=2 * link)
+    if profile.num_gpus > 1 and profile.peer is not None:
+        yield "twice the links between GPUs", _with_faster_peers(profile)
     host = round(profile.host.memory_bytes.value)
     yield "twice the host memory", apply(profile, cpu_memory_bytes=2 * host)
+
+
+def _with_faster_peers(profile: HardwareProfile) -> HardwareProfile:
+    """Twice the bandwidth between GPUs, for copies and for collectives."""
+
+    def twice(quantity: Quantity) -> Quantity:
+        return msgspec.structs.replace(quantity, value=2 * quantity.value)
+
+    peer, fabric = profile.peer, profile.fabric
+    if peer is not None:
+        peer = msgspec.structs.replace(peer, pinned_bytes_per_s=twice(peer.pinned_bytes_per_s))
+    if fabric is not None:
+        fabric = msgspec.structs.replace(fabric, bus_bytes_per_s=twice(fabric.bus_bytes_per_s))
+    return msgspec.structs.replace(profile, peer=peer, fabric=fabric)
 
 
 def int8_weights(model: Model) -> Model:

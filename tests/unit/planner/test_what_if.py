@@ -1,7 +1,14 @@
 """What a little more of something would bring."""
 
+from typing import Any
+
+import msgspec
+import pytest
+
 from fixtures.graphs import layered_graph
+from planner.accuracy.own import graph_of_model
 from planner.hardware.load import load
+from planner.hardware.overrides import apply
 from planner.models.traced import Model
 from planner.planning import make_plan
 from planner.request import Request
@@ -28,6 +35,60 @@ def test_a_streamed_plan_gains_from_each_and_never_loses() -> None:
     # Most of the time goes to copying weights: half the time with twice the link, and not less than half.
     assert 1.3 < changes["twice the link"].speedup <= 2.0
     assert changes["weights in int8, decoded for nothing"].speedup > 1.5
+
+
+@pytest.mark.parametrize("limit", ["batch_size", "max_latency_s"])
+def test_a_batch_that_was_asked_for_stays(limit: str) -> None:
+    """Otherwise the best batch, which was ruled out, would be the gain of a GiB."""
+    free = Request(objective="throughput", new_tokens=4, runtimes=("accelerate",))
+    best = make_plan(MODEL, load("t4"), free).prediction
+    value = 8 if limit == "batch_size" else best.total_s / 2
+    plan = make_plan(MODEL, load("t4"), msgspec.structs.replace(free, **{limit: value}))
+    assert best.tokens_per_s > 1.2 * plan.prediction.tokens_per_s
+    changes = {change.what: change for change in what_if(MODEL, plan)}
+    assert all(change.batch_size == plan.workload.batch_size for change in changes.values())
+    assert changes["one GiB more on each GPU"].speedup < 1.2
+
+
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+def test_what_it_says_is_what_planning_for_the_changed_machine_says(objective: str) -> None:
+    """The best batch stays free where it was free."""
+    profile = load("t4")
+    request = Request(objective=objective, new_tokens=4, runtimes=("accelerate",))
+    plan = make_plan(MODEL, profile, request)
+    changes = {change.what: change for change in what_if(MODEL, plan)}
+    assert profile.gpu is not None
+    assert profile.host_to_device is not None
+    machines: dict[str, dict[str, Any]] = {
+        "one GiB more on each GPU": {"gpu_memory_bytes": round(profile.gpu.memory_bytes.value) + 2**30},
+        "twice the link": {"link_bytes_per_s": 2 * profile.host_to_device.pinned_bytes_per_s.value},
+        "twice the host memory": {"cpu_memory_bytes": 2 * round(profile.host.memory_bytes.value)},
+    }
+    # A throughput is planned at many batches: one machine is enough for it.
+    names = machines if objective == "latency" else ("twice the link",)
+    for what, change in ((name, machines[name]) for name in names):
+        found = make_plan(MODEL, apply(profile, **change), request)
+        said = changes[what]
+        assert (said.label, said.batch_size) == (found.label, found.workload.batch_size)
+        assert said.tokens_per_s == found.prediction.tokens_per_s
+        assert said.speedup == pytest.approx(found.prediction.tokens_per_s / plan.prediction.tokens_per_s)
+
+
+def test_links_between_gpus_are_a_change_where_there_are_several() -> None:
+    graph = graph_of_model("llama-2-13b")
+    model = Model(name="llama-2-13b", auto_class="causal-lm", dtype="float16", graph=graph)
+    plan = make_plan(
+        model, load("4xt4"), Request(runtimes=("deepspeed-tp",), new_tokens=4, prompt_tokens=512)
+    )
+    (change,) = [change for change in what_if(model, plan) if change.what == "twice the links between GPUs"]
+    communication = sum(part.communication for part in plan.prediction.time.values())
+    assert communication > 0
+    assert change.speedup > 1.0
+
+
+def test_weights_that_are_quantized_already_are_not_quantized_again() -> None:
+    plan = make_plan(MODEL, load("t4"), Request(runtimes=("zero-inference",), weight_bits=8, new_tokens=4))
+    assert not [change for change in what_if(MODEL, plan) if "int8" in change.what]
 
 
 def test_int8_halves_the_blocks_and_nothing_else() -> None:
