@@ -1,6 +1,7 @@
 """A plan in words: what is where and why, what bounds each phase, what lost and by how much."""
 
 from collections import Counter
+from typing import Final
 
 import msgspec
 
@@ -16,6 +17,9 @@ _BOUNDS = {
     "communication": "handing activations between devices",
     "host_overhead": "the host issuing operations and hooks",
 }
+
+#: What is longer by less than this share of the device's work does not bound it: a few small modules do that.
+_TRIFLE: Final = 0.1
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +45,7 @@ class PhaseBound(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         phase: `prefill` or `decode`.
-        part: field of the time breakdown that is largest.
+        part: field of the time breakdown that lasts longest, what happens beside it included.
         share: its share of the phase.
         sentence: in words.
     """
@@ -79,7 +83,7 @@ def explain(plan: Plan) -> Explanation:
         headline=_headline(plan),
         places=_places(plan),
         bounds=tuple(
-            bound(phase, plan.prediction.time[phase])
+            bound(phase, plan.prediction.time[phase], covers=_covers(plan))
             for phase in PHASES
             if plan.prediction.time[phase].total > 0
         ),
@@ -102,20 +106,44 @@ def _nearest(plan: Plan) -> str:
     return ""
 
 
-def bound(phase: str, time: TimeBreakdown) -> PhaseBound:
-    """What most of a phase's time goes to."""
-    part = max(_BOUNDS, key=lambda name: getattr(time, name))
-    seconds: float = getattr(time, part)
+def bound(phase: str, time: TimeBreakdown, *, covers: str | None = None) -> PhaseBound:
+    """What most of a phase's time goes to.
+
+    Args:
+        phase: `prefill` or `decode`.
+        time: its parts, which add up: a part that runs beside the device's work is what it takes longer.
+        covers: the part that does so, if any. Where it takes longer, it lasts for both: a faster device
+            would change nothing.
+    """
+    lengths: dict[str, float] = {part: getattr(time, part) for part in _BOUNDS}
+    hides = covers is not None and lengths[covers] > _TRIFLE * time.compute
+    if covers is not None and hides:
+        lengths[covers] += time.compute
+    part = max(lengths, key=lengths.__getitem__)
+    seconds = lengths[part]
     share = seconds / time.total if time.total > 0 else 0.0
+    beside = f", {format_seconds(time.compute)} of {_BOUNDS['compute']} beside it" if hides else ""
     return PhaseBound(
         phase=phase,
         part=part,
         share=share,
         sentence=(
             f"{phase} takes {format_seconds(time.total)}; {_BOUNDS[part]} is {100 * share:.0f} % of it "
-            f"({format_seconds(seconds)})"
+            f"({format_seconds(seconds)}{beside if part == covers else ''})"
         ),
     )
+
+
+def _covers(plan: Plan) -> str | None:
+    """The part of the plan's time that runs beside the device's own work.
+
+    ZeRO-Inference copies weights ahead out of pinned memory. Everywhere else the host issues operations ahead
+    of a GPU, and its time is known apart from other host work when nothing is streamed.
+    """
+    if plan.runtime == "zero-inference":
+        return "weight_movement" if plan.host_copies == "pinned" else None
+    resident = all(p.lives == p.executes and p.lives.startswith("gpu:") for p in plan.placements)
+    return "host_overhead" if resident else None
 
 
 def tightest(memory: dict[str, dict[str, MemoryBreakdown]]) -> Tightest | None:
@@ -134,9 +162,11 @@ def tightest(memory: dict[str, dict[str, MemoryBreakdown]]) -> Tightest | None:
 
 def _headline(plan: Plan) -> str:
     workload = plan.workload
+    generates = plan.model.auto_class != "masked-lm"
+    new = f" prompt and {workload.new_tokens} new" if generates else ""
     return (
         f"{plan.model.name} in {workload.dtype} on {plan.hardware.name} with {plan.runtime}: batch "
-        f"{workload.batch_size}, {workload.prompt_tokens} prompt and {workload.new_tokens} new tokens"
+        f"{workload.batch_size}, {workload.prompt_tokens}{new} tokens"
     )
 
 

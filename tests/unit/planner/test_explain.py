@@ -1,7 +1,12 @@
 """Plans in words."""
 
+import msgspec
+import pytest
+
 from fixtures.graphs import layered_graph
-from planner.explain import describe_modules, explain
+from planner.accuracy.own import graph_of_model
+from planner.breakdown import TimeBreakdown
+from planner.explain import bound, describe_modules, explain
 from planner.hardware.load import load
 from planner.models.traced import Model
 from planner.planning import make_plan
@@ -35,3 +40,57 @@ def test_it_says_where_why_what_bounds_and_what_lost() -> None:
     assert 0 <= said.tightest.free_bytes < said.tightest.capacity_bytes
     pageable = next(a for a in said.rejected if a.label == "accelerate, pageable host copies")
     assert "slower" in pageable.reason
+
+
+def test_what_runs_beside_the_device_bounds_a_phase_where_it_takes_longer() -> None:
+    """Parts add up, so compute that copies hide may look like the larger part; it is not the bound."""
+    time = TimeBreakdown(compute=1.0, weight_movement=0.5, host_overhead=0.1)
+    assert bound("decode", time).part == "compute"
+    found = bound("decode", time, covers="weight_movement")
+    assert found.part == "weight_movement"
+    assert found.share == pytest.approx(1.5 / 1.6)
+    assert (
+        "copying streamed weights is 94 % of it (1.50 s, 1.00 s of the device's own work beside"
+        in found.sentence
+    )
+    host = bound("decode", TimeBreakdown(compute=0.047, host_overhead=0.021), covers="host_overhead")
+    assert (host.part, host.share) == ("host_overhead", pytest.approx(1.0))
+    # A few small modules that the host is slower with do not bound a phase.
+    assert (
+        bound("decode", TimeBreakdown(compute=1.0, host_overhead=0.01), covers="host_overhead").part
+        == "compute"
+    )
+    assert bound("decode", TimeBreakdown(compute=1.0), covers="weight_movement").part == "compute"
+
+
+def test_a_faster_gpu_changes_nothing_where_the_host_is_said_to_bound() -> None:
+    """What the host takes beyond the kernels is its smaller part: it works while they do, too."""
+    graph = graph_of_model("gpt-j-6b")
+    model = Model(name="gpt-j-6b", auto_class="causal-lm", dtype="float16", graph=graph)
+    profile = load("a100-80g")
+    plan = make_plan(model, profile, Request(runtimes=("accelerate",)))
+    decode = next(b for b in explain(plan).bounds if b.phase == "decode")
+    assert decode.part == "host_overhead"
+    assert profile.gpu is not None
+    bandwidth = profile.gpu.memory_bandwidth_bytes_per_s
+    faster = msgspec.structs.replace(
+        profile.gpu,
+        memory_bandwidth_bytes_per_s=msgspec.structs.replace(bandwidth, value=2 * bandwidth.value),
+    )
+    again = make_plan(model, msgspec.structs.replace(profile, gpu=faster), Request(runtimes=("accelerate",)))
+    before, after = (one.prediction.time["decode"].total for one in (plan, again))
+    assert after == pytest.approx(before, rel=0.05)
+
+
+def test_copies_are_said_to_bound_zero_inference_and_a_faster_gpu_changes_little() -> None:
+    model = Model(
+        name="layered",
+        auto_class="causal-lm",
+        dtype="float16",
+        graph=layered_graph(40, hidden=5120, vocabulary=50272),
+    )
+    plan = make_plan(model, load("t4"), Request(runtimes=("zero-inference",), batch_size=4))
+    decode = next(b for b in explain(plan).bounds if b.phase == "decode")
+    time = plan.prediction.time["decode"]
+    assert decode.part == "weight_movement"
+    assert decode.share == pytest.approx((time.weight_movement + time.compute) / time.total)
