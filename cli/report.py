@@ -6,7 +6,7 @@ from planner.breakdown import PHASES, MemoryBreakdown, TimeBreakdown, worst_by_d
 from planner.comparison import best_by_runtime
 from planner.explain import Place
 from planner.plan import Alternative, Plan, Prediction
-from planner.sizes import format_bytes, format_seconds, format_seconds_briefly
+from planner.sizes import format_bytes, format_dollars, format_seconds, format_seconds_briefly
 from planner.what_if import Change
 
 from .render import Bar, Column, show_bars, show_facts, show_table, show_text
@@ -35,7 +35,7 @@ def show_prediction(prediction: Prediction) -> None:
         ("loading", format_seconds(prediction.load_s)),
     ]
     if prediction.usd_per_million_tokens is not None:
-        facts.append(("price", f"${prediction.usd_per_million_tokens:,.2f} per million tokens"))
+        facts.append(("price", f"${format_dollars(prediction.usd_per_million_tokens)} per million tokens"))
     facts.append(("weakest number", prediction.source.value))
     show_facts(facts)
 
@@ -83,7 +83,7 @@ def _runtime(one: Alternative, *, is_priced: bool) -> tuple[str, ...]:
 
 
 def _dollars(price: float) -> str:
-    return f"{price:.2f}" if price < 100 else f"{price:.0f}"
+    return format_dollars(price) if price < 100 else f"{price:.0f}"
 
 
 def show_alternatives(alternatives: Iterable[Alternative]) -> None:
@@ -116,7 +116,7 @@ def show_changes(changes: Iterable[Change]) -> None:
             c.what,
             f"{c.speedup:.2f}×",
             str(c.batch_size),
-            format_seconds(c.decode_s),
+            format_seconds(c.decode_s) if c.decode_s else "",
             f"{c.tokens_per_s:.3g}",
             c.label,
         )
@@ -144,7 +144,7 @@ def _alternative(one: Alternative) -> tuple[str, ...]:
         one.label,
         str(one.batch_size),
         format_seconds(one.prefill_s),
-        format_seconds(one.decode_s),
+        format_seconds(one.decode_s) if one.decode_s else "",
         f"{one.tokens_per_s:.3g}",
         one.reason,
     )

@@ -57,24 +57,39 @@ def compare(model: Model, profiles: Iterable[HardwareProfile], request: Request)
     With the objective `cost` a machine without a price is listed with that reason.
 
     Raises:
-        UnknownNameError: the request names an unknown runtime.
+        InvalidInputError: no machine is given, or the request makes no sense on any of them.
     """
-    found = [_on(model, profile, request) for profile in profiles]
+    found: list[Machine] = []
+    refused: list[InvalidInputError] = []
+    for profile in profiles:
+        try:
+            found.append(_on(model, profile, request))
+        except InvalidInputError as error:
+            refused.append(error)
+            found.append(msgspec.structs.replace(_unplanned(profile), reason=str(error)))
+    if not found:
+        raise InvalidInputError("there is no machine to compare; name some, as in t4,g5.xlarge")
+    if len(refused) == len(found):
+        raise refused[0]
     return tuple(sorted(found, key=lambda machine: _rank(machine, request.objective)))
 
 
-def _on(model: Model, profile: HardwareProfile, request: Request) -> Machine:
+def _unplanned(profile: HardwareProfile) -> Machine:
     price = profile.usd_per_hour
-    machine = Machine(
+    return Machine(
         hardware=profile.name,
         fits=False,
         num_gpus=profile.num_gpus,
         usd_per_hour=None if price is None else price.value,
         price_note="" if price is None else price.note,
     )
+
+
+def _on(model: Model, profile: HardwareProfile, request: Request) -> Machine:
+    machine = _unplanned(profile)
     try:
         plan = make_plan(model, profile, request)
-    except (InfeasibleError, InvalidInputError) as error:
+    except InfeasibleError as error:
         return msgspec.structs.replace(machine, reason=str(error))
     prediction = plan.prediction
     return msgspec.structs.replace(

@@ -5,9 +5,10 @@ import click
 from planner.hardware.load import load
 from planner.machines import Machine, compare
 from planner.request import OBJECTIVES, Request
-from planner.sizes import format_seconds
+from planner.sizes import format_dollars, format_seconds
 
 from ..choices import model_and_machines, traced_model
+from ..exit_codes import ExitCode
 from ..options import output_options
 from ..render import Column, show_json, show_table, show_text
 
@@ -29,8 +30,11 @@ def command(
     max_latency_s: float | None,
     trust_remote_code: bool,
     as_json: bool,
-) -> None:
-    """Compare machines for MODEL: the best plan on each, and what a million tokens cost there."""
+) -> int:
+    """Compare machines for MODEL: the best plan on each, and what a million tokens cost there.
+
+    The exit status is 1 when it fits on none of them.
+    """
     request = Request(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
@@ -44,8 +48,14 @@ def command(
     machines = compare(traced, profiles, request)
     if as_json:
         show_json(machines)
-        return
-    show_text(f"{traced.name}, {prompt_tokens} prompt and {new_tokens} new tokens, best {objective} first")
+    else:
+        new = f" prompt and {new_tokens} new" if traced.graph.generates else ""
+        show_text(f"{traced.name}, {prompt_tokens}{new} tokens, best {objective} first")
+        _show(machines)
+    return ExitCode.OK if any(one.fits for one in machines) else ExitCode.NEGATIVE_RESULT
+
+
+def _show(machines: tuple[Machine, ...]) -> None:
     columns = (
         Column("machine"),
         Column("$/hour", is_number=True),
@@ -68,7 +78,7 @@ def _row(one: Machine) -> tuple[str, ...]:
     return (
         one.hardware,
         hourly,
-        "" if price is None else f"{price:,.2f}",
+        "" if price is None else format_dollars(price),
         f"{one.tokens_per_s:.3g}",
         str(one.batch_size),
         format_seconds(one.decode_s) if one.decode_s else "",

@@ -3,6 +3,7 @@
 import pytest
 
 from fixtures.graphs import layered_graph
+from planner.errors import InvalidInputError
 from planner.hardware.load import load
 from planner.machines import compare
 from planner.models.traced import Model
@@ -50,3 +51,13 @@ def test_a_price_is_shown_whatever_the_objective(objective: str) -> None:
     (found,) = compare(MODEL, [load("g5.xlarge")], Request(objective=objective, new_tokens=2))
     # dollars an hour over tokens an hour
     assert found.usd_per_million_tokens == pytest.approx(1.006 / 3600 / found.tokens_per_s * 1e6)
+
+
+def test_what_makes_no_sense_anywhere_is_an_error_and_not_a_table() -> None:
+    machines = [load("t4"), load("g5.xlarge")]
+    with pytest.raises(InvalidInputError, match="at least 1, not -3"):
+        compare(MODEL, machines, Request(prompt_tokens=-3))
+    with pytest.raises(InvalidInputError, match="no machine to compare"):
+        compare(MODEL, [], Request())
+    with pytest.raises(InvalidInputError, match="'t4' has no price"):
+        compare(MODEL, [load("t4"), load("t4")], Request(objective="cost"))
