@@ -95,7 +95,7 @@ def _device(
         leaf.stored_bytes
         for executes, leaf, lives in _leaves(problem, assignment)
         # What is streamed from a store of everything is counted with the store.
-        if lives == device and (lives == executes or not problem.settings.store)
+        if lives == device and (lives == executes or not problem.law.stores_all)
     )
     weights += sum(unit.buffer_bytes for unit in here)
     streamed = [
@@ -129,7 +129,7 @@ def _buffered(problem: Problem, assignment: Assignment, device: str) -> int:
     """The runtime's buffers on a device; most only if anything is streamed through them or stored in them."""
     workspace = problem.buffers.workspace if device != CPU else 0
     streams = any(lives != executes for executes, _, lives in _leaves(problem, assignment))
-    if not streams and not problem.settings.store:
+    if not streams and not problem.law.stores_all:
         return workspace
     return workspace + (problem.buffers.host if device == CPU else problem.buffers.device)
 
@@ -279,7 +279,7 @@ def _load_s(problem: Problem, assignment: Assignment) -> float:
     read = sum(
         leaf.stored_bytes
         for _, leaf, lives in _leaves(problem, assignment)
-        if lives != DISK or problem.settings.store
+        if lives != DISK or problem.law.stores_all
     )
     on_gpu = sum(
         leaf.stored_bytes for _, leaf, lives in _leaves(problem, assignment) if lives.startswith("gpu:")

@@ -9,6 +9,7 @@ from planner.hardware.schema import HardwareProfile
 from planner.models.traced import Model
 from planner.pricing import price
 from planner.problem import Problem, UnitPrice
+from planner.runtimes.accelerate.law import places_beside
 from planner.runtimes.base import Settings
 from planner.runtimes.registry import laws
 from planner.search.best import Candidate, priced
@@ -46,7 +47,7 @@ def candidate_of(
         main=main,
         host_copies=host_copies,
         cpu_execution=False,
-        disk=profile.disk is not None,
+        streams_from=places_beside(main, profile),
     )
     (law,) = laws(["accelerate"])
     chain = chain_of(model.graph, placement_units(model.graph))

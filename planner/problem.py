@@ -160,11 +160,6 @@ class Problem:
         return CPU if self.settings.main == "cpu" else GPU
 
     @property
-    def near(self) -> str:
-        """Where streamed weights live that are not on disk: `cpu`, or `peers` for a store over the GPUs."""
-        return PEERS if self.settings.store == PEERS else CPU
-
-    @property
     def offloaded_kv_bytes(self) -> int:
         """Host memory of an offloaded cache, of all streams together."""
         return self.settings.num_streams * sum(unit.offloaded_kv_bytes for unit in self.units)

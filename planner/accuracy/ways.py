@@ -27,6 +27,7 @@ from planner.models.resolve import resolve
 from planner.pricing import price
 from planner.problem import PEERS, Problem
 from planner.runtimes.accelerate.law import LAW as ACCELERATE
+from planner.runtimes.accelerate.law import places_beside
 from planner.runtimes.base import Law, Settings
 from planner.runtimes.deepspeed_tp.law import LAW as DEEPSPEED_TP
 from planner.runtimes.kernel_injection.law import LAW as KERNEL_INJECTION
@@ -78,7 +79,7 @@ def _accelerate(setup: Setup, batch_size: int, place: Callable[[Problem], Assign
         runtime=ACCELERATE.name,
         label="accelerate of 2022",
         main="gpu:0",
-        disk=profile.disk is not None,
+        streams_from=places_beside("gpu:0", profile),
     )
     problem = _problem(setup, batch_size, profile, settings, ACCELERATE)
     assignment = place(problem)
@@ -117,7 +118,7 @@ def _on_ranks(
         if one.num_ranks == profile.num_gpus
         and one.weight_bits is None
         and one.kv_cache == "device"
-        and (one.store == PEERS) == (lives == PEERS)
+        and (PEERS in one.streams_from) == (lives == PEERS)
     ]
     problem = _problem(setup, batch_size, profile, settings, law)
     assignment = Assignment(
@@ -143,7 +144,7 @@ def _on_ranks(
 def _whole_load_s(setup: Setup, problem: Problem) -> float:
     model_bytes = graph_of(setup.model).num_parameters * problem.workload.itemsize_bytes
     held = sum(unit.stored_bytes for unit in problem.units)
-    if problem.settings.store == PEERS:
+    if PEERS in problem.settings.streams_from:
         held //= problem.settings.num_ranks
     return KERNEL_INJECTION.whole_load_s(
         model_bytes=model_bytes,

@@ -84,7 +84,6 @@ def settings_of(plan: Plan, law: Law, profile: HardwareProfile) -> Settings:
         InvalidInputError: the runtime knows no such way.
     """
     streamed = {p.lives for p in plan.placements if p.lives != p.executes}
-    on_disk = "disk" in streamed
     fitting = [
         settings
         for settings in law.settings(profile)
@@ -94,8 +93,7 @@ def settings_of(plan: Plan, law: Law, profile: HardwareProfile) -> Settings:
         and settings.num_ranks == plan.num_ranks
         and settings.num_streams == plan.num_streams
         and settings.weight_bits == plan.weight_bits
-        and (settings.disk or not on_disk)
-        and (not settings.store or not streamed or settings.store in streamed)
+        and streamed <= set(settings.streams_from)
     ]
     # Ways that differ only in what they may do are alike once the placement is given; the label decides.
     named = [settings for settings in fitting if settings.label == plan.label]

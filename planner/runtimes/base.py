@@ -29,11 +29,8 @@ class Settings:
         host_copies: `pinned` or `pageable`.
         kv_cache: `device` (where the block runs) or `offloaded` (host memory, moved every step).
         cpu_execution: whether chosen units may execute on the CPU beside a GPU.
-        host: whether weights may live in host memory and be streamed from it.
-        disk: whether weights may stay on disk.
-        store: the place that keeps every weight, resident ones too, and that the others are streamed from:
-            `cpu`, `disk` or `peers` (cut over the ranks' GPUs); its bytes are among the law's buffers. Empty
-            when each weight is in one place.
+        streams_from: places besides the main device that weights may be in and are streamed to it from, the
+            nearest first: `cpu`, `disk` or `peers` (cut over the ranks' GPUs).
         overlaps: whether weights are copied while the device computes, so that only the longer counts.
         num_ranks: processes, one for each GPU in use.
         num_streams: ranks that generate sequences of their own; 1 when all work on the same ones.
@@ -46,9 +43,7 @@ class Settings:
     host_copies: str = "pageable"
     kv_cache: str = "device"
     cpu_execution: bool = False
-    host: bool = True
-    disk: bool = False
-    store: str = ""
+    streams_from: tuple[str, ...] = ()
     overlaps: bool = False
     num_ranks: int = 1
     num_streams: int = 1
@@ -110,6 +105,8 @@ class Law(ABC):
         own_environment: what it needs that other runtimes cannot share an environment with, or empty. Such a
             runtime is priced and shown, and chosen only when it is asked for by name or nothing else fits.
         pipeline: whether several GPUs of one process hold the model in stages.
+        stores_all: whether one place keeps every weight, resident ones too, and the others are streamed from
+            it; its bytes are among the law's buffers, and every way's `streams_from` is that place alone.
         needs_resident: whether something must live on the main GPU, even when all could be streamed to it.
         hooks: when every module is hooked: `split` (as soon as more than one place is used), `always`
             or `never`.
@@ -119,6 +116,7 @@ class Law(ABC):
     name: str
     own_environment: str = ""
     pipeline: bool = False
+    stores_all: bool = False
     needs_resident: bool = False
     hooks: Literal["split", "always", "never"] = "never"
     hooks_wait: bool = False

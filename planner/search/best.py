@@ -59,7 +59,7 @@ def priced(problem: Problem, assignment: Assignment) -> Candidate:
 def best_placement(problem: Problem) -> Candidate | None:
     """The fastest placement that fits, or None."""
     fitting = _all_resident(problem)
-    if _may_stream(problem) and (not fitting or problem.settings.cpu_execution):
+    if problem.settings.streams_from and (not fitting or problem.settings.cpu_execution):
         placed = solve(problem, _staged_elsewhere(problem))
         fitting += [c for c in [_candidate(problem, placed)] if c.fits] if placed is not None else []
     return min(fitting, key=lambda c: c.total_s, default=None)
@@ -67,11 +67,11 @@ def best_placement(problem: Problem) -> Candidate | None:
 
 def nearest_placement(problem: Problem) -> Candidate:
     """When nothing fits: the placement that lacks the fewest bytes."""
-    if not _may_stream(problem):
+    if not problem.settings.streams_from:
         return _all_on_main(problem)
     placed = _candidate(problem, nearest(problem, _staged_elsewhere(problem)))
     lacking = _disk_deficit_bytes(problem)
-    if lacking > 0 and not problem.settings.host:
+    if lacking > 0 and problem.law.stores_all:
         # Its only store is too small: whatever the GPU lacks then comes of that.
         return replace(placed, shortage_bytes={DISK: lacking})
     return placed
@@ -80,14 +80,10 @@ def nearest_placement(problem: Problem) -> Candidate:
 def _disk_deficit_bytes(problem: Problem) -> int:
     """What the disk lacks to hold the checkpoint and the runtime's own copy; 0 if unused."""
     disk = problem.profile.disk
-    if disk is None or not problem.settings.disk:
+    if disk is None or DISK not in problem.settings.streams_from:
         return 0
     checkpoint = sum(unit.stored_bytes for unit in problem.units)
     return checkpoint + problem.buffers.disk - round(disk.capacity_bytes.value)
-
-
-def _may_stream(problem: Problem) -> bool:
-    return problem.settings.disk or (problem.main_kind == GPU and problem.settings.host)
 
 
 def _staged_elsewhere(problem: Problem) -> dict[int, str]:

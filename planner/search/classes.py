@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from planner.evaluate import Assignment
-from planner.problem import CPU, DISK, LeafPrice, Problem, UnitPrice
+from planner.problem import CPU, LeafPrice, Problem, UnitPrice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +36,11 @@ class Counts:
 
     Attributes:
         on_cpu: units that execute on the CPU.
-        near: leaves of each kind that are streamed from the problem's near store.
-        disk: leaves of each kind that are streamed from disk.
+        streamed: for each kind, place → leaves that are streamed from there.
     """
 
     on_cpu: int
-    near: tuple[int, ...]
-    disk: tuple[int, ...]
+    streamed: tuple[dict[str, int], ...]
 
 
 def classes_of(problem: Problem, staged: Mapping[int, str]) -> tuple[UnitClass, ...]:
@@ -94,11 +92,9 @@ def assignment_of(
         for index in one.indices[len(stay) :]:
             executes[index] = CPU
             lives[index] = [CPU] * len(one.price.leaves)
-        for kind, near, disk in zip(one.kinds, counts.near, counts.disk, strict=True):
+        for kind, streamed in zip(one.kinds, counts.streamed, strict=True):
             slots = [(index, position) for index in stay for position in kind.positions]
-            resident = len(slots) - near - disk
-            for index, position in slots[resident : resident + near]:
-                lives[index][position] = problem.near
-            for index, position in slots[resident + near :]:
-                lives[index][position] = DISK
+            places = [place for place, count in streamed.items() for _ in range(count)]
+            for (index, position), place in zip(slots[len(slots) - len(places) :], places, strict=True):
+                lives[index][position] = place
     return Assignment(executes=tuple(executes), lives=tuple(tuple(one) for one in lives))

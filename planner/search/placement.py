@@ -5,7 +5,7 @@ of a few dozen integers: how many units of a class execute on the main device, a
 them how many are streamed. The peak of activations and staging is a variable of its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,11 +47,10 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """Columns of one class: units on the CPU, and per kind of leaf the streamed ones."""
+    """Columns of one class: units on the CPU, and per kind of leaf and place the streamed ones."""
 
     on_cpu: int | None
-    near: tuple[int | None, ...]
-    disk: tuple[int | None, ...]
+    streamed: tuple[dict[str, int], ...]
 
 
 def solve(problem: Problem, staged: Mapping[int, str]) -> Placed | None:
@@ -82,8 +81,8 @@ class _Program:
         self.ip = IntegerProgram()
         self.classes = classes_of(problem, staged)
         self.main = problem.settings.main
-        self.host = problem.settings.host and self.main != CPU
-        self.disk = problem.settings.disk and _checkpoint_fits_disk(problem)
+        has_room = _checkpoint_fits_disk(problem)
+        self.places = [place for place in problem.settings.streams_from if place != DISK or has_room]
         # In a fixed order, so that of equally good placements the solver always finds the same one.
         self.used: dict[str, dict[str, dict[int, float]]] = {
             device: {phase: {} for phase in PHASES} for device in dict.fromkeys((self.main, CPU))
@@ -127,13 +126,15 @@ class _Program:
         if may_leave:
             on_cpu = self.ip.column(cost=self._cost(cpu_premium_s(self.problem, one.price)), upper=count)
             self._move_units(one, on_cpu)
-        near, disk = [], []
+        streamed = []
         for kind in one.kinds:
+            is_moved = kind.price.streamable and kind.price.stored_bytes > 0
             limit = count * len(kind.positions)
-            near.append(self._stream(kind, limit, lives=self.problem.near) if self.host else None)
-            disk.append(self._stream(kind, limit, lives=DISK) if self.disk else None)
-            self._bind(kind, count, on_cpu, [c for c in (near[-1], disk[-1]) if c is not None])
-        return _Columns(on_cpu, tuple(near), tuple(disk))
+            streamed.append(
+                {place: self._stream(kind, limit, lives=place) for place in self.places if is_moved}
+            )
+            self._bind(kind, count, on_cpu, streamed[-1].values())
+        return _Columns(on_cpu, tuple(streamed))
 
     def _cost(self, seconds: float) -> float:
         """An elastic program minimises bytes that lack, and nothing else."""
@@ -165,10 +166,8 @@ class _Program:
             self._peak_at_least(self.main, phase, price.peak[phase], stays)
             self._peak_at_least(CPU, phase, price.peak[phase], leaves)
 
-    def _stream(self, kind: LeafKind, limit: int, *, lives: str) -> int | None:
+    def _stream(self, kind: LeafKind, limit: int, *, lives: str) -> int:
         """Leaves of this kind that live elsewhere and run on the main device."""
-        if not kind.price.streamable or kind.price.stored_bytes == 0:
-            return None
         cost = self._cost(streaming_s(self.problem, kind.price, lives))
         column = self.ip.column(cost=cost, upper=limit)
         size = kind.price.stored_bytes / _MIB
@@ -176,14 +175,14 @@ class _Program:
         self.ip.row({any_of_it: limit, column: -1}, lower=0)
         for phase in PHASES:
             _accumulate(self.used[self.main][phase], column, -size)
-            if lives == CPU and not self.problem.settings.store:
+            if lives == CPU and not self.problem.law.stores_all:
                 _accumulate(self.used[CPU][phase], column, size)
             self._peak_at_least(self.main, phase, kind.price.streamed_peak[phase], any_of_it)
         return column
 
     # -- rows --------------------------------------------------------------------------------------
 
-    def _bind(self, kind: LeafKind, count: int, on_cpu: int | None, streamed: list[int]) -> None:
+    def _bind(self, kind: LeafKind, count: int, on_cpu: int | None, streamed: Collection[int]) -> None:
         """Streamed leaves belong to units that execute on the main device."""
         if not streamed:
             return
@@ -202,9 +201,8 @@ class _Program:
                 if not kind.price.leaf.entries:
                     continue
                 total += len(one.indices) * len(kind.positions)
-                for column in (columns.near[number], columns.disk[number]):
-                    if column is not None:
-                        _accumulate(row, column, 1.0)
+                for column in columns.streamed[number].values():
+                    _accumulate(row, column, 1.0)
                 if columns.on_cpu is not None:
                     _accumulate(row, columns.on_cpu, float(len(kind.positions)))
         if row:
@@ -288,13 +286,11 @@ def _checkpoint_fits_disk(problem: Problem) -> bool:
 
 
 def _counts(values: list[float], columns: _Columns) -> Counts:
-    def count(column: int | None) -> int:
-        return 0 if column is None else round(values[column])
-
     return Counts(
-        on_cpu=count(columns.on_cpu),
-        near=tuple(map(count, columns.near)),
-        disk=tuple(map(count, columns.disk)),
+        on_cpu=0 if columns.on_cpu is None else round(values[columns.on_cpu]),
+        streamed=tuple(
+            {place: round(values[column]) for place, column in one.items()} for one in columns.streamed
+        ),
     )
 
 

@@ -36,7 +36,6 @@ class TensorParallelLaw(Law):
                 runtime=self.name,
                 label=f"{self.name}, {num_ranks} GPU{'s' if num_ranks > 1 else ''}",
                 main="gpu:0",
-                host=False,
                 num_ranks=num_ranks,
             )
             for num_ranks in sorted(counts)

@@ -79,7 +79,7 @@ def plan(plans: Path, hardware: str) -> None:
 
     for name, (memory_bytes, batch_size) in _CASES.items():
         profile = apply(load(hardware), gpu_memory_bytes=memory_bytes, num_gpus=1)
-        way = next(one for one in LAW.settings(profile) if one.store == "cpu")
+        way = next(one for one in LAW.settings(profile) if one.streams_from == ("cpu",))
         workload = Workload(
             batch_size=batch_size, prompt_tokens=_PROMPT_TOKENS, new_tokens=_NEW_TOKENS, dtype="float16"
         )

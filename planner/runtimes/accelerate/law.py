@@ -25,13 +25,11 @@ class AccelerateLaw(Law):
     def settings(self, profile: HardwareProfile) -> tuple[Settings, ...]:
         """Pageable and pinned host copies, each with the cache on the device or in host memory."""
         if profile.num_gpus == 0:
-            if profile.disk is None:
+            places = places_beside("cpu", profile)
+            if not places:
                 return ()
-            return (
-                Settings(
-                    runtime=self.name, label="accelerate, CPU with weights on disk", main="cpu", disk=True
-                ),
-            )
+            label = "accelerate, CPU with weights on disk"
+            return (Settings(runtime=self.name, label=label, main="cpu", streams_from=places),)
         caches = ("device", "offloaded") if profile.num_gpus == 1 else ("device",)
         return tuple(
             Settings(
@@ -41,7 +39,7 @@ class AccelerateLaw(Law):
                 host_copies=host_copies,
                 kv_cache=kv_cache,
                 cpu_execution=kv_cache == "device",
-                disk=profile.disk is not None,
+                streams_from=places_beside("gpu:0", profile),
             )
             for kv_cache in caches
             for host_copies in ("pageable", "pinned")
@@ -78,6 +76,12 @@ class AccelerateLaw(Law):
             host_s=num_tensors * profile.host.tensor_move_overhead_s.value,
             quantities=tuple(quantities),
         )
+
+
+def places_beside(main: str, profile: HardwareProfile) -> tuple[str, ...]:
+    """Where weights may be besides the main device: in host memory, and on a local disk."""
+    near = () if main == "cpu" else ("cpu",)
+    return near if profile.disk is None else (*near, "disk")
 
 
 def _label(host_copies: str, kv_cache: str) -> str:

@@ -11,7 +11,7 @@ class CpuLaw(Law):
 
     def settings(self, profile: HardwareProfile) -> tuple[Settings, ...]:
         """One way, on any machine."""
-        return (Settings(runtime=self.name, label="cpu only", main="cpu", host=False),)
+        return (Settings(runtime=self.name, label="cpu only", main="cpu"),)
 
     def movement(
         self,

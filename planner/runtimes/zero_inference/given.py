@@ -82,7 +82,7 @@ def _sizes(zero: Any, graph: ModuleGraph, settings: Settings) -> Sizes:
     stated = msgspec.structs.replace(
         chosen, prefetch_bucket=zero.prefetch_bucket_size, max_live=zero.max_live_parameters
     )
-    if settings.store != "disk":
+    if settings.streams_from != ("disk",):
         return stated
     offload, needed = zero.offload_param, -(-chosen.largest // settings.num_ranks)
     if offload.buffer_size < needed:
@@ -102,7 +102,7 @@ def _sizes(zero: Any, graph: ModuleGraph, settings: Settings) -> Sizes:
 
 def _assignment(problem: Problem, kept: frozenset[str]) -> Assignment:
     """A leaf is resident when every matrix in it is kept, or every vector where it has no matrix."""
-    main, store = problem.settings.main, problem.settings.store
+    main, (store,) = problem.settings.main, problem.settings.streams_from
     return Assignment(
         executes=(main,) * len(problem.units),
         lives=tuple(

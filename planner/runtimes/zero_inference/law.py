@@ -49,6 +49,7 @@ class ZeroInferenceLaw(Law):
     name = "zero-inference"
     hooks = "always"
     hooks_wait = True
+    stores_all = True
 
     def __init__(self, sizes: Sizes | None = None) -> None:
         self.sizes = sizes
@@ -134,9 +135,10 @@ class ZeroInferenceLaw(Law):
         parts = [one.partition_elements(ranks) * itemsize for one in found]
         if settings.weight_bits is not None:
             parts = [_quantized_bytes(num_bytes, settings.weight_bits) for num_bytes in parts]
-        if settings.store == "peers":
+        (store,) = settings.streams_from
+        if store == "peers":
             return Buffers(device=device + sum(parts))
-        if settings.store == "disk":
+        if store == "disk":
             small = sum(_held_bytes(part, settings) for part in parts if part < MIN_SWAPPED_BYTES)
             staged = _held_bytes(_staged_bytes(sizes, ranks, itemsize), settings)
             return Buffers(device=device, host=ranks * (small + staged), disk=ranks * sum(parts))
@@ -150,10 +152,11 @@ class ZeroInferenceLaw(Law):
     ) -> float:
         """One rank reads; every parameter passes through the GPUs and goes back as each rank's part."""
         back, disk = profile.device_to_host, profile.disk
+        (store,) = settings.streams_from
         seconds = read_and_copy_s(profile, read_bytes=read_bytes, device_bytes=read_bytes)
-        if settings.store != "peers" and back is not None:
+        if store != "peers" and back is not None:
             seconds += copy_s(read_bytes / settings.num_ranks, back, pinned=True)
-        if settings.store == "disk" and disk is not None:
+        if store == "disk" and disk is not None:
             # Written about as fast as it is read.
             seconds += read_bytes / disk.read_bytes_per_s.value
         return seconds
@@ -179,9 +182,7 @@ def way(
         main="gpu:0",
         host_copies="pinned" if pinned else "pageable",
         kv_cache=kv_cache,
-        host=store != "disk",
-        disk=store == "disk",
-        store=store,
+        streams_from=(store,),
         overlaps=pinned,
         num_ranks=num_ranks,
         num_streams=num_ranks,

@@ -269,7 +269,7 @@ def test_several_ranks_with_streams_of_their_own(trained: tuple[Model, ModuleGra
     folder = tmp_path / "ranks"
     (law,) = laws(["zero-inference"])
     profile = load("2xt4")
-    way = next(way for way in law.settings(profile) if way.num_ranks == 2 and way.store == "cpu")
+    way = next(way for way in law.settings(profile) if way.num_ranks == 2 and way.streams_from == ("cpu",))
     workload = Workload(batch_size=1, dtype="float32", **LENGTHS)
     plan, graph = plan_with(str(TRAINED), profile, law, way, workload)
     down = one_tier_down(plan)

@@ -45,7 +45,12 @@ def mixed_plan(checkpoint: Path, dtype: str) -> Plan:
     spec = resolve(str(checkpoint))
     graph = graph_for(spec)
     way = Settings(
-        runtime="accelerate", label="mixed", main="gpu:0", host_copies="pinned", cpu_execution=True, disk=True
+        runtime="accelerate",
+        label="mixed",
+        main="gpu:0",
+        host_copies="pinned",
+        cpu_execution=True,
+        streams_from=("cpu", "disk"),
     )
     workload = Workload(batch_size=2, prompt_tokens=12, new_tokens=8, dtype=dtype)
     problem = price(graph, chain_of(graph, placement_units(graph)), load("t4"), workload, way, LAW)

@@ -54,7 +54,7 @@ def _problem(graph: ModuleGraph, profile: HardwareProfile, batch: int, *, cpu_ex
         main="gpu:0",
         host_copies="pinned",
         cpu_execution=cpu_execution,
-        disk=profile.disk is not None,
+        streams_from=("cpu",) if profile.disk is None else ("cpu", "disk"),
     )
     return price(graph, chain_of(graph, placement_units(graph)), profile, workload, way, LAW)
 
@@ -65,9 +65,7 @@ def _brute_force(problem: Problem) -> float | None:
     for unit in problem.units:
         on_gpu = [
             ("gpu:0", lives)
-            for lives in itertools.product(
-                ("gpu:0", "cpu", *(("disk",) if problem.settings.disk else ())), repeat=len(unit.leaves)
-            )
+            for lives in itertools.product(("gpu:0", *problem.settings.streams_from), repeat=len(unit.leaves))
         ]
         on_cpu = []
         if problem.settings.cpu_execution:

@@ -50,7 +50,8 @@ def plans(draw: st.DrawFn) -> tuple[Plan, ModuleGraph]:
     chain = chain_of(graph, placement_units(graph))
     problem = price(graph, chain, MACHINE, workload, way, LAW, num_sequences=sequences)
     lives = tuple(
-        tuple(draw(st.sampled_from(("gpu:0", way.store))) for _ in unit.leaves) for unit in problem.units
+        tuple(draw(st.sampled_from(("gpu:0", *way.streams_from))) for _ in unit.leaves)
+        for unit in problem.units
     )
     assignment = Assignment(executes=("gpu:0",) * len(lives), lives=lives)
     candidate = Candidate(problem=problem, assignment=assignment, total_s=1.0, shortage_bytes={})
@@ -108,7 +109,9 @@ SPOILS = (
 
 def nvme_config() -> dict[str, object]:
     graph = layered_graph(2)
-    (way,) = [s for s in LAW.settings(load("a100-80g")) if s.store == "disk" and s.kv_cache == "device"]
+    (way,) = [
+        s for s in LAW.settings(load("a100-80g")) if s.streams_from == ("disk",) and s.kv_cache == "device"
+    ]
     workload = Workload(batch_size=1, prompt_tokens=8, new_tokens=2, dtype="float16")
     problem = price(graph, chain_of(graph, placement_units(graph)), load("a100-80g"), workload, way, LAW)
     lives = tuple(("disk",) * len(unit.leaves) for unit in problem.units)

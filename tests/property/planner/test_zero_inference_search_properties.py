@@ -59,7 +59,7 @@ def test_a_placement_that_fits_is_found_and_is_no_slower(
     profile = machine(gpu_mib, host_mib)
     problem = price(graph, chain_of(graph, placement_units(graph)), profile, workload, way, LAW)
     best = best_placement(problem)
-    for place in (way.store, "gpu:0"):
+    for place in (*way.streams_from, "gpu:0"):
         everything = placed(problem, place)
         lack = shortage(memory(problem, everything))
         # The search keeps a margin of its own, in whole MiB.

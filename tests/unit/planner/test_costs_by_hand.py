@@ -52,7 +52,12 @@ def _round_machine() -> HardwareProfile:
 def _problem(host_copies: str = "pinned", kv_cache: str = "device", batch: int = 2) -> Problem:
     graph = layered_graph(2, hidden=HIDDEN, vocabulary=VOCABULARY)
     settings = Settings(
-        runtime="accelerate", label="test", main="gpu:0", host_copies=host_copies, kv_cache=kv_cache
+        runtime="accelerate",
+        label="test",
+        main="gpu:0",
+        host_copies=host_copies,
+        kv_cache=kv_cache,
+        streams_from=("cpu",),
     )
     workload = Workload(batch_size=batch, prompt_tokens=10, new_tokens=5, dtype="float16")
     chain = chain_of(graph, placement_units(graph))

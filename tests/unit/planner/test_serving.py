@@ -38,7 +38,7 @@ def streamed() -> Made:
     profile = load("g5.24xlarge")
     profile = msgspec.structs.replace(profile, num_gpus=2)
     ways = ZERO.settings(profile)
-    way = next(one for one in ways if one.num_ranks == 2 and one.host and not one.weight_bits)
+    way = next(one for one in ways if one.num_ranks == 2 and one.streams_from == ("cpu",))
     return plan_with("opt-30b", profile, ZERO, way, WORKLOAD)
 
 

@@ -86,7 +86,9 @@ class Wire:
 @pytest.mark.skipif(SETUP is None, reason="DJL_PYTHON does not name a djl-serving checkout's Python engine")
 def test_two_ranks_behind_the_engine(tmp_path: Path) -> None:
     profile = load("2xt4")
-    way = next(one for one in LAW.settings(profile) if one.num_ranks == NUM_RANKS and not one.disk)
+    way = next(
+        one for one in LAW.settings(profile) if one.num_ranks == NUM_RANKS and "disk" not in one.streams_from
+    )
     workload = Workload(batch_size=1, prompt_tokens=12, new_tokens=8, dtype="float32")
     plan, graph = plan_with(str(TRAINED), profile, LAW, way, workload)
     down = one_tier_down(plan)

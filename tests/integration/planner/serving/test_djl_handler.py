@@ -149,7 +149,7 @@ def test_a_bad_request_leaves_the_others_of_its_batch_alone(one_process: Path, t
 def test_ranks_of_mpirun_share_a_batch_and_answer_alike(tmp_path: Path) -> None:
     workload = Workload(batch_size=1, prompt_tokens=12, new_tokens=NEW_TOKENS, dtype="float32")
     profile = load("2xt4")
-    way = next(one for one in ZERO.settings(profile) if one.num_ranks == 2 and one.disk is False)
+    way = next(one for one in ZERO.settings(profile) if one.num_ranks == 2 and "disk" not in one.streams_from)
     plan, graph = plan_with(str(TRAINED), profile, ZERO, way, workload)
     assert (plan.num_streams, plan.workload.batch_size) == (2, 2)
     folder = folder_of(tmp_path, plan, graph, emit_zero)

@@ -58,7 +58,7 @@ def resident() -> tuple[Plan, ModuleGraph]:
 def streamed() -> tuple[Plan, ModuleGraph]:
     """OPT-30B through ZeRO-Inference on one GPU."""
     profile = load("g5.24xlarge")
-    way = next(one for one in ZERO.settings(profile) if one.num_ranks == 1 and one.host)
+    way = next(one for one in ZERO.settings(profile) if one.num_ranks == 1 and one.streams_from == ("cpu",))
     return plan_with("opt-30b", profile, ZERO, way, WORKLOAD)
 
 

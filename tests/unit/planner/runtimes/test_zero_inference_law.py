@@ -32,7 +32,8 @@ def way(profile: HardwareProfile, store: str, num_ranks: int, bits: int | None =
     (found,) = [
         one
         for one in LAW.settings(profile)
-        if (one.store, one.num_ranks, one.weight_bits, one.kv_cache) == (store, num_ranks, bits, "device")
+        if (one.streams_from, one.num_ranks) == ((store,), num_ranks)
+        and (one.weight_bits, one.kv_cache) == (bits, "device")
     ]
     return found
 
@@ -45,7 +46,7 @@ def problem(profile: HardwareProfile, settings: Settings, *, layers: int = LAYER
 
 def streamed(found: Problem) -> Assignment:
     """Everything in the store."""
-    store = found.settings.store
+    (store,) = found.settings.streams_from
     return Assignment(
         executes=("gpu:0",) * len(found.units),
         lives=tuple((store,) * len(unit.leaves) for unit in found.units),
@@ -60,12 +61,12 @@ def test_no_gpu_no_zero_inference() -> None:
 
 def test_ways_on_one_gpu_and_on_all() -> None:
     one, eight = load("a100-80g"), load("8xa100-80g")
-    assert {(s.store, s.num_ranks) for s in LAW.settings(one)} == {("cpu", 1), ("disk", 1)}
-    both = {(s.store, s.num_ranks) for s in LAW.settings(eight)}
+    assert {(s.streams_from, s.num_ranks) for s in LAW.settings(one)} == {(("cpu",), 1), (("disk",), 1)}
+    both = {(*s.streams_from, s.num_ranks) for s in LAW.settings(eight)}
     assert {("cpu", 1), ("cpu", 8), ("disk", 8), ("peers", 8)} <= both
     assert ("peers", 1) not in both
     without = msgspec.structs.replace(one, disk=None)
-    assert {s.store for s in LAW.settings(without)} == {"cpu"}
+    assert {s.streams_from for s in LAW.settings(without)} == {("cpu",)}
     assert all(s.num_streams == s.num_ranks for s in LAW.settings(eight))
 
 
