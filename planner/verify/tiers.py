@@ -1,24 +1,25 @@
 """A plan for hardware that is not here, mapped one tier down so that a machine without a GPU can prove it."""
 
-from typing import Final
-
 import msgspec
 
 from planner.plan import Placement, Plan
-
-#: Runtimes whose store is apart from where modules run even when that is the CPU: host memory stays that,
-#: NVMe stays NVMe, and parts that lie on the ranks' GPUs lie with the ranks' processes.
-_STORE_APART: Final = frozenset({"zero-inference"})
+from planner.runtimes.registry import laws
 
 
 def one_tier_down(plan: Plan) -> Plan:
     """The same plan with GPU → CPU and streamed → disk; what is on disk or executes on the CPU stays.
 
     Every module that was streamed is streamed, every one that was resident is resident, and there are as many
-    ranks and streams. Where the runtime streams from host memory to the CPU itself, nothing else changes.
+    ranks and streams. Where the runtime stores all weights in one place, nothing else changes: that place is
+    apart from where modules run even when they run on the CPU. Host memory stays that, NVMe stays NVMe, and
+    parts that lie on the ranks' GPUs lie with the ranks' processes.
+
+    Raises:
+        UnknownNameError: the plan names a runtime that is not known.
     """
+    (law,) = laws([plan.runtime])
     down = msgspec.structs.replace(plan, main_device="cpu", kv_cache="device")
-    if plan.runtime in _STORE_APART:
+    if law.stores_all:
         return down
     return msgspec.structs.replace(
         down,
