@@ -21,9 +21,11 @@ import msgspec
 from planner.probe.findings import Findings
 from planner.probe.fits import Measurement, measured, rate
 
-FILE_BYTES: Final = 512 * 2**20
+FILE_BYTES: Final = 256 * 2**20
+#: Times that it is read in order: writing takes longer than reading, so a small file is read often.
+_SEQUENTIAL: Final = 5
 #: Writing stops after so long; the file is then as large as it has become, at least `_LEAST_BYTES`.
-_WRITE_S: Final = 4.0
+_WRITE_S: Final = 3.0
 _LEAST_BYTES: Final = 32 * 2**20
 _CHUNK: Final = 4 * 2**20
 _PAGE: Final = 4096
@@ -54,7 +56,7 @@ def _disk(findings: Findings, folder: Path) -> None:
         raise ValueError(f"{folder} is on {kind}, which is no local disk; name a folder that is on one")
     capacity = shutil.disk_usage(folder).free
     with _random_file(folder) as file:
-        rates = [file.num_bytes / _sequential(file) for _ in range(3)]
+        rates = [file.num_bytes / _sequential(file) for _ in range(_SEQUENTIAL)]
         findings.quantities["disk.read_bytes_per_s"] = measured(
             rates, f"{_size(file.num_bytes)} read in order, page cache evicted before"
         )
