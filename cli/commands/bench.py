@@ -49,7 +49,12 @@ from ..render import Column, show_json, show_table, show_text
     "--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="Calls of each batch."
 )
 @click.option("--isolate", is_flag=True, help="A process of its own for every batch.")
-@click.option("--timeout", "timeout_s", type=float, help="Seconds that each process may take.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds that each process may take.",
+)
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Add the rows to a .jsonl file.")
 @output_options
 def command(
@@ -74,6 +79,8 @@ def command(
     """
     if (folder is None) == (baseline is None):
         raise click.UsageError("give either a FOLDER with a plan or --baseline")
+    if out is not None:
+        _check_out(out)
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         work = Path(scratch)
         if folder is not None:
@@ -94,6 +101,12 @@ def command(
             folder = work / "plan"
             plan, speaks, way = write_baseline(name, spec, traced, profile, workload, folder)
         _check_model(plan, traced)
+        lengths = prompt_tokens or plan.workload.prompt_tokens, new_tokens or plan.workload.new_tokens
+        _check_lengths(traced, *lengths)
+        if memory_cap_bytes is not None and plan.hardware.gpu is None:
+            raise InvalidInputError(
+                f"--memory-cap stands in for a smaller GPU, and {plan.hardware.name} has none"
+            )
         job = Job(
             name=name,
             folder=folder,
@@ -105,14 +118,21 @@ def command(
             or write_random(random_weights or work / "random", spec, traced.graph, plan.workload.dtype),
             weights="random" if checkpoint is None else "checkpoint",
             batches=_numbers(batches, plan.workload.batch_size),
-            prompt_tokens=prompt_tokens or plan.workload.prompt_tokens,
-            new_tokens=new_tokens or plan.workload.new_tokens,
+            prompt_tokens=lengths[0],
+            new_tokens=lengths[1],
             memory_cap_bytes=memory_cap_bytes,
             **options,
         )
-        rows = bench(job, lambda row: click.echo(_line(row), err=True))
-    if out is not None:
-        append(out, [record_of(plan), *rows])
+        told: list[Row] = []
+
+        def tell(row: Row) -> None:
+            """Said and written at once, so that what ran is kept when a later batch is interrupted."""
+            click.echo(_line(row), err=True)
+            if out is not None:
+                append(out, [row] if told else [record_of(plan), row])
+            told.append(row)
+
+        rows = bench(job, tell)
     if as_json:
         show_json(rows)
     else:
@@ -134,6 +154,28 @@ def _check_model(plan: Plan, model: Model) -> None:
         raise InvalidInputError(
             f"{model.name} is not the model that was planned ({plan.model.name}): its configuration differs"
         )
+
+
+def _check_lengths(model: Model, prompt_tokens: int, new_tokens: int) -> None:
+    graph = model.graph
+    total = prompt_tokens + (0 if graph.is_encoder_decoder or not graph.generates else new_tokens)
+    if graph.max_positions is not None and total > graph.max_positions:
+        raise InvalidInputError(
+            f"{model.name} takes sequences of up to {graph.max_positions} tokens, and these would be "
+            f"{total}; shorten --prompt or --new-tokens"
+        )
+
+
+def _check_out(out: Path) -> None:
+    """Refuse before anything runs what no row could be added to afterwards."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.exists():
+            out.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise InvalidInputError(f"cannot add rows to {out}: {error.strerror}") from error
 
 
 def _capped(profile: HardwareProfile, cap: int | None) -> HardwareProfile:
@@ -166,6 +208,8 @@ def _show(job: Job, rows: tuple[Row, ...]) -> None:
     ran = [row for row in rows if row.measured is not None]
     titles = "batch prefill predicted step predicted-step tokens/s predicted-tokens/s"
     _table("predicted beside measured", titles, map(_beside, ran))
+    if ran and not any(row.measured.gpu_peak_reserved_bytes for row in ran if row.measured):
+        show_text("No GPU took part, so there is no GPU memory to measure.")
     show_text(*(f"batch {row.batch_size}: {row.said}" for row in rows if row.said))
 
 
