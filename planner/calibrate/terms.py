@@ -1,7 +1,8 @@
 """The terms of a profile that rows may change, and rows as errors under other values of them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from planner.accuracy.own import graph_of_model, planned_rows, workload_of
 from planner.bench.repricing import repriced
 from planner.bench.rows import Row
 from planner.calibrate.fit import FEWEST_GROUPS, Array
-from planner.errors import InvalidInputError, PlannerError
+from planner.errors import BadFileError, InvalidInputError, PlannerError
 from planner.evaluate import time
 from planner.hardware.files import quantities
 from planner.hardware.schema import HardwareProfile
@@ -63,11 +64,16 @@ class Sample:
         """Take the rows of some files.
 
         Raises:
-            BadFileError: a file cannot be read.
+            BadFileError: a file cannot be read, or a row is of another model than its plan or says of a
+                time that it was not above zero.
             InvalidInputError: rows of another GPU, or of too few configurations.
         """
         self.terms = terms_of(profile)
-        usable = [pair for pair in planned_rows(paths) if _is_usable(*pair)]
+        pairs = planned_rows(paths)
+        for row, plan in pairs:
+            _check(row, plan)
+        left_out = [_why_not(*pair) for pair in pairs]
+        usable = [pair for pair, reason in zip(pairs, left_out, strict=True) if reason is None]
         for row, plan in usable:
             _same_machine(profile, row, plan)
         self._pairs = usable
@@ -78,7 +84,7 @@ class Sample:
         if len(order) < FEWEST_GROUPS:
             raise InvalidInputError(
                 f"there are rows of {len(order)} configurations that ran and have a prediction, and "
-                f"{FEWEST_GROUPS} are needed to cross-validate; benchmark more plans"
+                f"{FEWEST_GROUPS} are needed to cross-validate; benchmark more plans{_counted(left_out)}"
             )
         self._measured = np.log([[_measured(row, phase) for phase in _PHASES] for row in self.rows])
 
@@ -107,17 +113,40 @@ class Sample:
         return [math.log(times[phase].total) for phase in _PHASES]
 
 
-def _is_usable(row: Row, plan: Plan) -> bool:
-    """Whether it ran, generated more than one token, and has a price."""
-    if row.measured is None or row.predicted is None or not row.measured.decode_s:
-        return False
+def _check(row: Row, plan: Plan) -> None:
+    """See to it that a row can be what a benchmark wrote."""
+    name = f"the row of {row.name} at batch {row.batch_size}"
+    if row.model != plan.model.name:
+        raise BadFileError(f"{name} is of {row.model}, and its plan is of {plan.model.name}")
+    one = row.measured
+    if one is not None and not all(0 < seconds < math.inf for seconds in (one.prefill_s, *one.decode_s)):
+        raise BadFileError(
+            f"{name} has a time that is not above zero; take the file as planner bench wrote it"
+        )
+
+
+def _why_not(row: Row, plan: Plan) -> str | None:
+    """Why a row cannot be used, as a clause: it did not run, generated one token, or has no price."""
+    if row.measured is None:
+        return "did not run"
+    if not row.measured.decode_s:
+        return "generated one token"
+    if row.predicted is None:
+        return "ran in a way that the cost model has no law for"
     try:
         repriced(
             plan, graph_of_model(row.model), workload_of(row, plan), memory_cap_bytes=row.memory_cap_bytes
         )
-    except PlannerError:
-        return False
-    return True
+    except PlannerError as error:
+        return f"cannot be priced ({error})"
+    return None
+
+
+def _counted(reasons: Iterable[str | None]) -> str:
+    """What was left out and why, the most frequent first."""
+    counts = Counter(reason for reason in reasons if reason is not None)
+    found = [f"{count} {'row' if count == 1 else 'rows'} {reason}" for reason, count in counts.most_common()]
+    return f"; {', '.join(found)}" if found else ""
 
 
 def _measured(row: Row, phase: str) -> float:

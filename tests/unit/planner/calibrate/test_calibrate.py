@@ -15,7 +15,7 @@ from planner.bench.rows import Row, append, record_of
 from planner.calibrate.fit import fit
 from planner.calibrate.terms import Sample, terms_of, with_terms
 from planner.calibrate.write import rewritten
-from planner.errors import InvalidInputError, ProfileError
+from planner.errors import BadFileError, InvalidInputError, ProfileError
 from planner.evaluate import time
 from planner.hardware.load import load
 from planner.hardware.schema import HardwareProfile
@@ -122,6 +122,42 @@ def test_too_few_configurations_are_refused(tmp_path: Path) -> None:
 def test_rows_of_another_machine_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="its own machine"):
         Sample(load("t4"), [ROWS])
+
+
+@pytest.mark.parametrize("change", [{"prefill_s": -1.0}, {"prefill_s": 0.0}, {"decode_s": (0.1, math.nan)}])
+def test_a_time_that_is_none_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for row, plan in _one_of_each():
+        assert row.measured is not None
+        damaged = msgspec.structs.replace(row.measured, **change)
+        append(path, [record_of(plan), msgspec.structs.replace(row, measured=damaged)])
+    # JSON has no NaN: it is written as null, which is no number.
+    with pytest.raises(BadFileError, match=r"not above zero|is no benchmark row"):
+        Sample(PROFILE, [path])
+
+
+def test_a_row_of_another_model_than_its_plan_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    row, plan = _one_of_each()[0]
+    append(path, [record_of(plan), msgspec.structs.replace(row, model="gpt2")])
+    with pytest.raises(BadFileError, match="is of gpt2, and its plan is of"):
+        Sample(PROFILE, [path])
+
+
+def test_why_rows_were_left_out_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    (row, plan), (other, elsewhere) = _one_of_each()[:2]
+    unknown = msgspec.structs.replace(
+        elsewhere, model=msgspec.structs.replace(elsewhere.model, name="nosuch")
+    )
+    append(path, [record_of(plan), msgspec.structs.replace(row, status="out_of_memory", measured=None)])
+    record = record_of(unknown)
+    append(path, [record, msgspec.structs.replace(other, model="nosuch", plan_sha256=record.sha256)])
+    with pytest.raises(InvalidInputError) as caught:
+        Sample(PROFILE, [path])
+    assert "0 configurations" in str(caught.value)
+    assert "1 row did not run" in str(caught.value)
+    assert "1 row cannot be priced (unknown model 'nosuch'" in str(caught.value)
 
 
 def _reloaded(text: str, folder: Path) -> HardwareProfile:
