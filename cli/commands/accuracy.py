@@ -72,8 +72,10 @@ def command(out: Path | None, row_files: tuple[Path, ...], plot: Path | None, as
     from planner.accuracy.report import markdown
     from planner.accuracy.summary import medians, require, verdicts
     from planner.plan import write_atomically
-    from planner.report.scatter import save_scatter
+    from planner.report.scatter import check_picture, save_scatter
 
+    if plot is not None:
+        check_picture(plot)
     own, limits = own_lines(row_files), borders(row_files)
     found = lines()
     if out is not None:
