@@ -42,13 +42,13 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def what_if(model: Model, plan: Plan) -> tuple[Change, ...]:
-    """A GiB more of GPU memory, twice the links, and int8 weights, one at a time.
+    """A GiB more of GPU memory, twice the links, the disk and the host memory, and int8, one at a time.
 
     Each is planned from scratch with the plan's lengths, dtype and objective, and compared with the machine
     as it is, planned anew in the same way: at the plan's batch, unless the best batch was asked for.
     """
     request, before = _as_it_is(model, plan)
-    changes = [(what, model, profile) for what, profile in _machines(plan.hardware)]
+    changes = [(what, model, profile) for what, profile in _machines(plan)]
     if plan.weight_bits is None:
         changes.append(("weights in int8, decoded for nothing", int8_weights(model), plan.hardware))
     return tuple(_change(what, changed, profile, request, before) for what, changed, profile in changes)
@@ -88,7 +88,8 @@ def _considered(plan: Plan) -> tuple[str, ...] | None:
     return None if LAWS.keys() <= names.keys() else tuple(names)
 
 
-def _machines(profile: HardwareProfile) -> Iterator[tuple[str, HardwareProfile]]:
+def _machines(plan: Plan) -> Iterator[tuple[str, HardwareProfile]]:
+    profile = plan.hardware
     if profile.gpu is not None and profile.host_to_device is not None:
         more = round(profile.gpu.memory_bytes.value) + _GIB
         yield "one GiB more on each GPU", apply(profile, gpu_memory_bytes=more)
@@ -96,6 +97,10 @@ def _machines(profile: HardwareProfile) -> Iterator[tuple[str, HardwareProfile]]
         yield "twice the link", apply(profile, link_bytes_per_s=2 * link)
     if profile.num_gpus > 1 and profile.peer is not None:
         yield "twice the links between GPUs", _with_faster_peers(profile)
+    disk = profile.disk
+    if disk is not None and any(placement.lives == "disk" for placement in plan.placements):
+        faster = round(disk.capacity_bytes.value), 2 * disk.read_bytes_per_s.value
+        yield "twice the disk's rate", apply(profile, nvme=faster)
     host = round(profile.host.memory_bytes.value)
     yield "twice the host memory", apply(profile, cpu_memory_bytes=2 * host)
 
