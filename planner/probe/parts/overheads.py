@@ -27,8 +27,10 @@ from planner.probe.parts import models, streamed
 
 _NEW_TOKENS: Final = 12
 _PROMPT: Final = 16
-#: Calls between two readings of the clock; their launches fit in a GPU's queue, so the host never waits.
-_CALLS: Final = 200
+#: Calls of a turn, and turns. A turn is so short that most pass before something else gets the core, and its
+#: launches fit in a GPU's queue, so that the host does not wait for it.
+_CALLS: Final = 40
+_FEWEST, _TURNS = 25, 500
 _HEADS: Final = 4
 
 
@@ -98,7 +100,11 @@ def _hooks(findings: Findings, device: str) -> None:
     plain, hooked = (torch.nn.Sequential(_linear(device)) for _ in range(2))
     dispatch_model(hooked, {"0": place}, skip_keys="past_key_values", force_hooks=True)
     with_hook, without = alternate(
-        [_calls(hooked[0], device), _calls(plain[0], device)], lambda: _wait(device), budget_s=0.5
+        [_calls(hooked[0], device), _calls(plain[0], device)],
+        lambda: _wait(device),
+        budget_s=0.6,
+        least=_FEWEST,
+        most=_TURNS,
     )
     how = f"{_CALLS} calls of a narrow Linear with an Accelerate hook and without, amid attention"
     findings.quantities["host.hook_overhead_s"] = excess(with_hook, without, _CALLS, how)
