@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from planner.errors import PlannerError
+
 from .exit_codes import ExitCode, exit_code, is_foreseen
 
 
@@ -16,7 +18,8 @@ def run_program(command: click.Command, name: str, arguments: Sequence[str]) -> 
     """Run `command`, called `name`, with `arguments` and return the exit status.
 
     Every failure ends here: a sentence on standard error and, with `--json`, an object
-    `{"error": {"type", "message", "exit_code", …}}` on standard output. No traceback without `--debug`.
+    `{"error": {"type", "message", "exit_code", …}}` on standard output, unless the command has printed its
+    result there (see `after_json`). No traceback without `--debug`.
     """
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     as_json, debug = "--json" in options, "--debug" in options
@@ -40,6 +43,16 @@ def run_program(command: click.Command, name: str, arguments: Sequence[str]) -> 
             traceback.print_exc()
         return _report(name, error, _sentence(name, error, debug=debug), exit_code(error), as_json=as_json)
     return result if isinstance(result, int) else ExitCode.OK
+
+
+def after_json(error: PlannerError) -> int:
+    """Report an error once a command has printed its result as JSON, which stays the only document.
+
+    Returns:
+        The status for the command to return.
+    """
+    click.echo(f"planner: {error}", err=True)
+    return exit_code(error)
 
 
 def _sentence(name: str, error: BaseException, *, debug: bool) -> str:

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from ..exit_codes import ExitCode
 from ..options import output_options
+from ..program import after_json
 from ..render import Column, show_json, show_table, show_text
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ _OWN: Final = (
     help="Draw predicted over measured: .png, .svg.",
 )
 @output_options
-def command(out: Path | None, row_files: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
+def command(out: Path | None, row_files: tuple[Path, ...], plot: Path | None, as_json: bool) -> int:
     """Hold the cost model against published measurements and rows of your own, row by row.
 
     The exit status is 1 when a table of BLOOM-176B or of Accelerate is off by more than it may be.
@@ -71,6 +73,7 @@ def command(out: Path | None, row_files: tuple[Path, ...], plot: Path | None, as
     from planner.accuracy.points import own_points, published_points
     from planner.accuracy.report import markdown
     from planner.accuracy.summary import medians, require, verdicts
+    from planner.errors import VerificationError
     from planner.plan import write_atomically
     from planner.report.scatter import check_picture, save_scatter
 
@@ -88,7 +91,13 @@ def command(out: Path | None, row_files: tuple[Path, ...], plot: Path | None, as
     else:
         _show(found, out)
         _show_own(own, limits)
-    require(verdicts(found))
+    try:
+        require(verdicts(found))
+    except VerificationError as error:
+        if not as_json:
+            raise
+        return after_json(error)
+    return ExitCode.OK
 
 
 def _show(found: "Sequence[Line]", out: Path | None) -> None:

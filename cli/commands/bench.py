@@ -23,8 +23,10 @@ from planner.sizes import format_bytes, format_seconds
 from planner.workload import Workload
 
 from ..choices import traced_model
+from ..exit_codes import ExitCode
 from ..options import output_options
 from ..params import Size
+from ..program import after_json
 from ..render import Column, show_json, show_table, show_text
 
 
@@ -72,7 +74,7 @@ def command(
     out: Path | None,
     as_json: bool,
     **options: Any,
-) -> None:
+) -> int:
     """Benchmark the plan in FOLDER, or a baseline, at several batch sizes, predicted beside measured.
 
     Out of memory is a row like any other. Without a checkpoint the weights are random, of the real shape.
@@ -141,7 +143,11 @@ def command(
             show_text(f"added to {out}")
     failed = [row for row in rows if row.status == "failed"]
     if failed:
-        raise RuntimeFailure(f"batch {failed[0].batch_size} failed: {failed[0].said}")
+        error = RuntimeFailure(f"batch {failed[0].batch_size} failed: {failed[0].said}")
+        if not as_json:
+            raise error
+        return after_json(error)
+    return ExitCode.OK
 
 
 def _model_of(plan: Plan, checkpoint: Path | None, model: str | None) -> str:

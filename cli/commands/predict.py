@@ -20,7 +20,9 @@ from planner.search.best import Candidate
 from planner.workload import Workload
 
 from ..choices import machine, model_and_machine, traced_model
+from ..exit_codes import ExitCode
 from ..options import output_options
+from ..program import after_json
 from ..render import show_json, show_text
 from ..report import headline, show_places, show_prediction
 
@@ -54,7 +56,7 @@ def command(
     pinned: bool,
     as_json: bool,
     **overrides: Any,
-) -> None:
+) -> int:
     """Predict memory and time of MODEL on HARDWARE under a device map or a DeepSpeed configuration.
 
     The exit status is 1 when it does not fit, and 3 when DeepSpeed would reject or ignore part of the
@@ -80,16 +82,20 @@ def command(
         copies = "pinned" if pinned else "pageable"
         candidate = candidate_of(traced, profile, workload_in(chosen), places, host_copies=copies)
     plan = plan_of(traced, candidate, objective="latency", notes=tuple(ignored))
+    error: PlannerError | None = None
+    if ignored:
+        error = InvalidInputError(f"{ds_config}: {'; '.join(ignored)}")
+    elif not candidate.fits:
+        error = refusal(candidate)
     if as_json:
         show_json(plan)
-    else:
-        show_text(headline(plan))
-        show_places(explain(plan).places)
-        show_prediction(plan.prediction)
-    if ignored:
-        raise InvalidInputError(f"{ds_config}: {'; '.join(ignored)}")
-    if not candidate.fits:
-        raise refusal(candidate)
+        return ExitCode.OK if error is None else after_json(error)
+    show_text(headline(plan))
+    show_places(explain(plan).places)
+    show_prediction(plan.prediction)
+    if error is not None:
+        raise error
+    return ExitCode.OK
 
 
 def _configured(
