@@ -59,15 +59,18 @@ def run_child(
     # torchrun takes its options from PET_*: what every rank says goes into a file of its own.
     variables = {**os.environ, **_QUIET, "TMPDIR": str(work), "PET_REDIRECTS": "3", "PET_LOG_DIR": str(logs)}
     with (logs / "out").open("wb") as out, (logs / "err").open("wb") as err:
-        child = subprocess.Popen(argv, stdout=out, stderr=err, env={**variables, **(environment or {})})
+        child = None
         try:
+            # Within, because an interrupt may come when it runs and is not yet known here.
+            child = subprocess.Popen(argv, stdout=out, stderr=err, env={**variables, **(environment or {})})
             status = child.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise RuntimeFailure(f"{what} did not end within {timeout_s:g} s") from None
         finally:
             _end_all(work)
-            child.kill()
-            child.wait()
+            if child is not None:
+                child.kill()
+                child.wait()
     if status:
         raise _failure(what, status, logs)
 
