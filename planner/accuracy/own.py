@@ -81,7 +81,7 @@ def own_lines(paths: Sequence[Path]) -> tuple[OwnLine, ...]:
     """Every row of the files, in their order.
 
     Raises:
-        BadFileError: a file cannot be read, or a row's plan is not in it.
+        BadFileError: a file cannot be read, or a row's plan is not in it or of another model.
     """
     return tuple(_line(row, plan) for row, plan in planned_rows(paths))
 
@@ -164,4 +164,10 @@ def _read(path: Path) -> Iterable[tuple[Row, Plan]]:
                 f"{path} has a row of {row.name} at batch {row.batch_size} without its plan "
                 f"{row.plan_sha256[:12]}; take the file as planner bench wrote it"
             )
-        yield row, plans[row.plan_sha256]
+        plan = plans[row.plan_sha256]
+        if row.model != plan.model.name:
+            raise BadFileError(
+                f"{path} has a row of {row.name} at batch {row.batch_size} that is of {row.model}, and its "
+                f"plan is of {plan.model.name}; take the file as planner bench wrote it"
+            )
+        yield row, plan

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -17,6 +17,11 @@ from planner.errors import BadFileError
 from planner.plan import Plan
 
 SCHEMA_VERSION: Final = 1
+
+#: What a benchmark cannot have written otherwise, so that a damaged file is refused where it is read.
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Bytes = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,13 +42,13 @@ class Measured(_Strict, frozen=True, kw_only=True):
         devices: the GPUs' names.
     """
 
-    load_s: float
-    prefill_s: float
-    decode_s: tuple[float, ...]
-    gpu_peak_allocated_bytes: tuple[int, ...]
-    gpu_peak_reserved_bytes: tuple[int, ...]
-    host_peak_bytes: int
-    load_host_peak_bytes: int
+    load_s: Seconds
+    prefill_s: Seconds
+    decode_s: tuple[Seconds, ...]
+    gpu_peak_allocated_bytes: tuple[Bytes, ...]
+    gpu_peak_reserved_bytes: tuple[Bytes, ...]
+    host_peak_bytes: Bytes
+    load_host_peak_bytes: Bytes
     devices: tuple[str, ...]
 
     @property
@@ -107,16 +112,20 @@ class Row(_Strict, frozen=True, kw_only=True, tag_field="kind", tag="row"):
     model: str
     runtime: str
     dtype: str
-    batch_size: int
-    prompt_tokens: int
-    new_tokens: int
+    batch_size: Count
+    prompt_tokens: Count
+    new_tokens: Count
     weights: Literal["checkpoint", "random"]
-    memory_cap_bytes: int | None
+    memory_cap_bytes: Count | None
     status: Literal["ok", "out_of_memory", "failed"]
     said: str
     measured: Measured | None
     predicted: Predicted | None
     versions: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if (self.measured is None) == (self.status == "ok"):
+            raise ValueError(f"status {self.status!r} with{'out' * (self.measured is None)} measurements")
 
     @property
     def tokens_per_s(self) -> float:

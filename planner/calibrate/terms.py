@@ -14,7 +14,7 @@ from planner.accuracy.own import graph_of_model, planned_rows, workload_of
 from planner.bench.repricing import repriced
 from planner.bench.rows import Row
 from planner.calibrate.fit import FEWEST_GROUPS, Array
-from planner.errors import BadFileError, InvalidInputError, PlannerError
+from planner.errors import InvalidInputError, PlannerError
 from planner.evaluate import time
 from planner.hardware.files import quantities
 from planner.hardware.schema import HardwareProfile
@@ -64,14 +64,11 @@ class Sample:
         """Take the rows of some files.
 
         Raises:
-            BadFileError: a file cannot be read, or a row is of another model than its plan or says of a
-                time that it was not above zero.
+            BadFileError: a file cannot be read, or a row is of another model than its plan.
             InvalidInputError: rows of another GPU, or of too few configurations.
         """
         self.terms = terms_of(profile)
         pairs = planned_rows(paths)
-        for row, plan in pairs:
-            _check(row, plan)
         left_out = [_why_not(*pair) for pair in pairs]
         usable = [pair for pair, reason in zip(pairs, left_out, strict=True) if reason is None]
         for row, plan in usable:
@@ -111,18 +108,6 @@ class Sample:
         )
         times = time(*priced)
         return [math.log(times[phase].total) for phase in _PHASES]
-
-
-def _check(row: Row, plan: Plan) -> None:
-    """See to it that a row can be what a benchmark wrote."""
-    name = f"the row of {row.name} at batch {row.batch_size}"
-    if row.model != plan.model.name:
-        raise BadFileError(f"{name} is of {row.model}, and its plan is of {plan.model.name}")
-    one = row.measured
-    if one is not None and not all(0 < seconds < math.inf for seconds in (one.prefill_s, *one.decode_s)):
-        raise BadFileError(
-            f"{name} has a time that is not above zero; take the file as planner bench wrote it"
-        )
 
 
 def _why_not(row: Row, plan: Plan) -> str | None:

@@ -8,7 +8,7 @@ import pytest
 from planner.accuracy.own import OwnLine, borders, own_lines, planned_rows
 from planner.accuracy.own_report import fits_right, own_markdown, own_medians
 from planner.accuracy.points import own_points
-from planner.bench.rows import PlanRecord, Row, append, read
+from planner.bench.rows import PlanRecord, Row, append, read, record_of
 from planner.errors import BadFileError, InvalidInputError
 from planner.report.scatter import Point, save_scatter
 
@@ -74,9 +74,13 @@ def test_a_row_without_its_plan_is_a_bad_file(tmp_path: Path) -> None:
 
 def test_a_row_of_an_unknown_model_says_why_it_is_not_priced(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    plan, row = read(ROWS)[:2]
+    record, row = read(ROWS)[:2]
+    assert isinstance(record, PlanRecord)
     assert isinstance(row, Row)
-    append(path, [plan, msgspec.structs.replace(row, model="no-such-model")])
+    model = msgspec.structs.replace(record.plan.model, name="no-such-model")
+    unknown = record_of(msgspec.structs.replace(record.plan, model=model))
+    renamed = msgspec.structs.replace(row, model="no-such-model", plan_sha256=unknown.sha256)
+    append(path, [unknown, renamed])
     (line,) = own_lines([path])
     assert "no-such-model" in line.reason
     assert "not priced" in own_markdown([line], borders([path]))

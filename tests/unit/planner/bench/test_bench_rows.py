@@ -1,5 +1,6 @@
 """Rows and the file that keeps them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,25 @@ def test_a_damaged_line_is_named(line: str, plan: Plan, tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadFileError, match=r"none\.jsonl"):
         read(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 0},
+        {"batch_size": -4},
+        {"prompt_tokens": 0},
+        {"memory_cap_bytes": -4},
+        {"status": "out_of_memory"},
+        {"measured": None},
+    ],
+)
+def test_a_row_that_no_benchmark_can_have_written_is_refused(
+    plan: Plan, change: dict[str, object], tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    append(path, [row(plan)])
+    assert read(path) == (row(plan),)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change) + "\n")
+    with pytest.raises(BadFileError, match="line 1, is no benchmark row"):
+        read(path)
