@@ -70,11 +70,12 @@ def cpu_engine(host: Host, dtype: str) -> Engine:
         raise InvalidInputError(
             f"this profile's CPU has no rate for {dtype}; it has {', '.join(sorted(host.flops_per_s))}"
         )
+    read = host.gemv_bytes_per_s.get(dtype, host.memory_bandwidth_bytes_per_s)
     return Engine(
         flops_per_s=rate.value,
-        bytes_per_s=host.memory_bandwidth_bytes_per_s.value,
+        bytes_per_s=read.value,
         asynchronous=False,
-        quantities=(rate, host.memory_bandwidth_bytes_per_s),
+        quantities=(rate, read),
     )
 
 

@@ -79,6 +79,7 @@ def scaled(single: HardwareProfile, num_gpus: int, name: str) -> HardwareProfile
             op_overhead_s=host.op_overhead_s,
             hook_overhead_s=host.hook_overhead_s,
             tensor_move_overhead_s=host.tensor_move_overhead_s,
+            gemv_bytes_per_s={dtype: _times(rate, num_gpus) for dtype, rate in host.gemv_bytes_per_s.items()},
         ),
         host_to_device=single.host_to_device,
         device_to_host=single.device_to_host,
@@ -126,6 +127,7 @@ def _host(spec: HostSpec, cpu: CpuFile | None, defaults: Defaults) -> Host:
         op_overhead_s=spec.op_overhead_s or defaults.op_overhead_s,
         hook_overhead_s=spec.hook_overhead_s or defaults.hook_overhead_s,
         tensor_move_overhead_s=spec.tensor_move_overhead_s or defaults.tensor_move_overhead_s,
+        gemv_bytes_per_s=spec.gemv_bytes_per_s,
     )
 
 

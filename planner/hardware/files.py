@@ -59,6 +59,7 @@ class HostSpec(_Strict, frozen=True, kw_only=True):
         memory_bytes: what a process may fill of it; without it, the installed less the default reserve of
             kernel and system.
         cpu: a file in `cpus/`.
+        gemv_bytes_per_s: of `schema.Host`, by dtype; may be left out.
     """
 
     installed_memory_bytes: Quantity
@@ -67,6 +68,7 @@ class HostSpec(_Strict, frozen=True, kw_only=True):
     cpu: str | None = None
     memory_bandwidth_bytes_per_s: Quantity | None = None
     flops_per_s: dict[str, Quantity] | None = None
+    gemv_bytes_per_s: dict[str, Quantity] = {}
     op_overhead_s: Quantity | None = None
     hook_overhead_s: Quantity | None = None
     tensor_move_overhead_s: Quantity | None = None

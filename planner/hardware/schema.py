@@ -36,7 +36,7 @@ class Gpu(_Strict, frozen=True, kw_only=True):
     bandwidth_efficiency: Quantity
 
 
-class Host(_Strict, frozen=True, kw_only=True):
+class Host(_Strict, frozen=True, kw_only=True, omit_defaults=True):
     """The CPU side.
 
     Attributes:
@@ -44,6 +44,8 @@ class Host(_Strict, frozen=True, kw_only=True):
         memory_bandwidth_bytes_per_s: DRAM read bandwidth that a matrix-vector product reaches.
         flops_per_s: matrix rate of all cores by dtype name.
         num_cores: physical cores.
+        gemv_bytes_per_s: what a matrix-vector product reads of weights of a dtype, where that is known; the
+            memory's bandwidth elsewhere. A processor that converts a dtype first may read half as much.
         op_overhead_s: host time to dispatch one operation (Python and framework, per aten operation).
         hook_overhead_s: host time of one Accelerate hook around one module's forward.
         tensor_move_overhead_s: host time, besides the copy itself, to put one offloaded tensor on a
@@ -57,6 +59,7 @@ class Host(_Strict, frozen=True, kw_only=True):
     op_overhead_s: Quantity
     hook_overhead_s: Quantity
     tensor_move_overhead_s: Quantity
+    gemv_bytes_per_s: dict[str, Quantity] = {}
 
 
 class Link(_Strict, frozen=True, kw_only=True):

@@ -31,7 +31,7 @@ _EMULATED: Final = 0.25
 #: The order of a profile's tables.
 _TABLES: Final = (
     "gpu", "gpu.flops_per_s", "host_to_device", "device_to_host", "peer", "fabric",
-    "host", "host.flops_per_s", "disk",
+    "host", "host.flops_per_s", "host.gemv_bytes_per_s", "disk",
 )  # fmt: skip
 
 
@@ -122,10 +122,10 @@ def _complete_gpus(found: dict[str, Measurement], findings: Findings, missing: l
 
 
 def _choose_cpu_rates(found: dict[str, Measurement], *, has_gpu: bool, missing: list[str]) -> None:
-    """The one bandwidth that a profile has: of the type that weights have there.
+    """What each dtype's products read; that of the dtype that weights have there is the memory's bandwidth.
 
-    Without a GPU a dtype that the processor emulates is left out: no one rate would be right for its prompts
-    and its steps. Beside a GPU it stays, because plans in it are made for the GPU.
+    Without a GPU a dtype that the processor emulates is left out: nobody wants his plans in it. Beside a GPU
+    it stays, because plans in it are made for the GPU.
     """
     by_dtype, by_thread = _taken(found, _VECTOR), _taken(found, _THREAD)
     if not by_dtype:
@@ -134,9 +134,11 @@ def _choose_cpu_rates(found: dict[str, Measurement], *, has_gpu: bool, missing: 
     wanted = ("bfloat16", "float32") if has_gpu else ("float32", "bfloat16")
     dtype = next((name for name in wanted if name in by_dtype), next(iter(by_dtype)))
     found["host.memory_bandwidth_bytes_per_s"] = by_dtype[dtype]
+    found |= {f"host.gemv_bytes_per_s.{name}": one for name, one in by_dtype.items()}
     for name, one in by_thread.items():
         if dtype in by_thread and one.value < _EMULATED * by_thread[dtype].value and not has_gpu:
             found.pop(f"host.flops_per_s.{name}", None)
+            found.pop(f"host.gemv_bytes_per_s.{name}", None)
             missing.append(
                 f"{name} on the processor is left out: a thread's matrix-vector products read "
                 f"{one.value / 1e9:.3g} GB/s and those in {dtype} {by_thread[dtype].value / 1e9:.3g}, so it "

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from planner.errors import RuntimeFailure
@@ -12,6 +13,7 @@ from planner.probe.findings import Findings
 from planner.probe.fits import Line, Measurement
 from planner.probe.profile import Probed, note, probed, to_toml
 from planner.sources import Source
+from planner.time import cpu_engine
 
 LINKS = [f"{way}.{key}" for way in ("host_to_device", "device_to_host", "peer") for key in (
     "pinned_bytes_per_s", "pageable_bytes_per_s", "latency_s"
@@ -92,6 +94,18 @@ def test_a_complete_probe_is_a_profile(num_gpus: int, tmp_path: Path) -> None:
         assert profile.gpu.flops_per_s["float16"].value == pytest.approx(7e14)
     if profile.fabric is not None:
         assert profile.fabric.kind == "nvlink"
+
+
+def test_steps_read_weights_at_the_rate_of_their_own_dtype(tmp_path: Path) -> None:
+    host = loaded(findings(1), tmp_path).host
+    assert {dtype: cpu_engine(host, dtype).bytes_per_s for dtype in host.gemv_bytes_per_s} == {
+        "float32": 60e9,
+        "bfloat16": 50e9,
+        "float16": 40e9,
+    }
+    plain = msgspec.structs.replace(host, gemv_bytes_per_s={})
+    # Of the dtype that weights have beside a GPU.
+    assert cpu_engine(plain, "float16").bytes_per_s == 50e9
 
 
 @pytest.mark.parametrize(
