@@ -6,12 +6,14 @@ from planner.errors import InfeasibleError, PlannerError, RuntimeFailure, TraceE
 from quantize.errors import EvaluationError
 from reshard.errors import CheckpointError
 
+from .termination import Terminated
+
 
 class ExitCode(IntEnum):
     """Status of the process.
 
     `USAGE` is a command line that cannot be parsed; `BAD_INPUT` one that was understood, but what it names
-    is unknown, damaged or makes no sense. The last two follow the shells' 128 + signal.
+    is unknown, damaged or makes no sense. The last three follow the shells' 128 + signal.
     """
 
     OK = 0
@@ -21,6 +23,7 @@ class ExitCode(IntEnum):
     RUNTIME_FAILURE = 4
     INTERRUPTED = 130
     BROKEN_PIPE = 141
+    TERMINATED = 143
 
 
 #: Errors of the operating system that a path given by the user explains; a full disk is not one.
@@ -36,6 +39,8 @@ def exit_code(error: BaseException) -> ExitCode:
             return ExitCode.RUNTIME_FAILURE
         case PlannerError() | CheckpointError():
             return ExitCode.BAD_INPUT
+        case Terminated():
+            return ExitCode.TERMINATED
         case KeyboardInterrupt():
             return ExitCode.INTERRUPTED
         case BrokenPipeError():

@@ -12,6 +12,7 @@ import click
 from planner.errors import PlannerError
 
 from .exit_codes import ExitCode, exit_code, is_foreseen
+from .termination import Terminated, terminable
 
 
 def run_program(command: click.Command, name: str, arguments: Sequence[str]) -> int:
@@ -25,7 +26,7 @@ def run_program(command: click.Command, name: str, arguments: Sequence[str]) -> 
     as_json, debug = "--json" in options, "--debug" in options
     try:
         # Not `command.main`: it would turn a broken pipe and an interrupt into statuses of its own.
-        with command.make_context(name, list(arguments)) as context:
+        with terminable(), command.make_context(name, list(arguments)) as context:
             result = command.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as stop:
@@ -57,7 +58,7 @@ def after_json(error: PlannerError) -> int:
 
 def _sentence(name: str, error: BaseException, *, debug: bool) -> str:
     if isinstance(error, KeyboardInterrupt):
-        return "Interrupted."
+        return "Terminated." if isinstance(error, Terminated) else "Interrupted."
     if is_foreseen(error):
         return str(error)
     advice = "" if debug else " Run again with --debug for the traceback."

@@ -111,10 +111,13 @@ def format_dollars(dollars: float) -> str:
 
 
 def format_by_unit(name: str, number: float, *, plain: str = "g") -> str:
-    """A number in the unit that its field's name ends in, as `memory_bytes`; `plain` formats one of none."""
+    """A number in the unit that its field's name ends in, as `memory_bytes`; `plain` formats one of none.
+
+    Rates may be by dtype, as in `flops_per_s.float16`.
+    """
     if "flops_per_s" in name:
         return f"{format_flops(number)}/s"
-    if name.endswith("_bytes_per_s"):
+    if "_bytes_per_s" in name:
         return format_rate(number)
     if name.endswith("_bytes"):
         return format_bytes(number)

@@ -59,7 +59,10 @@ def show_profile(name: str, as_json: bool) -> None:
         Column("source"),
         Column("note", wraps=True),
     )
-    show_table(columns, [("num_gpus", str(profile.num_gpus), "", ""), *_quantities(profile)])
+    counts = [("num_gpus", str(profile.num_gpus), "", "")]
+    if profile.num_gpus:
+        counts.append(("gpus_per_host", str(profile.host_gpus), "", "at most; more GPUs are several hosts"))
+    show_table(columns, [*counts, *_quantities(profile)])
 
 
 def _row(profile: HardwareProfile) -> tuple[str, ...]:

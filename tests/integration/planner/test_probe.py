@@ -83,7 +83,13 @@ def test_a_part_that_takes_too_long_is_left_out() -> None:
     assert set(findings.quantities) == {"host.installed_memory_bytes", "host.memory_bytes"}
 
 
-def test_an_interrupt_leaves_no_process_and_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "number, status, word",
+    [(signal.SIGINT, 130, "Interrupted."), (signal.SIGTERM, 143, "Terminated.")],
+)
+def test_an_interrupt_leaves_no_process_and_no_file(
+    number: signal.Signals, status: int, word: str, tmp_path: Path
+) -> None:
     scratch, out = tmp_path / "scratch", tmp_path / "here.toml"
     scratch.mkdir()
     program = "import sys; from cli.main import main; sys.exit(main())"
@@ -94,10 +100,10 @@ def test_an_interrupt_leaves_no_process_and_no_file(tmp_path: Path) -> None:
         assert child.stderr.readline() == "measuring the host's own work\n"
         while child.poll() is None and not _runs_torch(scratch):
             time.sleep(0.02)
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         words = child.stderr.read()
-    assert child.returncode == 130
-    assert words.splitlines()[-1] == "planner: Interrupted."
+    assert child.returncode == status
+    assert words.splitlines()[-1] == f"planner: {word}"
     assert list(tmp_path.rglob("*")) == [scratch]
     assert _processes_of(scratch) == []
 
