@@ -18,6 +18,7 @@ from planner.hardware.overrides import apply
 from planner.hardware.schema import HardwareProfile
 from planner.models.traced import Model
 from planner.plan import Plan, read
+from planner.probe.run import used_gpu_bytes
 from planner.request import Request
 from planner.sizes import format_bytes, format_seconds
 from planner.workload import Workload
@@ -109,6 +110,7 @@ def command(
             raise InvalidInputError(
                 f"--memory-cap stands in for a smaller GPU, and {plan.hardware.name} has none"
             )
+        _check_gpus(plan)
         job = Job(
             name=name,
             folder=folder,
@@ -169,6 +171,15 @@ def _check_lengths(model: Model, prompt_tokens: int, new_tokens: int) -> None:
         raise InvalidInputError(
             f"{model.name} takes sequences of up to {graph.max_positions} tokens, and these would be "
             f"{total}; shorten --prompt or --new-tokens"
+        )
+
+
+def _check_gpus(plan: Plan) -> None:
+    """Refuse before weights of the real size are written."""
+    if plan.main_device != "cpu" and not used_gpu_bytes():
+        raise RuntimeFailure(
+            f"the plan runs on {plan.main_device}, and no GPU can be seen here; planner verify --on cpu runs "
+            "a plan on the processor"
         )
 
 

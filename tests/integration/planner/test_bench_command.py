@@ -51,6 +51,22 @@ def test_what_cannot_end_well_is_refused_before_it_runs(
     assert sentence in err
 
 
+def test_a_plan_for_a_gpu_that_is_not_there_is_refused_before_weights_are_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    spec = resolve(str(TRAINED))
+    graph = graph_for(spec)
+    model = Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph)
+    request = Request(prompt_tokens=6, new_tokens=4, runtimes=("accelerate",))
+    emit(make_plan(model, load("t4"), request), graph, tmp_path / "plan")
+    weights = tmp_path / "weights"
+    words = ["--model", str(TRAINED), "--random-weights", str(weights)]
+    assert cli.main.run(["bench", str(tmp_path / "plan"), *words]) == 4
+    assert "no GPU can be seen here" in capsys.readouterr().err
+    assert not weights.exists()
+
+
 def test_a_file_that_is_in_the_way_is_refused_and_left(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("as it was")
     words = ["--checkpoint", str(TRAINED), "--out", str(tmp_path / "file" / "rows.jsonl")]
