@@ -19,6 +19,7 @@ from planner.evaluate import time
 from planner.hardware.files import quantities
 from planner.hardware.schema import HardwareProfile
 from planner.plan import Plan
+from planner.sources import Quantity
 
 #: Dotted key → the largest value it may have.
 TERMS: Final = {
@@ -43,15 +44,22 @@ def terms_of(profile: HardwareProfile) -> dict[str, float]:
 
 
 def with_terms(profile: HardwareProfile, values: Mapping[str, float]) -> HardwareProfile:
-    """The profile with other values of some terms."""
+    """The profile with other values of some terms; one that it does not have is left out."""
     changed: Any = profile
     for key, value in values.items():
-        part, _, field = key.partition(".")
-        table = getattr(changed, part)
-        quantity = msgspec.structs.replace(getattr(table, field), value=value)
-        table = msgspec.structs.replace(table, **{field: quantity})
-        changed = msgspec.structs.replace(changed, **{part: table})
+        changed = _with_value(changed, key.split("."), value)
     return changed  # type: ignore[no-any-return]
+
+
+def _with_value(part: Any, path: Sequence[str], value: float) -> Any:
+    """A part of a profile, down to one quantity, with another value of the quantity at a path in it."""
+    if isinstance(part, Quantity):
+        return msgspec.structs.replace(part, value=value)
+    if isinstance(part, dict):
+        return {
+            key: _with_value(one, path[1:], value) if key == path[0] else one for key, one in part.items()
+        }
+    return msgspec.structs.replace(part, **{path[0]: _with_value(getattr(part, path[0]), path[1:], value)})
 
 
 class Sample:

@@ -3,6 +3,7 @@
 import json
 import tomllib
 from collections.abc import Mapping
+from typing import Any
 
 from planner.errors import ProfileError
 
@@ -24,10 +25,8 @@ def rewritten(text: str, values: Mapping[str, float], note: str) -> str:
 
 
 def _replaced(text: str, key: str, value: float, note: str) -> str:
-    table, _, field = key.partition(".")
-    data = tomllib.loads(text)
-    former = data.get(table, {})
-    former = former.get(field) if isinstance(former, dict) else None
+    table, _, field = key.rpartition(".")
+    former = _table(tomllib.loads(text), table).get(field)
     said = note if former is None else f"{note}; before: {former['value']:.5g}, {former.get('note', '')}"
     line = f'{field} = {{ value = {value:.5g}, source = "measured", note = {_quoted(said)} }}'
     lines = text.splitlines()
@@ -45,13 +44,21 @@ def _replaced(text: str, key: str, value: float, note: str) -> str:
     return result
 
 
+def _table(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """A table by its dotted name; empty where there is none."""
+    for part in name.split("."):
+        inner = data.get(part)
+        data = inner if isinstance(inner, dict) else {}
+    return data
+
+
 def _line_of(lines: list[str], wanted: str, start: int, end: int) -> int | None:
     return next((i for i in range(start, end) if lines[i].strip() == wanted), None)
 
 
 def _check(text: str, table: str, field: str, value: float) -> None:
     try:
-        found = float(tomllib.loads(text)[table][field]["value"])
+        found = float(_table(tomllib.loads(text), table)[field]["value"])
     except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise ProfileError(
             f"{table}.{field} is written over several lines; put it on one line, as planner probe does"

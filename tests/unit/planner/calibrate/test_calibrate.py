@@ -189,3 +189,17 @@ def test_a_number_that_was_a_default_is_added(tmp_path: Path) -> None:
     assert gpu.gemm_efficiency.value == 0.5
     with pytest.raises(ProfileError, match=r"no table \[gpu\]"):
         rewritten('description = "none"\n', {GEMM: 0.5}, "calibrated")
+
+
+def test_a_rate_by_dtype_is_changed_and_written(tmp_path: Path) -> None:
+    key = "host.gemv_bytes_per_s.float16"
+    table = '\n[host.gemv_bytes_per_s]\nfloat16 = { value = 2e10, source = "measured", note = "probed" }\n'
+    text = PROFILE_FILE.read_text() + table
+    profile = _reloaded(text, tmp_path)
+    assert terms_of(profile)[key] == 2e10
+    assert with_terms(profile, {key: 3e10}).host.gemv_bytes_per_s["float16"].value == 3e10
+    # A plan made before the profile had it is priced without it.
+    assert with_terms(PROFILE, {key: 3e10}) == PROFILE
+    rate = _reloaded(rewritten(text, {key: 3e10}, "calibrated"), tmp_path).host.gemv_bytes_per_s["float16"]
+    assert rate.value == 3e10
+    assert rate.note == "calibrated; before: 2e+10, probed"
