@@ -164,6 +164,15 @@ class Problem:
         """Host memory of an offloaded cache, of all streams together."""
         return self.settings.num_streams * sum(unit.offloaded_kv_bytes for unit in self.units)
 
+    @property
+    def disk_deficit_bytes(self) -> int:
+        """What the disk lacks to hold the checkpoint and the runtime's own copy; 0 when it is not used."""
+        disk = self.profile.disk
+        if disk is None or DISK not in self.settings.streams_from:
+            return 0
+        checkpoint = sum(unit.stored_bytes for unit in self.units)
+        return max(0, checkpoint + self.buffers.disk - round(disk.capacity_bytes.value))
+
     def device_kv_bytes(self, unit: UnitPrice, phase: str) -> int:
         """A unit's cache where the unit runs; 0 when the cache is offloaded."""
         return unit.kv[phase] if self.settings.kv_cache == "device" else 0

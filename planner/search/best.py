@@ -70,20 +70,11 @@ def nearest_placement(problem: Problem) -> Candidate:
     if not problem.settings.streams_from:
         return _all_on_main(problem)
     placed = _candidate(problem, nearest(problem, _staged_elsewhere(problem)))
-    lacking = _disk_deficit_bytes(problem)
+    lacking = problem.disk_deficit_bytes
     if lacking > 0 and problem.law.stores_all:
         # Its only store is too small: whatever the GPU lacks then comes of that.
         return replace(placed, shortage_bytes={DISK: lacking})
     return placed
-
-
-def _disk_deficit_bytes(problem: Problem) -> int:
-    """What the disk lacks to hold the checkpoint and the runtime's own copy; 0 if unused."""
-    disk = problem.profile.disk
-    if disk is None or DISK not in problem.settings.streams_from:
-        return 0
-    checkpoint = sum(unit.stored_bytes for unit in problem.units)
-    return checkpoint + problem.buffers.disk - round(disk.capacity_bytes.value)
 
 
 def _staged_elsewhere(problem: Problem) -> dict[int, str]:

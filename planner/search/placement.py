@@ -81,7 +81,7 @@ class _Program:
         self.ip = IntegerProgram()
         self.classes = classes_of(problem, staged)
         self.main = problem.settings.main
-        has_room = _checkpoint_fits_disk(problem)
+        has_room = problem.disk_deficit_bytes == 0
         self.places = [place for place in problem.settings.streams_from if place != DISK or has_room]
         # In a fixed order, so that of equally good placements the solver always finds the same one.
         self.used: dict[str, dict[str, dict[int, float]]] = {
@@ -277,12 +277,6 @@ class _Program:
             (one, _counts(values, columns)) for one, columns in zip(self.classes, self.columns, strict=True)
         ]
         return assignment_of(self.problem, self.staged, counted)
-
-
-def _checkpoint_fits_disk(problem: Problem) -> bool:
-    disk = problem.profile.disk
-    total = sum(unit.stored_bytes for unit in problem.units)
-    return disk is not None and total + problem.buffers.disk <= disk.capacity_bytes.value
 
 
 def _counts(values: list[float], columns: _Columns) -> Counts:
