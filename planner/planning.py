@@ -46,7 +46,7 @@ def choose(model: Model, profile: HardwareProfile, request: Request) -> tuple[Pl
         winner.candidate,
         objective=request.objective,
         alternatives=alternatives_to(winner, field, request),
-        notes=_notes(model, winner, field, request),
+        notes=_notes(model, winner, fitting, request),
     )
     return plan, winner.candidate
 
@@ -132,7 +132,7 @@ def _check(model: Model, profile: HardwareProfile, request: Request) -> None:
         )
 
 
-def _notes(model: Model, winner: Contender, field: Field, request: Request) -> tuple[str, ...]:
+def _notes(model: Model, winner: Contender, fitting: list[Contender], request: Request) -> tuple[str, ...]:
     notes = list(model.graph.leaks)
     assignment = winner.candidate.assignment
     if winner.settings.main != "cpu" and "cpu" in assignment.executes:
@@ -143,36 +143,28 @@ def _notes(model: Model, winner: Contender, field: Field, request: Request) -> t
     used = {device for device in assignment.executes if device.startswith("gpu:")}
     if len(used) > winner.candidate.problem.profile.host_gpus:
         notes.append(f"one process drives {len(used)} GPUs here: they must be in one machine")
-    return (*notes, *_faster_elsewhere(winner, field, request), *_as_good(winner, field, request))
+    return (*notes, *_faster_elsewhere(winner, fitting, request), *_as_good(winner, fitting, request))
 
 
-def _faster_elsewhere(winner: Contender, field: Field, request: Request) -> Iterator[str]:
+def _faster_elsewhere(winner: Contender, fitting: list[Contender], request: Request) -> Iterator[str]:
     """Runtimes that would have won, had they been asked for."""
     names = dict.fromkeys(
         (c.settings.runtime, c.candidate.problem.law.own_environment)
-        for c in field.contenders
-        if c.candidate.fits and not c.too_slow and badness(c, request) < badness(winner, request)
+        for c in fitting
+        if badness(c, request) < badness(winner, request)
     )
     for name, needs in names:
         yield f"{name} is faster and needs an environment of its own ({needs}): --runtime {name} chooses it"
 
 
-def _as_good(winner: Contender, field: Field, request: Request) -> Iterator[str]:
+def _as_good(winner: Contender, fitting: list[Contender], request: Request) -> Iterator[str]:
     """The simplest runtime that loses by less than an estimate can tell apart."""
     if request.runtimes is not None:
         return
     order = list(LAWS)
-    rank = order.index(winner.settings.runtime)
-    close = [
-        c
-        for c in field.contenders
-        if c.candidate.fits
-        and not c.too_slow
-        and order.index(c.settings.runtime) < rank
-        and badness(c, request) < _CLOSE * badness(winner, request)
-    ]
-    if close:
-        name = min(close, key=lambda c: order.index(c.settings.runtime)).settings.runtime
+    close = {c.settings.runtime for c in fitting if badness(c, request) < _CLOSE * badness(winner, request)}
+    name = min({*close, winner.settings.runtime}, key=order.index)
+    if name != winner.settings.runtime:
         within = f"{name} is within {100 * (_CLOSE - 1):.0f} % of {winner.settings.runtime}"
         yield f"{within}, closer than an estimate can tell, and needs less: --runtime {name} chooses it"
 
