@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from planner.accuracy.compare import Line
     from planner.accuracy.own import Border, OwnLine
-    from planner.accuracy.own_report import OwnMedian
     from planner.accuracy.summary import Verdict
 
 _TABLES: Final = (
@@ -112,23 +111,18 @@ def _show(found: "Sequence[Line]", out: Path | None) -> None:
 
 
 def _show_own(own: "Sequence[OwnLine]", limits: "Sequence[Border]") -> None:
-    from planner.accuracy.own_report import fits_right, own_medians
+    from planner.accuracy.own_report import fits_right, own_median_cells, own_medians
     from planner.sizes import format_bytes
 
     if not own:
         return
-    show_table(_OWN, [_own_row(one) for one in own_medians(own)])
+    show_table(_OWN, [own_median_cells(one) for one in own_medians(own)])
     right, known = fits_right(own)
     show_text(f"{len(own)} rows of our own; whether it fits is right in {right} of {known}.")
     for one in limits:
         feasible = "not priced" if one.feasible is None else f"{one.feasible} called feasible"
         cap = "" if one.memory_cap_bytes is None else f" in {format_bytes(one.memory_cap_bytes)}"
         show_text(f"{one.name}, {one.model}{cap}: {one.ran} ran, {one.failed} did not; {feasible}.")
-
-
-def _own_row(one: "OwnMedian") -> tuple[str, ...]:
-    errors = (f"{one.median_error:.1%}", f"{one.bias:+.1%}", f"{one.worst:+.1%}")
-    return (one.metric, str(one.num_rows), *errors)
 
 
 def _table_row(one: "Verdict") -> tuple[str, ...]:

@@ -90,7 +90,7 @@ def planned_rows(paths: Sequence[Path]) -> tuple[tuple[Row, Plan], ...]:
     """Every row of the files with the plan that it is of.
 
     Raises:
-        BadFileError: a file cannot be read, or a row's plan is not in it.
+        BadFileError: as `own_lines`.
     """
     return tuple(pair for path in paths for pair in _read(path))
 

@@ -64,10 +64,7 @@ def own_markdown(lines: Sequence[OwnLine], borders: Sequence[Border]) -> str:
         _INTRODUCTION,
         table(
             ("metric", "rows", "median error", "bias", "worst"),
-            (
-                (m.metric, str(m.num_rows), f"{m.median_error:.1%}", f"{m.bias:+.1%}", f"{m.worst:+.1%}")
-                for m in own_medians(lines)
-            ),
+            map(own_median_cells, own_medians(lines)),
         ),
         f"Whether it fits is right in {right} of {known} rows.\n",
         "### Largest batch\n",
@@ -91,6 +88,12 @@ def own_markdown(lines: Sequence[OwnLine], borders: Sequence[Border]) -> str:
         _origin(lines),
     ]
     return "\n".join(parts)
+
+
+def own_median_cells(one: OwnMedian) -> tuple[str, ...]:
+    """A line of the table of medians."""
+    errors = (f"{one.median_error:.1%}", f"{one.bias:+.1%}", f"{one.worst:+.1%}")
+    return (one.metric, str(one.num_rows), *errors)
 
 
 def _border_row(one: Border) -> tuple[str, ...]:
