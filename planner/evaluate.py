@@ -142,7 +142,7 @@ def _holes(problem: Problem, here: list[UnitPrice], device: str, phase: str) -> 
 
 
 def _kv_on(problem: Problem, here: list[UnitPrice], device: str, phase: str) -> int:
-    """Cache bytes on a device: its own units', or or a few layers and the host's store."""
+    """Cache bytes on a device: its own units', or a few layers and the host's store of an offloaded one."""
     if problem.settings.kv_cache == "device":
         return sum(problem.device_kv_bytes(unit, phase) for unit in here)
     if device == CPU:

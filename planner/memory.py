@@ -21,7 +21,7 @@ HOST_PROCESS_WITH_GPU: Final = Quantity(
 
 #: What PyTorch's caching allocator holds beyond live bytes: a share of what comes and goes during a
 #: forward (activations, staging, the cache that grows by copying), and a floor for small blocks: at batch 1
-#: 10 MiB were held so in each of four plans (tests/benchmarks/results/2026-11-21-h100-probed-rows.jsonl).
+#: 18 to 68 MiB were held so in four plans (tests/benchmarks/results/2026-11-21-h100-probed-rows.jsonl).
 SLACK_SHARE: Final = Quantity(value=0.02, source=Source.ASSUMED, note="expandable segments on")
 SLACK_FLOOR_BYTES: Final = 64 * _MIB
 
