@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from ..exit_codes import ExitCode
-from ..options import output_options
+from ..options import output_options, rows_option
 from ..program import after_json
 from ..render import Column, show_json, show_table, show_text
 
@@ -48,13 +48,7 @@ _OWN: Final = (
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write every row here, as Markdown."
 )
-@click.option(
-    "--rows",
-    "row_files",
-    multiple=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Rows that planner bench wrote, beside the published ones.",
-)
+@rows_option("Rows that planner bench wrote, beside the published ones.")
 @click.option(
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -25,7 +25,7 @@ from planner.workload import Workload
 
 from ..choices import traced_model
 from ..exit_codes import ExitCode
-from ..options import output_options
+from ..options import make_room_for, output_options
 from ..params import Size
 from ..program import after_json
 from ..render import Column, show_json, show_table, show_text
@@ -186,11 +186,10 @@ def _check_gpus(plan: Plan) -> None:
 def _check_out(out: Path) -> None:
     """Refuse before anything runs what no row could be added to afterwards."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         if out.exists():
             out.open("ab").close()
         else:
-            tempfile.TemporaryFile(dir=out.parent).close()
+            make_room_for(out)
     except OSError as error:
         raise InvalidInputError(f"cannot add rows to {out}: {error.strerror}") from error
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ..options import output_options
+from ..options import output_options, rows_option
 from ..render import Column, show_json, show_table, show_text
 
 if TYPE_CHECKING:
@@ -25,14 +25,7 @@ _COLUMNS: Final = (
 
 @click.command(name="calibrate")
 @click.argument("profile", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option(
-    "--rows",
-    "row_files",
-    multiple=True,
-    required=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Rows that planner bench wrote on this machine.",
-)
+@rows_option("Rows that planner bench wrote on this machine.", required=True)
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The new profile."
 )

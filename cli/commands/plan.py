@@ -15,7 +15,7 @@ from planner.serving.registry import SERVERS
 from planner.serving.registry import runtimes as serving_runtimes
 
 from ..choices import machine, model_and_machine, traced_model
-from ..options import output_options
+from ..options import output_options, rows_option
 from ..render import show_json, show_text
 from ..report import headline, show_alternatives, show_comparison, show_places, show_prediction
 
@@ -32,13 +32,7 @@ from ..report import headline, show_alternatives, show_comparison, show_places, 
 )
 @click.option("--all", "show_all", is_flag=True, help="Show every way that was priced, not the best of each.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write pictures: .html, .png or .svg.")
-@click.option(
-    "--rows",
-    "row_files",
-    multiple=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="With --report: rows of planner bench, drawn predicted against measured.",
-)
+@rows_option("With --report: rows of planner bench, drawn predicted against measured.")
 @click.option(
     "--serve", "server", type=click.Choice(list(SERVERS)), help="With --out: files for a server, too."
 )

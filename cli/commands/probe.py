@@ -15,7 +15,7 @@ from planner.probe.profile import Probed, probed, to_toml
 from planner.probe.run import TIMEOUT_S, probe
 from planner.sizes import format_by_unit
 
-from ..options import output_options
+from ..options import make_room_for, output_options
 from ..render import Column, show_json, show_table, show_text
 
 _VERSIONS: Final = ("torch", "transformers", "accelerate")
@@ -74,9 +74,7 @@ def _check_out(out: Path) -> None:
     if out.suffix != ".toml":
         raise InvalidInputError(f"a profile's file ends in .toml, which {out} does not: name it {out}.toml")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
+        make_room_for(out)
     except OSError as error:
         raise InvalidInputError(
             f"cannot write the profile {out.name} into {out.parent}: {error.strerror}"
