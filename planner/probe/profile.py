@@ -11,7 +11,7 @@ from planner.hardware.files import MachineFile
 from planner.probe.findings import Findings
 from planner.probe.fits import Measurement
 
-_VECTOR: Final = "cpu_vector_bytes_per_s."
+_GEMV: Final = "host.gemv_bytes_per_s."
 _THREAD: Final = "cpu_thread_bytes_per_s."
 #: What a machine with a GPU cannot be planned without.
 _GPU_NEEDS: Final = (
@@ -127,18 +127,18 @@ def _choose_cpu_rates(found: dict[str, Measurement], *, has_gpu: bool, missing: 
     Without a GPU a dtype that the processor emulates is left out: nobody wants his plans in it. Beside a GPU
     it stays, because plans in it are made for the GPU.
     """
-    by_dtype, by_thread = _taken(found, _VECTOR), _taken(found, _THREAD)
+    by_dtype, by_thread = _under(found, _GEMV), _under(found, _THREAD)
+    _drop(found, _THREAD)
     if not by_dtype:
         _drop(found, "host.flops_per_s.")
         return
     wanted = ("bfloat16", "float32") if has_gpu else ("float32", "bfloat16")
     dtype = next((name for name in wanted if name in by_dtype), next(iter(by_dtype)))
     found["host.memory_bandwidth_bytes_per_s"] = by_dtype[dtype]
-    found |= {f"host.gemv_bytes_per_s.{name}": one for name, one in by_dtype.items()}
     for name, one in by_thread.items():
         if dtype in by_thread and one.value < _EMULATED * by_thread[dtype].value and not has_gpu:
             found.pop(f"host.flops_per_s.{name}", None)
-            found.pop(f"host.gemv_bytes_per_s.{name}", None)
+            found.pop(f"{_GEMV}{name}", None)
             missing.append(
                 f"{name} on the processor is left out: a thread's matrix-vector products read "
                 f"{one.value / 1e9:.3g} GB/s and those in {dtype} {by_thread[dtype].value / 1e9:.3g}, so it "
@@ -146,11 +146,9 @@ def _choose_cpu_rates(found: dict[str, Measurement], *, has_gpu: bool, missing: 
             )
 
 
-def _taken(found: dict[str, Measurement], prefix: str) -> dict[str, Measurement]:
-    """What is found under a prefix, by what follows it; found no longer has it."""
-    taken = {path.removeprefix(prefix): one for path, one in found.items() if path.startswith(prefix)}
-    _drop(found, prefix)
-    return taken
+def _under(found: Mapping[str, Measurement], prefix: str) -> dict[str, Measurement]:
+    """What is found under a prefix, by what follows it."""
+    return {path.removeprefix(prefix): one for path, one in found.items() if path.startswith(prefix)}
 
 
 def _drop(found: dict[str, Measurement], prefix: str) -> None:

@@ -61,7 +61,7 @@ def _vectors(findings: Findings, weights: dict[str, list[torch.Tensor]]) -> None
             series = findings.series.setdefault(f"cpu weights read, {dtype}, bytes/s by rows", {})
             series[str(num_rows)] = found.value
             if num_rows == 1:
-                findings.quantities[f"cpu_vector_bytes_per_s.{dtype}"] = found
+                findings.quantities[f"host.gemv_bytes_per_s.{dtype}"] = found
 
 
 def _one_thread(findings: Findings, dtypes: list[str]) -> None:

@@ -36,9 +36,9 @@ def findings(num_gpus: int) -> Findings:
         "host.flops_per_s.float32": one(4e11),
         "host.flops_per_s.bfloat16": one(2e12),
         "host.flops_per_s.float16": one(3e11),
-        "cpu_vector_bytes_per_s.float32": one(60e9, "by float32"),
-        "cpu_vector_bytes_per_s.bfloat16": one(50e9, "by bfloat16"),
-        "cpu_vector_bytes_per_s.float16": one(40e9, "by float16"),
+        "host.gemv_bytes_per_s.float32": one(60e9, "by float32"),
+        "host.gemv_bytes_per_s.bfloat16": one(50e9, "by bfloat16"),
+        "host.gemv_bytes_per_s.float16": one(40e9, "by float16"),
         "cpu_thread_bytes_per_s.float32": one(12e9),
         "cpu_thread_bytes_per_s.bfloat16": one(6e9),
         "cpu_thread_bytes_per_s.float16": one(1e9),
@@ -155,7 +155,7 @@ def test_an_emulated_dtype_is_left_out_where_plans_would_run_in_it(tmp_path: Pat
 
 def test_without_a_processor_there_is_no_profile() -> None:
     found = findings(0)
-    for path in [path for path in found.quantities if path.startswith("cpu_vector")]:
+    for path in [path for path in found.quantities if path.startswith("host.gemv")]:
         del found.quantities[path]
     found.missing.append("the processor could not be measured: it went away")
     with pytest.raises(RuntimeFailure, match="it went away"):
