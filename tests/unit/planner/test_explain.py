@@ -13,6 +13,11 @@ from planner.planning import make_plan
 from planner.request import Request
 
 
+def _model() -> Model:
+    graph = layered_graph(40, hidden=5120, vocabulary=50272)
+    return Model(name="layered", auto_class="causal-lm", dtype="float16", graph=graph)
+
+
 def test_whole_layers_are_folded_and_parts_are_named() -> None:
     everything = [f"h.{i}.{part}" for i in range(4) for part in ("attn", "mlp")] + ["head"]
     some = ["h.0.attn", "h.0.mlp", "h.1.attn", "h.1.mlp", "h.3.attn", "head"]
@@ -21,12 +26,7 @@ def test_whole_layers_are_folded_and_parts_are_named() -> None:
 
 
 def test_it_says_where_why_what_bounds_and_what_lost() -> None:
-    model = Model(
-        name="layered",
-        auto_class="causal-lm",
-        dtype="float16",
-        graph=layered_graph(40, hidden=5120, vocabulary=50272),
-    )
+    model = _model()
     plan = make_plan(model, load("t4"), Request(batch_size=8))
     said = explain(plan)
     assert sum(place.num_bytes for place in said.places) == 2 * model.graph.num_parameters
@@ -83,12 +83,7 @@ def test_a_faster_gpu_changes_nothing_where_the_host_is_said_to_bound() -> None:
 
 
 def test_copies_are_said_to_bound_zero_inference_and_a_faster_gpu_changes_little() -> None:
-    model = Model(
-        name="layered",
-        auto_class="causal-lm",
-        dtype="float16",
-        graph=layered_graph(40, hidden=5120, vocabulary=50272),
-    )
+    model = _model()
     plan = make_plan(model, load("t4"), Request(runtimes=("zero-inference",), batch_size=4))
     decode = next(b for b in explain(plan).bounds if b.phase == "decode")
     time = plan.prediction.time["decode"]
