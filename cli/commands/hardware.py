@@ -1,15 +1,13 @@
 """`planner hardware`: which machines are known by name, and every number of one with its source."""
 
-from collections.abc import Iterator
 from typing import Final
 
 import click
-import msgspec
 
+from planner.hardware.files import quantities
 from planner.hardware.load import load, names
 from planner.hardware.schema import HardwareProfile
 from planner.sizes import format_by_unit
-from planner.sources import Quantity
 
 from ..options import output_options
 from ..render import Column, show_json, show_table, show_text
@@ -62,7 +60,11 @@ def show_profile(name: str, as_json: bool) -> None:
     counts = [("num_gpus", str(profile.num_gpus), "", "")]
     if profile.num_gpus:
         counts.append(("gpus_per_host", str(profile.host_gpus), "", "at most; more GPUs are several hosts"))
-    show_table(columns, [*counts, *_quantities(profile)])
+    rows = [
+        (path, format_by_unit(path, one.value), one.source.value, one.note)
+        for path, one in quantities(profile)
+    ]
+    show_table(columns, [*counts, *rows])
 
 
 def _row(profile: HardwareProfile) -> tuple[str, ...]:
@@ -76,15 +78,3 @@ def _row(profile: HardwareProfile) -> tuple[str, ...]:
         "" if disk is None else f"{disk.capacity_bytes.value / _GB:.0f}",
         "" if price is None else f"{price.value:.2f}",
     )
-
-
-def _quantities(value: object, path: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """Every quantity in a profile, however deep: its path, value, source and note."""
-    if isinstance(value, Quantity):
-        yield path, format_by_unit(path, value.value), value.source.value, value.note
-    elif isinstance(value, msgspec.Struct):
-        for field in value.__struct_fields__:
-            yield from _quantities(getattr(value, field), f"{path}.{field}".lstrip("."))
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _quantities(item, f"{path}.{key}")
