@@ -1,5 +1,6 @@
 """Prices a model for one machine, one workload and one way to run: a graph becomes a `Problem`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from planner.breakdown import PHASES
@@ -44,6 +45,8 @@ def price(
         phase: _span(chain.glue, {}, engines[main], phase, workload, contexts, profile, hook_s=0.0)
         for phase in PHASES
     }
+    units = _price_units(chain.units, engines, workload, contexts, profile, law)
+    peaks = law.streamed_peaks(graph, workload, lambda node, phase: _live(node, phase, workload, contexts))
     return Problem(
         graph=graph,
         profile=profile,
@@ -51,7 +54,7 @@ def price(
         num_sequences=num_sequences or workload.batch_size * settings.num_streams,
         settings=settings,
         law=law,
-        units=_price_units(chain.units, engines, workload, contexts, profile, hook_s=law.hook(profile).value),
+        units=units if peaks is None else tuple(_restaged(unit, peaks) for unit in units),
         glue=glue,
         glue_peak={
             phase: max(
@@ -110,8 +113,7 @@ def _price_units(
     workload: Workload,
     contexts: Contexts,
     profile: HardwareProfile,
-    *,
-    hook_s: float,
+    law: Law,
 ) -> tuple[UnitPrice, ...]:
     """Price each structure once; its twins differ in names only."""
     first: dict[bytes, UnitPrice] = {}
@@ -119,7 +121,7 @@ def _price_units(
     for unit in units:
         twin = first.get(unit.key)
         if twin is None:
-            first[unit.key] = twin = _price_unit(unit, engines, workload, contexts, profile, hook_s)
+            first[unit.key] = twin = _price_unit(unit, engines, workload, contexts, profile, law)
         result.append(_renamed(twin, unit) if twin.unit is not unit else twin)
     return tuple(result)
 
@@ -135,7 +137,7 @@ def _price_unit(
     workload: Workload,
     contexts: Contexts,
     profile: HardwareProfile,
-    hook_s: float,
+    law: Law,
 ) -> UnitPrice:
     itemsize = workload.itemsize_bytes
     weights = {
@@ -143,6 +145,8 @@ def _price_unit(
         for leaf in unit.leaves
         for module, owned in zip(leaf.modules, leaf.tensors, strict=True)
     }
+    hooked = [n for n in unit.nodes if law.hooks_on == "modules" or n.name in weights]
+    hook_s = law.hook(profile).value * sum(n.num_calls for n in hooked)
     return UnitPrice(
         unit=unit,
         spans={
@@ -164,30 +168,40 @@ def _price_unit(
 
 def _price_leaf(leaf: Leaf, weights: dict[str, int], workload: Workload, contexts: Contexts) -> LeafPrice:
     parameters = [t for owned in leaf.tensors for t in owned if t.tensor.kind == "parameter"]
-
-    def runs(module: Node, phase: str) -> bool:
-        cost = phase_cost(module, phase, workload)
-        return cost is not None and cost.num_ops > 0
-
-    forwards = {
-        phase: max((m.num_calls for m in leaf.modules if runs(m, phase)), default=0) for phase in PHASES
-    }
+    live = {phase: {m.name: _live(m, phase, workload, contexts) for m in leaf.modules} for phase in PHASES}
     return LeafPrice(
         leaf=leaf,
         stored_bytes=leaf.stored_bytes(workload.itemsize_bytes),
         moved_bytes=sum(t.num_bytes(workload.itemsize_bytes) for t in parameters),
         num_tensors=len(parameters),
-        forwards=forwards,
+        forwards={
+            phase: largest(m.num_calls for m in leaf.modules if found[m.name] is not None)
+            for phase, found in live.items()
+        },
         streamed_peak={
-            phase: largest(
-                peak_bytes(m, phase, workload, contexts.last(phase)) + weights[m.name]
-                for m in leaf.modules
-                if runs(m, phase)
-            )
-            for phase in PHASES
+            phase: largest(peak + weights[name] for name, peak in found.items() if peak is not None)
+            for phase, found in live.items()
         },
         streamable=all(m.num_calls > 0 for m in leaf.modules),
     )
+
+
+def _live(node: Node, phase: str, workload: Workload, contexts: Contexts) -> int | None:
+    """Activations while a module's own code runs; None where it has none."""
+    cost = phase_cost(node, phase, workload)
+    if cost is None or cost.num_ops == 0:
+        return None
+    return peak_bytes(node, phase, workload, contexts.last(phase))
+
+
+def _restaged(unit: UnitPrice, peaks: Mapping[str, Mapping[str, int]]) -> UnitPrice:
+    """The unit as a runtime stages it that fetches ahead: see `Law.streamed_peaks`."""
+    leaves = []
+    for leaf in unit.leaves:
+        found = [peaks[module.name] for module in leaf.leaf.modules if module.name in peaks]
+        worst = {phase: largest(one[phase] for one in found) for phase in PHASES}
+        leaves.append(replace(leaf, streamed_peak=worst))
+    return replace(unit, leaves=tuple(leaves))
 
 
 def _span(
@@ -208,7 +222,7 @@ def _span(
             for n in nodes
         ),
         dispatch_s=sum(dispatch_s(n, profile, phase, workload) for n in nodes),
-        hook_s=sum(hook_s * n.num_calls for n in nodes if n.name in weights),
+        hook_s=hook_s,
         asynchronous=engine.asynchronous,
     )
 

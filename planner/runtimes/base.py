@@ -6,12 +6,12 @@ the files that run a plan) and a `generate` (the script among them, which import
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from planner.breakdown import PHASES
-from planner.graph.schema import ModuleGraph
+from planner.graph.schema import ModuleGraph, Node
 from planner.hardware.schema import HardwareProfile
 from planner.sources import Quantity
 from planner.time import read_and_copy_s
@@ -110,6 +110,7 @@ class Law(ABC):
         needs_resident: whether something must live on the main GPU, even when all could be streamed to it.
         hooks: when every module is hooked: `split` (as soon as more than one place is used), `always`
             or `never`.
+        hooks_on: `owners` of tensors, or all `modules`.
         hooks_wait: whether its hooks wait for the device: kernels do not hide the host's work in them then.
     """
 
@@ -119,6 +120,7 @@ class Law(ABC):
     stores_all: bool = False
     needs_resident: bool = False
     hooks: Literal["split", "always", "never"] = "never"
+    hooks_on: Literal["owners", "modules"] = "owners"
     hooks_wait: bool = False
 
     @abstractmethod
@@ -161,6 +163,23 @@ class Law(ABC):
     ) -> Buffers:
         """What the runtime takes besides the weights."""
         return Buffers()
+
+    def streamed_peaks(
+        self, graph: ModuleGraph, workload: Workload, live: Callable[[Node, str], int | None]
+    ) -> Mapping[str, Mapping[str, int]] | None:
+        """Module → phase → bytes of activations and staged weights at the worst, when it is streamed.
+
+        What `buffers` has on the GPU is not counted; a module that is not named needs no more.
+
+        Args:
+            graph: what the rank computes.
+            workload: the rank's.
+            live: a node and a phase → activations while its own code runs, or None where it does not.
+
+        Returns:
+            None: only a module's own weights are staged, while it runs.
+        """
+        return None
 
     def communication_s(
         self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings

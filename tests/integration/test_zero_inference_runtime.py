@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -18,7 +19,9 @@ from planner.graph.store import graph_for
 from planner.models.resolve import resolve
 from planner.plan import Plan, read
 from planner.runtimes.registry import emit
+from planner.runtimes.zero_inference.ahead import excesses
 from planner.runtimes.zero_inference.parameters import parameters, resident
+from planner.runtimes.zero_inference.sizes import sizes_for
 from planner.verify.children import run_child
 from planner.verify.run import VerifyReport, verify
 from tests.integration.zero_inference_cases import plan_for, save_wide, swapped_parts, tier_down
@@ -71,18 +74,40 @@ def test_exactly_what_the_plan_keeps_stays(store: str, weight_bits: int | None, 
     checkpoint = save_wide("gptj", tmp_path / "gptj")
     dtype = "float32" if weight_bits is None else "float16"
     plan = plan_for(checkpoint, store=store, kept=3, dtype=dtype, weight_bits=weight_bits)
-    folder, out = tier_down(plan, checkpoint, tmp_path / "plan"), tmp_path / "whole.json"
+    folder = tier_down(plan, checkpoint, tmp_path / "plan")
     graph = graph_for(resolve(str(checkpoint)))
     kept = resident(read(folder), graph)
     matrices = {one.fqn for one in parameters(graph) if not one.is_vector}
     assert matrices - kept
     assert matrices & kept
-    script = ROOT / "tests/integration/zero_inference_residency.py"
-    (tmp_path / "offload").mkdir()
-    argv = [sys.executable, str(script), str(folder), str(checkpoint), str(tmp_path / "offload"), str(out)]
-    run_child(argv, "the emitted plan", tmp_path, timeout_s=TIMEOUT_S)
-    for moment in json.loads(out.read_text()):
+    for moment in parameters_there(folder, checkpoint, tmp_path)["whole"]:
         assert set(moment) == kept
+
+
+def parameters_there(folder: Path, checkpoint: Path, work: Path) -> dict[str, Any]:
+    """What the script of that name says."""
+    script, out = ROOT / "tests/integration/zero_inference_residency.py", work / "there.json"
+    (work / "offload").mkdir()
+    argv = [sys.executable, str(script), str(folder), str(checkpoint), str(work / "offload"), str(out)]
+    run_child(argv, "the emitted plan", work, timeout_s=TIMEOUT_S)
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+@pytest.mark.parametrize("family, activation", [("gptj", "mlp.act"), ("opt", "activation_fn")])
+def test_no_more_is_there_than_the_law_says(family: str, activation: str, tmp_path: Path) -> None:
+    """With a head so large that DeepSpeed, which brings it as the next matrix, goes far beyond its limits."""
+    checkpoint = save_wide(family, tmp_path / family, vocab_size=8192)
+    folder = tier_down(plan_for(checkpoint, store="cpu"), checkpoint, tmp_path / "plan")
+    graph = graph_for(resolve(str(checkpoint)))
+    sizes = sizes_for(graph)
+    allowed = dict.fromkeys((node.name for node in graph.nodes), sizes.max_live)
+    for one in excesses(graph, sizes):
+        allowed[one.node.name] = max(allowed[one.node.name], sizes.max_live + one.num_elements)
+    held = parameters_there(folder, checkpoint, tmp_path)["held"]
+    assert {name: held[name] for name in allowed if held[name] > allowed[name]} == {}
+    last = [name for name in held if name.endswith(activation)][-1]
+    assert held[last] == allowed[last] > sizes.max_live
 
 
 @pytest.mark.parametrize("damage", ["missing", "mismatched"])

@@ -44,10 +44,10 @@ _WIDE = {
 }
 
 
-def save_wide(family: str, folder: Path) -> Path:
-    """A checkpoint of the family whose matrices are large enough for NVMe."""
+def save_wide(family: str, folder: Path, **changed: Any) -> Path:
+    """A checkpoint of the family whose matrices are large enough for NVMe, and what else is `changed`."""
     spec = FAMILIES[family]
-    arguments: dict[str, Any] = spec.config_arguments | _WIDE[family]
+    arguments: dict[str, Any] = spec.config_arguments | _WIDE[family] | changed
     config = transformers.AutoConfig.for_model(spec.model_type, **arguments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(family.encode()))

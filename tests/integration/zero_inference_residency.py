@@ -1,4 +1,4 @@
-"""Loads an emitted folder as its generate.py does; says which parameters are whole, forward after forward.
+"""Loads an emitted folder as its generate.py does; says which parameters are there, forward after forward.
 
 Usage: `zero_inference_residency.py FOLDER CHECKPOINT OFFLOAD_FOLDER OUT`, one process, a decoder.
 """
@@ -10,7 +10,10 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Write the names of whole parameters before the first forward and after each of five."""
+    """Write the names of whole parameters before the first forward and after each of five.
+
+    And for each module how many elements are there at the most when it begins, those aside that stay.
+    """
     folder, checkpoint, offload_folder, out = sys.argv[1:]
     sys.path.insert(0, folder)
     script = runpy.run_path(str(Path(folder) / "generate.py"), run_name="emitted")
@@ -22,12 +25,21 @@ def main() -> None:
     def whole() -> list[str]:
         return [n for n, p in model.named_parameters() if p.ds_status is ZeroParamStatus.AVAILABLE]
 
+    held: dict[str, int] = {}
+
+    def note(name: str) -> None:
+        there = [p for p in model.parameters() if p.ds_status is not ZeroParamStatus.NOT_AVAILABLE]
+        held[name] = max(held.get(name, 0), sum(p.ds_numel for p in there if not p.ds_persist))
+
+    for name, module in model.named_modules():
+        # DeepSpeed's hook has fetched before this one runs.
+        module.register_forward_pre_hook(lambda *_, name=name: note(name))
     found = [whole()]
     with torch.no_grad():
         for length in (4, 1, 1, 3, 1):
             model(input_ids=torch.full((1, length), 7))
             found.append(whole())
-    Path(out).write_text(json.dumps(found))
+    Path(out).write_text(json.dumps({"whole": found, "held": held}))
 
 
 if __name__ == "__main__":

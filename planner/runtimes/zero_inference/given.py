@@ -80,7 +80,10 @@ def _sizes(zero: Any, graph: ModuleGraph, settings: Settings) -> Sizes:
     """The configuration's own; its buffers are used for NVMe alone."""
     chosen = sizes_for(graph)
     stated = msgspec.structs.replace(
-        chosen, prefetch_bucket=zero.prefetch_bucket_size, max_live=zero.max_live_parameters
+        chosen,
+        prefetch_bucket=zero.prefetch_bucket_size,
+        max_live=zero.max_live_parameters,
+        reuse_distance=zero.max_reuse_distance,
     )
     if settings.streams_from != ("disk",):
         return stated

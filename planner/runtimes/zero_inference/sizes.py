@@ -28,6 +28,7 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
         largest: the largest parameter.
         prefetch_bucket: fetched ahead of each module.
         max_live: after which nothing more is fetched ahead.
+        reuse_distance: what is used again before so many more have been used is not released.
         num_buffers: partitions that are between NVMe and the GPU at once.
         buffer: of each of them, when it is larger than the largest partition; else 0.
     """
@@ -38,6 +39,7 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     max_live: int
     num_buffers: int
     buffer: int = 0
+    reuse_distance: int = 0
 
 
 def sizes_for(graph: ModuleGraph) -> Sizes:

@@ -83,8 +83,8 @@ def test_one_rank_copies_all_of_it_over_its_link() -> None:
         profile=profile,
     )
     assert moved.copy_s == pytest.approx(2 * link.latency_s.value + 1e9 / link.pinned_bytes_per_s.value)
-    # fetching and releasing a tensor is host work of three operations
-    assert moved.host_s == pytest.approx(2 * 3 * profile.host.op_overhead_s.value)
+    # fetching and releasing a tensor is host work of five operations
+    assert moved.host_s == pytest.approx(2 * 5 * profile.host.op_overhead_s.value)
 
 
 def test_eight_ranks_copy_an_eighth_each_and_gather_the_rest() -> None:
@@ -207,7 +207,7 @@ def test_hooks_are_always_there() -> None:
         executes=("gpu:0",) * len(found.units),
         lives=tuple(("gpu:0",) * len(unit.leaves) for unit in found.units),
     )
-    num_modules = sum(1 for node in found.graph.nodes if node.tensors)
+    num_modules = sum(len(unit.unit.nodes) for unit in found.units)
     spent = time(found, resident)["decode"]
     # Kernels of this size end before the host has issued them.
     assert spent.host_overhead >= 0.99 * num_modules * LAW.hook(profile).value
