@@ -49,7 +49,11 @@ from ..render import Column, show_json, show_table, show_text
 @click.option("--prompt", "prompt_tokens", type=click.IntRange(min=1), help="The plan's, or 128, by default.")
 @click.option("--new-tokens", type=click.IntRange(min=1), help="The plan's, or 32, by default.")
 @click.option(
-    "--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="Calls of each batch."
+    "--repeat",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Calls of each batch; short ones are repeated.",
 )
 @click.option("--isolate", is_flag=True, help="A process of its own for every batch.")
 @click.option(

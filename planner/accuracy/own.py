@@ -41,7 +41,7 @@ class OwnLine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             return None
         values = {
             "prefill": (one.prefill_s, said.prefill_s),
-            "decode": (one.decode_at(0.5), said.decode_s),
+            "decode": (one.mean_decode_s, said.decode_s),
             "memory": (max(one.gpu_peak_reserved_bytes, default=0), max(said.gpu_bytes, default=0)),
         }[metric]
         return values if min(values) > 0 else None
@@ -112,12 +112,16 @@ def graph_of_model(name: str) -> ModuleGraph:
 
 
 def borders(paths: Sequence[Path]) -> tuple[Border, ...]:
-    """One for each configuration with a row out of memory, in the order of their first rows."""
-    groups: dict[tuple[str, str, int | None], list[tuple[Row, Plan]]] = {}
+    """One for each plan with a row out of memory, in the order of their first rows.
+
+    A name may stand for several: other machines' plans, or other runtimes'.
+    """
+    groups: dict[tuple[str, str, str, int | None], list[tuple[Row, Plan]]] = {}
     for row, plan in planned_rows(paths):
-        groups.setdefault((row.name, row.model, row.memory_cap_bytes), []).append((row, plan))
+        key = (row.plan_sha256, row.name, row.model, row.memory_cap_bytes)
+        groups.setdefault(key, []).append((row, plan))
     found = []
-    for (name, model, cap), group in groups.items():
+    for (_, name, model, cap), group in groups.items():
         failed = [row.batch_size for row, _ in group if row.status == "out_of_memory"]
         if failed:
             ran = max((row.batch_size for row, _ in group if row.status == "ok"), default=0)

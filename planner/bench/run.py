@@ -43,7 +43,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         batches: sequences of all streams together.
         until_oom: whether to look for the largest batch.
         prompt_tokens, new_tokens: lengths.
-        repeat: measured calls of each batch.
+        repeat: measured calls of each batch at least; short ones are repeated a few times anyway.
         memory_cap_bytes: what stands in for each GPU's memory, its context included; None: all.
         isolate: a process of its own for every batch.
         timeout_s: of each process; None: no limit.

@@ -148,7 +148,7 @@ def _counted(reasons: Iterable[str | None]) -> str:
 def _measured(row: Row, phase: str) -> float:
     if row.measured is None:
         raise ValueError(f"the row of {row.name} at batch {row.batch_size} did not run")
-    return row.measured.prefill_s if phase == "prefill" else row.measured.decode_at(0.5)
+    return row.measured.prefill_s if phase == "prefill" else row.measured.mean_decode_s
 
 
 def _same_machine(profile: HardwareProfile, row: Row, plan: Plan) -> None:

@@ -11,7 +11,7 @@ MOST: Final = 50
 
 
 def _nothing() -> None:
-    """There is no device to wait for."""
+    """There is no device to wait for, or nothing to do."""
 
 
 def repeat(
@@ -47,6 +47,7 @@ def alternate(
     budget_s: float = BUDGET_S,
     least: int = LEAST,
     most: int = MOST,
+    before: Callable[[], object] = _nothing,
 ) -> list[list[float]]:
     """Seconds of runs that take turns, for each run a list; their differences are taken turn by turn.
 
@@ -59,10 +60,12 @@ def alternate(
         budget_s: no further turn begins after so long, once there are `least`.
         least: turns, however long they take.
         most: turns.
+        before: done before each turn, and not counted.
     """
     turns: list[list[float]] = []
 
     def turn() -> None:
+        before()
         turns.append([once(run, synchronize) for run in runs])
 
     repeat(turn, budget_s=budget_s, least=least, most=most)

@@ -1,4 +1,4 @@
-"""From samples to numbers: medians with their spread, and a line through copies of several sizes. Pure."""
+"""From samples to numbers: averages with their spread, and a line through copies of several sizes. Pure."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,18 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """One number, measured.
 
     Attributes:
-        value: the median, in the unit that its name says.
-        spread: interquartile range over the median; of three samples or fewer the whole range.
+        value: the median, or what `average` says, in the unit that its name says.
+        spread: interquartile range over the value; of three samples or fewer the whole range.
         num_samples: runs behind it.
         method: what was run, in words.
+        average: how the value was taken from the runs, in words.
     """
 
     value: float
     spread: float
     num_samples: int
     method: str
+    average: str = "median"
 
 
 def measured(samples: Sequence[float], method: str) -> Measurement:
@@ -38,13 +40,35 @@ def measured(samples: Sequence[float], method: str) -> Measurement:
     return Measurement(value=middle, spread=_range(samples) / middle, num_samples=len(samples), method=method)
 
 
+def typical(samples: Sequence[float], method: str) -> Measurement:
+    """The mean of samples of which some are of slow cores and some of fast ones: a median is of either.
+
+    The highest and the lowest tenth, where something else happened, are left out.
+
+    Raises:
+        ValueError: no sample, or a mean that is no positive number.
+    """
+    left_out = len(samples) // 10
+    kept = sorted(samples)[left_out : len(samples) - left_out]
+    value = statistics.fmean(kept) if kept else 0.0
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{method}: {len(samples)} samples, and their mean is no positive number")
+    return Measurement(
+        value=value,
+        spread=_range(samples) / value,
+        num_samples=len(samples),
+        method=method,
+        average="mean of the middle 80 %",
+    )
+
+
 def rate(amount: float, seconds: Sequence[float], method: str) -> Measurement:
     """`amount` a second, from the times it took."""
     return measured([amount / one for one in seconds], method)
 
 
 def excess(samples: Sequence[float], baselines: Sequence[float], count: int, method: str) -> Measurement:
-    """What each of `count` things adds, from times with and without them that were taken in turns.
+    """What each of `count` things adds, from times with and without them, taken in turns on many cores.
 
     Args:
         samples: seconds with them, one for each turn.
@@ -56,12 +80,9 @@ def excess(samples: Sequence[float], baselines: Sequence[float], count: int, met
         ValueError: with them it took no longer than without.
     """
     added = [one - other for one, other in zip(samples, baselines, strict=True)]
-    middle = statistics.median(added)
-    if not middle > 0:
+    if not statistics.median(added) > 0:
         raise ValueError(f"{method}: no longer than without, so nothing can be said")
-    return Measurement(
-        value=middle / count, spread=_range(added) / middle, num_samples=len(added), method=method
-    )
+    return typical([one / count for one in added], method)
 
 
 def _range(samples: Sequence[float]) -> float:

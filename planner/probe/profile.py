@@ -167,7 +167,7 @@ def _description(findings: Findings, found: Mapping[str, Measurement], num_gpus:
 
 def note(one: Measurement, date: str, versions: Mapping[str, str]) -> str:
     """How a number was measured, for the profile."""
-    runs = f"median of {one.num_samples}, spread {one.spread:.1%}; " if one.num_samples > 1 else ""
+    runs = f"{one.average} of {one.num_samples}, spread {one.spread:.1%}; " if one.num_samples > 1 else ""
     return f"{one.method}; {runs}{' '.join(f'{k} {v}' for k, v in versions.items())}, {date}"
 
 

@@ -5,6 +5,7 @@ copies. What the first takes more than the others together is shared out among i
 """
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +29,7 @@ _PREFIX: Final = "model.decoder.layers"
 
 
 @torch.no_grad()
-def from_pinned_memory(findings: Findings) -> None:
+def from_pinned_memory(findings: Findings, move: Callable[[], None]) -> None:
     """Layers of real width, so that waiting for each copy to the GPU takes what it will."""
     width = _width()
     resident = models.opt(width, _LAYERS, "cuda", torch.float16)
@@ -46,6 +47,7 @@ def from_pinned_memory(findings: Findings) -> None:
         torch.cuda.synchronize,
         budget_s=_BUDGET_S,
         least=_LEAST,
+        before=move,
     )
     findings.quantities["host.tensor_move_overhead_s"] = excess(
         steps,
@@ -56,7 +58,7 @@ def from_pinned_memory(findings: Findings) -> None:
 
 
 @torch.no_grad()
-def from_files(findings: Findings) -> None:
+def from_files(findings: Findings, move: Callable[[], None]) -> None:
     """Narrow layers read from files in the page cache: there is nothing to copy but what the host handles."""
     resident, streamed = models.narrow("opt", "cpu"), models.narrow("opt", "cpu")
     _dispatch(resident, dict.fromkeys(models.leaves(resident), "cpu"))
@@ -69,7 +71,7 @@ def from_files(findings: Findings) -> None:
         places = _places(streamed, "cpu", "disk", models.LAYERS)
         _dispatch(streamed, places, main_device="cpu", offload_index=index, offload_dir=scratch)
         steps, without = alternate(
-            [lambda: streamed(ids), lambda: resident(ids)], budget_s=_BUDGET_S, least=_LEAST
+            [lambda: streamed(ids), lambda: resident(ids)], budget_s=_BUDGET_S, least=_LEAST, before=move
         )
     findings.quantities["host.tensor_move_overhead_s"] = excess(
         steps,
