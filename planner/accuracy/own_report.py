@@ -12,10 +12,12 @@ from planner.sizes import format_bytes, format_seconds
 
 _INTRODUCTION: Final = """\
 Rows that `planner bench` wrote, priced again by today's model with the profile of their plan; each cell is
-predicted for measured. A step is the median decode step; memory is what the fullest GPU's allocator reserved,
+predicted for measured. A step is the mean decode step; memory is what the fullest GPU's allocator reserved,
 its context left out. Constants of the allocator in `planner/memory.py` were set after earlier runs on an
-H100; how an offloaded cache moves was read in transformers and checked in one. The rows of 2026-11-21 are of
-later runs, and nothing has been set after them.
+H100; how an offloaded cache moves was read in transformers and checked in one. After the rows of 2026-11-21
+the allocator's floor was raised by cuBLAS's workspace, because a plan had run out of memory; no time was
+fitted to them. They are of before the probe and the benchmark moved from core to core, so where the host sets
+the pace they show which core a process had.
 """
 _COLUMNS: Final = (
     *("configuration", "model", "memory", "batch", "status", "prefill", "error"),
