@@ -130,6 +130,7 @@ class _Runner:
 
         while (batch := next_batch(self.wanted, self.went, until_oom=self.args.until_oom)) is not None:
             self._write({"batch": batch, "status": "started"})
+            _forget_batch()
             try:
                 row = self.one(batch)
                 said = ""
@@ -144,7 +145,6 @@ class _Runner:
             self._write({"batch": batch, "status": "out_of_memory", "said": said})
             if self.args.stop_at_oom:
                 return
-            self._recover()
 
     def one(self, batch: int) -> dict[str, Any]:
         """Warm up, then measure."""
@@ -193,19 +193,27 @@ class _Runner:
                 spent = max(generation.gathered(spent + clock.times[-1] - start))
         return reports
 
-    def _recover(self) -> None:
-        """Give back what the failed batch held."""
-        import torch
-
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
     def _write(self, row: dict[str, Any]) -> None:
         """Rank 0 speaks for all; a rank out of memory speaks for itself."""
         if self.generation.RANK == 0 or row["status"] == "out_of_memory":
             with self.args.out.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
+
+
+def _forget_batch() -> None:
+    """Give back what the batch before has left.
+
+    What a failed one held is free then. And pages that were cut for another batch do not fit: near its limit
+    the allocator gives some back and maps others in every layer. OPT-13B's steps at batch 16 took 55 ms more
+    in a process that had run batch 8 (tests/benchmarks/results/2026-11-21-h100-second-rows.jsonl).
+    """
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        # Pinned host memory; older releases keep it.
+        getattr(torch.accelerator, "empty_host_cache", torch.cuda.empty_cache)()
 
 
 def _merged(ranks: list[dict[str, Any]]) -> dict[str, Any]:
