@@ -8,6 +8,8 @@ import msgspec
 
 #: Fewer samples have no quartiles.
 _LEAST_FOR_QUARTILES: Final = 4
+#: Of fewer none can be spared.
+_LEAST_FOR_TRIMMING: Final = 5
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,12 +45,12 @@ def measured(samples: Sequence[float], method: str) -> Measurement:
 def typical(samples: Sequence[float], method: str) -> Measurement:
     """The mean of samples of which some are of slow cores and some of fast ones: a median is of either.
 
-    The highest and the lowest tenth, where something else happened, are left out.
+    The highest and the lowest tenth, where something else ran, are left out; of five or more one each.
 
     Raises:
         ValueError: no sample, or a mean that is no positive number.
     """
-    left_out = len(samples) // 10
+    left_out = -(-len(samples) // 10) if len(samples) >= _LEAST_FOR_TRIMMING else 0
     kept = sorted(samples)[left_out : len(samples) - left_out]
     value = statistics.fmean(kept) if kept else 0.0
     if not 0 < value < float("inf"):
@@ -58,7 +60,7 @@ def typical(samples: Sequence[float], method: str) -> Measurement:
         spread=_range(samples) / value,
         num_samples=len(samples),
         method=method,
-        average="mean of the middle 80 %",
+        average="trimmed mean",
     )
 
 

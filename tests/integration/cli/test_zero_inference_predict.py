@@ -81,14 +81,17 @@ KEPT = {"stage3_param_persistence_threshold": 5120 * 20480, "stage3_model_persis
 def test_predictions_are_near_what_was_measured(
     changes: dict[str, Any], batch_size: int, prefill_s: float, step_s: float, predict: Predict
 ) -> None:
-    """OPT-13B on an H100, 2026-11-20; the second call of each kind."""
+    """OPT-13B on an H100, 2026-11-20; the second call of each kind.
+
+    A third to a half of it is the host's work, which a core with a busy sibling does 1.4 to 1.8 times slower.
+    """
     options = ("--hardware", "h100", "--batch", str(batch_size), "--new-tokens", "8", "--json")
     done = predict(zero(**changes), *options)
     assert done.status == 0, done.err
     time = json.loads(done.out)["prediction"]["time"]
     found = {phase: sum(v for k, v in time[phase].items() if k != "source") for phase in time}
-    assert found["prefill"] == pytest.approx(prefill_s, rel=0.16)
-    assert found["decode"] == pytest.approx(step_s, rel=0.16)
+    assert found["prefill"] == pytest.approx(prefill_s, rel=0.25)
+    assert found["decode"] == pytest.approx(step_s, rel=0.25)
 
 
 def test_thresholds_become_residency(predict: Predict) -> None:
