@@ -3,14 +3,13 @@
 On a rented machine a core is often one of two hardware threads, and the other one works for somebody else: it
 is then up to 1.8 times slower, for minutes. Which core a process gets is luck, and with it everything that
 Python does there. What is to hold for the machine is therefore measured on many of its cores.
-Seen on two hosts with H100 and H200 GPUs: a loop of Python took 9.7 ms on a third of 32 cores and 14 to 18 ms
-on the others, and 300 launches of kernels 14 µs and 18 to 23 µs each.
+Seen on a host of two H200: a loop of Python took 10 ms on a third of 32 cores and 14 to 18 ms on the others,
+and launches of kernels 14 µs and 18 to 23 µs each.
 """
 
 import os
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Final
@@ -19,12 +18,12 @@ from typing import Final
 _LARGE_CORES: Final = Path("/sys/devices/cpu_core/cpus")
 
 
-@contextmanager
-def every_core(rank: int = 0, num_ranks: int = 1) -> Iterator[Callable[[], None]]:
-    """Yields a function that moves the calling thread to the next core; afterwards the thread is free again.
+def every_core(rank: int = 0, num_ranks: int = 1) -> Callable[[], None]:
+    """A function that moves the calling thread to the next core.
 
-    Threads that are started meanwhile stay on the core of their start, so a process should have its own
-    already. Where threads cannot be moved, nothing is.
+    The thread stays there of its own accord, for it is free to go at once: tied to the core it would wait
+    whenever another thread of its process is there, as those of OpenMP are that spin. Even so it waits a
+    little: only what one thread does should be measured this way. Where threads cannot be moved, nothing is.
 
     Args:
         rank: of this process among those that walk at the same pace; they keep off each other's cores.
@@ -37,12 +36,10 @@ def every_core(rank: int = 0, num_ranks: int = 1) -> Iterator[Callable[[], None]
 
     def move() -> None:
         if len(cores) > 1:
-            _stay_on({next(walk)})
+            _restrict({next(walk)})
+            _restrict(allowed)
 
-    try:
-        yield move
-    finally:
-        _stay_on(allowed)
+    return move
 
 
 def _allowed() -> set[int]:
@@ -50,10 +47,8 @@ def _allowed() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
-def _stay_on(cores: set[int]) -> None:
-    """A core may have been taken away since; then the thread stays where it is."""
-    if not cores:
-        return
+def _restrict(cores: set[int]) -> None:
+    """To these cores; where one has been taken away since, nothing changes."""
     try:
         os.sched_setaffinity(0, cores)
     except OSError:

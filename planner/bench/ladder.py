@@ -173,24 +173,24 @@ class _Runner:
         """As many calls as were asked for, and a few more of short ones.
 
         The thread that issues a GPU's work moves on after each token: a row speaks for the machine, not for
-        the core that its process is on. A CPU's plan has the processor to itself.
+        the core that its process is on.
         """
         from planner.cores import every_core
 
         generation, spent = self.generation, 0.0
         reports: list[dict[str, Any]] = []
-        with every_core(generation.RANK, generation.NUM_RANKS) as move:
-            while len(reports) < self.args.repeat or (spent < _ENOUGH_S and len(reports) < _MOST_CALLS):
-                clock = generation.Clock(keep=False)
-                if not generation.ON_CPU:
-                    move()
-                    clock = _Walking(clock, move)
-                generation.synchronize()
-                start = time.perf_counter()
-                generation.run(self.model, inputs, self.options, clock)
-                reports.append(generation.measured(clock, start, self.load_s))
-                # All ranks go on, or none does.
-                spent = max(generation.gathered(spent + clock.times[-1] - start))
+        move = every_core(generation.RANK, generation.NUM_RANKS)
+        while len(reports) < self.args.repeat or (spent < _ENOUGH_S and len(reports) < _MOST_CALLS):
+            clock = generation.Clock(keep=False)
+            if _is_gpus_alone(generation.PLAN):
+                move()
+                clock = _Walking(clock, move)
+            generation.synchronize()
+            start = time.perf_counter()
+            generation.run(self.model, inputs, self.options, clock)
+            reports.append(generation.measured(clock, start, self.load_s))
+            # All ranks go on, or none does.
+            spent = max(generation.gathered(spent + clock.times[-1] - start))
         return reports
 
     def _write(self, row: dict[str, Any]) -> None:
@@ -198,6 +198,13 @@ class _Runner:
         if self.generation.RANK == 0 or row["status"] == "out_of_memory":
             with self.args.out.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
+
+
+def _is_gpus_alone(plan: dict[str, Any]) -> bool:
+    """Whether the host has one thread at work: where there are more, one that moves may meet another."""
+    if plan["main_device"] == "cpu":
+        return False
+    return all(one["executes"] != "cpu" and one["lives"] != "disk" for one in plan["placements"])
 
 
 def _forget_batch() -> None:

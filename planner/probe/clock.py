@@ -21,6 +21,7 @@ def repeat(
     budget_s: float = BUDGET_S,
     least: int = LEAST,
     most: int = MOST,
+    before: Callable[[], object] = _nothing,
 ) -> list[float]:
     """Seconds of each run, after one that is not counted.
 
@@ -30,12 +31,15 @@ def repeat(
         budget_s: no further run begins after so long, once there are `least`.
         least: runs, however long they take.
         most: runs.
+        before: done before each run, and not timed.
     """
+    before()
     run()
     synchronize()
     found: list[float] = []
     begun = time.perf_counter()
     while len(found) < most and (len(found) < least or time.perf_counter() - begun < budget_s):
+        before()
         found.append(once(run, synchronize))
     return found
 
@@ -60,15 +64,14 @@ def alternate(
         budget_s: no further turn begins after so long, once there are `least`.
         least: turns, however long they take.
         most: turns.
-        before: done before each turn, and not counted.
+        before: done before each turn, and not timed.
     """
     turns: list[list[float]] = []
 
     def turn() -> None:
-        before()
         turns.append([once(run, synchronize) for run in runs])
 
-    repeat(turn, budget_s=budget_s, least=least, most=most)
+    repeat(turn, budget_s=budget_s, least=least, most=most, before=before)
     return [list(samples) for samples in zip(*turns[1:], strict=True)]
 
 

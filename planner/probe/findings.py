@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from planner.probe.fits import Line, Measurement
+from planner.probe.fits import TRIMMED, Line, Measurement
 
 #: Of an error's text, so that a sentence stays one.
 _LONGEST: Final = 200
@@ -50,10 +50,10 @@ class Findings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             self.series.setdefault(_SECONDS, {})[what] = time.perf_counter() - start
 
     def record_line(self, path: str, line: Line, samples: Mapping[int, Sequence[float]], how: str) -> None:
-        """A link's latency and rate, of which only the rate's name differs."""
+        """A link's rate, from a line through trimmed means."""
         num_samples = sum(len(one) for one in samples.values())
         self.quantities[path] = Measurement(
-            value=line.bytes_per_s, spread=line.error, num_samples=num_samples, method=how
+            value=line.bytes_per_s, spread=line.error, num_samples=num_samples, method=how, average=TRIMMED
         )
 
     def merge(self, other: "Findings") -> None:

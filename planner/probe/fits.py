@@ -8,6 +8,8 @@ import msgspec
 
 #: Fewer samples have no quartiles.
 _LEAST_FOR_QUARTILES: Final = 4
+#: What `typical` takes.
+TRIMMED: Final = "trimmed mean"
 #: Of fewer none can be spared.
 _LEAST_FOR_TRIMMING: Final = 5
 
@@ -60,7 +62,7 @@ def typical(samples: Sequence[float], method: str) -> Measurement:
         spread=_range(samples) / value,
         num_samples=len(samples),
         method=method,
-        average="trimmed mean",
+        average=TRIMMED,
     )
 
 

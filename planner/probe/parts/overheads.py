@@ -70,11 +70,11 @@ def measure(findings: Findings, device: str) -> None:
     # More would only wait for each other at arithmetic this small.
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    with every_core() as move:
-        findings.attempt("host time per operation", lambda found: _operations(found, device, move))
-        findings.attempt("host time per hook", lambda found: _hooks(found, device, move))
-        tensors = streamed.from_files if device == "cpu" else streamed.from_pinned_memory
-        findings.attempt("host time per streamed tensor", lambda found: tensors(found, move))
+    move = every_core()
+    findings.attempt("host time per operation", lambda found: _operations(found, device, move))
+    findings.attempt("host time per hook", lambda found: _hooks(found, device, move))
+    tensors = streamed.from_files if device == "cpu" else streamed.from_pinned_memory
+    findings.attempt("host time per streamed tensor", lambda found: tensors(found, move))
 
 
 def _operations(findings: Findings, device: str, move: Callable[[], None]) -> None:

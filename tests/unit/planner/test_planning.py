@@ -112,7 +112,7 @@ def test_a_simpler_runtime_that_is_as_good_as_an_estimate_can_tell_is_named() ->
     model = Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph_for(spec))
     profile = apply(load("8xa100-80g"), num_gpus=1, gpu_memory_bytes=8 * 2**30)
     ratios = []
-    # The fewer tokens follow a long prompt, the more of the call ZeRO-Inference copies while the GPU computes.
+    # The fewer tokens follow a long prompt, the more ZeRO-Inference copies while the GPU computes.
     for batch_size, new_tokens in ((16, 32), (32, 4), (64, 4), (64, 2), (128, 2)):
         request = Request(batch_size=batch_size, prompt_tokens=256, new_tokens=new_tokens)
         plan = make_plan(model, profile, request)
