@@ -9,7 +9,6 @@ and launches of kernels 14 µs and 18 to 23 µs each.
 
 import os
 import random
-from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Final
@@ -18,8 +17,8 @@ from typing import Final
 _LARGE_CORES: Final = Path("/sys/devices/cpu_core/cpus")
 
 
-def every_core(rank: int = 0, num_ranks: int = 1) -> Callable[[], None]:
-    """A function that moves the calling thread to the next core.
+class Walk:
+    """Moves the calling thread to the next core whenever it is called, round and round.
 
     The thread stays there of its own accord, for it is free to go at once: tied to the core it would wait
     whenever another thread of its process is there, as those of OpenMP are that spin. Even so it waits a
@@ -28,18 +27,22 @@ def every_core(rank: int = 0, num_ranks: int = 1) -> Callable[[], None]:
     Args:
         rank: of this process among those that walk at the same pace; they keep off each other's cores.
         num_ranks: how many they are.
+
+    Attributes:
+        num_cores: after so many calls it is on the same core again.
     """
-    allowed = _allowed()
-    cores = sorted(allowed & _large(_LARGE_CORES) or allowed)
-    random.Random(len(cores)).shuffle(cores)
-    walk = islice(cycle(cores), rank * len(cores) // num_ranks, None)
 
-    def move() -> None:
-        if len(cores) > 1:
-            _restrict({next(walk)})
-            _restrict(allowed)
+    def __init__(self, rank: int = 0, num_ranks: int = 1) -> None:
+        self._allowed = _allowed()
+        cores = sorted(self._allowed & _large(_LARGE_CORES) or self._allowed)
+        random.Random(len(cores)).shuffle(cores)
+        self.num_cores = max(1, len(cores))
+        self._next = islice(cycle(cores), rank * len(cores) // num_ranks, None)
 
-    return move
+    def __call__(self) -> None:
+        if self.num_cores > 1:
+            _restrict({next(self._next)})
+            _restrict(self._allowed)
 
 
 def _allowed() -> set[int]:

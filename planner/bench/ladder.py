@@ -20,8 +20,9 @@ from typing import Any
 
 #: What a failing allocation says, of whatever library and device.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "OutOfMemory")
-#: New tokens of the call that is not counted: every kernel of prefill and decode has then run once.
-_WARM_TOKENS = 2
+#: New tokens of the call that is not counted: every kernel of prefill and decode has then run, and a cache
+#: that grows by copying has had its second place.
+_WARM_TOKENS = 3
 #: Calls of a batch go on until so much was measured, or so many.
 _ENOUGH_S = 2.0
 _MOST_CALLS = 5
@@ -175,11 +176,11 @@ class _Runner:
         The thread that issues a GPU's work moves on after each token: a row speaks for the machine, not for
         the core that its process is on.
         """
-        from planner.cores import every_core
+        from planner.cores import Walk
 
         generation, spent = self.generation, 0.0
         reports: list[dict[str, Any]] = []
-        move = every_core(generation.RANK, generation.NUM_RANKS)
+        move = Walk(generation.RANK, generation.NUM_RANKS)
         while len(reports) < self.args.repeat or (spent < _ENOUGH_S and len(reports) < _MOST_CALLS):
             clock = generation.Clock(keep=False)
             if _is_gpus_alone(generation.PLAN):

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from planner.probe.fits import TRIMMED, Line, Measurement
+from planner.probe.fits import Line, Measurement
 
 #: Of an error's text, so that a sentence stays one.
 _LONGEST: Final = 200
@@ -49,11 +49,18 @@ class Findings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         finally:
             self.series.setdefault(_SECONDS, {})[what] = time.perf_counter() - start
 
-    def record_line(self, path: str, line: Line, samples: Mapping[int, Sequence[float]], how: str) -> None:
-        """A link's rate, from a line through trimmed means."""
+    def record_line(
+        self,
+        path: str,
+        line: Line,
+        samples: Mapping[int, Sequence[float]],
+        how: str,
+        average: str = "median",
+    ) -> None:
+        """A link's rate, from a line through averages."""
         num_samples = sum(len(one) for one in samples.values())
         self.quantities[path] = Measurement(
-            value=line.bytes_per_s, spread=line.error, num_samples=num_samples, method=how, average=TRIMMED
+            value=line.bytes_per_s, spread=line.error, num_samples=num_samples, method=how, average=average
         )
 
     def merge(self, other: "Findings") -> None:

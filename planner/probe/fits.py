@@ -8,10 +8,6 @@ import msgspec
 
 #: Fewer samples have no quartiles.
 _LEAST_FOR_QUARTILES: Final = 4
-#: What `typical` takes.
-TRIMMED: Final = "trimmed mean"
-#: Of fewer none can be spared.
-_LEAST_FOR_TRIMMING: Final = 5
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,17 +40,22 @@ def measured(samples: Sequence[float], method: str) -> Measurement:
     return Measurement(value=middle, spread=_range(samples) / middle, num_samples=len(samples), method=method)
 
 
-def typical(samples: Sequence[float], method: str) -> Measurement:
-    """The mean of samples of which some are of slow cores and some of fast ones: a median is of either.
+def over_cores(samples: Sequence[float], num_cores: int, method: str) -> Measurement:
+    """The mean over cores of each one's median: a median of all would be of the slow ones or of the fast.
 
-    The highest and the lowest tenth, where something else ran, are left out; of five or more one each.
+    Of ten cores or more the slowest and the fastest tenth are left out.
+
+    Args:
+        samples: taken on one core after the other, round and round (see `planner.cores.Walk`).
+        num_cores: after so many the first core comes again.
+        method: what was run, in words.
 
     Raises:
         ValueError: no sample, or a mean that is no positive number.
     """
-    left_out = -(-len(samples) // 10) if len(samples) >= _LEAST_FOR_TRIMMING else 0
-    kept = sorted(samples)[left_out : len(samples) - left_out]
-    value = statistics.fmean(kept) if kept else 0.0
+    medians = sorted(statistics.median(samples[core::num_cores]) for core in range(num_cores)[: len(samples)])
+    left_out = len(medians) // 10
+    value = statistics.fmean(medians[left_out : len(medians) - left_out]) if medians else 0.0
     if not 0 < value < float("inf"):
         raise ValueError(f"{method}: {len(samples)} samples, and their mean is no positive number")
     return Measurement(
@@ -62,8 +63,13 @@ def typical(samples: Sequence[float], method: str) -> Measurement:
         spread=_range(samples) / value,
         num_samples=len(samples),
         method=method,
-        average=TRIMMED,
+        average=average_over(len(medians)),
     )
+
+
+def average_over(num_cores: int) -> str:
+    """What `over_cores` takes, in words."""
+    return f"mean over {num_cores} cores" if num_cores > 1 else "median"
 
 
 def rate(amount: float, seconds: Sequence[float], method: str) -> Measurement:
@@ -71,14 +77,17 @@ def rate(amount: float, seconds: Sequence[float], method: str) -> Measurement:
     return measured([amount / one for one in seconds], method)
 
 
-def excess(samples: Sequence[float], baselines: Sequence[float], count: int, method: str) -> Measurement:
-    """What each of `count` things adds, from times with and without them, taken in turns on many cores.
+def excess(
+    samples: Sequence[float], baselines: Sequence[float], count: int, method: str, num_cores: int = 1
+) -> Measurement:
+    """What each of `count` things adds, from times with and without them that were taken in turns.
 
     Args:
         samples: seconds with them, one for each turn.
         baselines: seconds without them, in the same turns.
         count: things that share the difference.
         method: what was run, in words.
+        num_cores: of `over_cores`; turns walk over them.
 
     Raises:
         ValueError: with them it took no longer than without.
@@ -86,7 +95,7 @@ def excess(samples: Sequence[float], baselines: Sequence[float], count: int, met
     added = [one - other for one, other in zip(samples, baselines, strict=True)]
     if not statistics.median(added) > 0:
         raise ValueError(f"{method}: no longer than without, so nothing can be said")
-    return typical([one / count for one in added], method)
+    return over_cores([one / count for one in added], num_cores, method)
 
 
 def _range(samples: Sequence[float]) -> float:

@@ -12,10 +12,10 @@ from typing import Final
 
 import torch
 
-from planner.cores import every_core
+from planner.cores import Walk
 from planner.probe.clock import repeat
 from planner.probe.findings import Findings
-from planner.probe.fits import TRIMMED, Line, Measurement, fit_line, typical
+from planner.probe.fits import Line, Measurement, average_over, fit_line, over_cores
 
 SIZES: Final = (2**12, 2**16, 2**20, 2**24, 2**26, 2**28)
 _BUFFER_BYTES: Final = 2**30
@@ -56,18 +56,19 @@ def _copies(
             there, here = host[start : start + size], device[:size]
             (here.copy_(there) if direction == "host_to_device" else there.copy_(here))
 
-        move = every_core()
+        move = Walk()
         samples = {
             size: repeat(
                 partial(copy, size), torch.cuda.synchronize, budget_s=_BUDGET_S, least=_LEAST, before=move
             )
             for size in SIZES
         }
-        line = _fitted(findings, f"{direction}, {kind}", samples)
+        line = _fitted(findings, f"{direction}, {kind}", samples, move.num_cores)
         how = f"{kind} copies of 4 KiB to 256 MiB, a line through {len(SIZES)} sizes"
-        findings.record_line(f"{direction}.{kind}_bytes_per_s", line, samples, how)
+        average = average_over(move.num_cores)
+        findings.record_line(f"{direction}.{kind}_bytes_per_s", line, samples, how, average)
         if kind == "pinned":
-            findings.quantities[f"{direction}.latency_s"] = _latency(line, samples, how)
+            findings.quantities[f"{direction}.latency_s"] = _latency(line, samples, how, average)
 
     return run
 
@@ -84,21 +85,21 @@ def _peers(findings: Findings) -> None:
         size: repeat(lambda size=size: there[:size].copy_(here[:size]), wait, budget_s=_BUDGET_S)  # type: ignore[misc]
         for size in SIZES
     }
-    line = _fitted(findings, "GPU to GPU", samples)
+    line = _fitted(findings, "GPU to GPU", samples, 1)
     how = f"copies from GPU 0 to GPU 1, a line through {len(SIZES)} sizes"
     for kind in ("pinned", "pageable"):
         findings.record_line(f"peer.{kind}_bytes_per_s", line, samples, how)
-    findings.quantities["peer.latency_s"] = _latency(line, samples, how)
+    findings.quantities["peer.latency_s"] = _latency(line, samples, how, average_over(1))
 
 
-def _fitted(findings: Findings, name: str, samples: Mapping[int, list[float]]) -> Line:
-    means = {size: typical(seconds, name).value for size, seconds in samples.items()}
+def _fitted(findings: Findings, name: str, samples: Mapping[int, list[float]], num_cores: int) -> Line:
+    means = {size: over_cores(seconds, num_cores, name).value for size, seconds in samples.items()}
     findings.series[f"{name}, seconds by bytes"] = {str(size): one for size, one in means.items()}
     return fit_line(means)
 
 
-def _latency(line: Line, samples: Mapping[int, list[float]], how: str) -> Measurement:
+def _latency(line: Line, samples: Mapping[int, list[float]], how: str, average: str) -> Measurement:
     num_samples = sum(len(one) for one in samples.values())
     return Measurement(
-        value=line.latency_s, spread=line.error, num_samples=num_samples, method=how, average=TRIMMED
+        value=line.latency_s, spread=line.error, num_samples=num_samples, method=how, average=average
     )

@@ -19,10 +19,10 @@ from accelerate import dispatch_model
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from planner.cores import every_core
+from planner.cores import Walk
 from planner.probe.clock import alternate
 from planner.probe.findings import Findings
-from planner.probe.fits import excess, typical
+from planner.probe.fits import excess, over_cores
 from planner.probe.parts import models, streamed
 
 _NEW_TOKENS: Final = 12
@@ -51,7 +51,7 @@ class _CountOps(TorchDispatchMode):
 class _Clock(transformers.LogitsProcessor):
     """Times what passes between one token's logits and the next one's, and moves on after each."""
 
-    def __init__(self, device: str, move: Callable[[], None]) -> None:
+    def __init__(self, device: str, move: Walk) -> None:
         self.device, self.move = device, move
         self.begun: float | None = None
         self.steps: list[float] = []
@@ -60,7 +60,8 @@ class _Clock(transformers.LogitsProcessor):
         _wait(self.device)
         if self.begun is not None:
             self.steps.append(time.perf_counter() - self.begun)
-        self.move()
+            # Only here: as many moves as steps, so that steps come round with the cores.
+            self.move()
         self.begun = time.perf_counter()
         return scores
 
@@ -70,14 +71,14 @@ def measure(findings: Findings, device: str) -> None:
     # More would only wait for each other at arithmetic this small.
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    move = every_core()
+    move = Walk()
     findings.attempt("host time per operation", lambda found: _operations(found, device, move))
     findings.attempt("host time per hook", lambda found: _hooks(found, device, move))
     tensors = streamed.from_files if device == "cpu" else streamed.from_pinned_memory
     findings.attempt("host time per streamed tensor", lambda found: tensors(found, move))
 
 
-def _operations(findings: Findings, device: str, move: Callable[[], None]) -> None:
+def _operations(findings: Findings, device: str, move: Walk) -> None:
     """Decode steps of `generate()`, divided by what the model's forward issues.
 
     The two families are averaged step by step: the median of both together would lie in the gap between them,
@@ -94,15 +95,15 @@ def _operations(findings: Findings, device: str, move: Callable[[], None]) -> No
         by_family[f"{name}, nine tenths take no longer than"] = ordered[len(ordered) * 9 // 10]
         samples.append(steps)
     findings.series["host time per operation, seconds by model"] = by_family
-    findings.quantities["host.op_overhead_s"] = typical(
+    findings.quantities["host.op_overhead_s"] = over_cores(
         [mean(steps) for steps in zip(*samples, strict=True)],
-        f"decode steps of {models.LAYERS} narrow layers in generate(), by operation, each on another core, "
-        "mean of two families",
+        move.num_cores,
+        f"decode steps of {models.LAYERS} narrow layers in generate(), by operation, mean of two families",
     )
 
 
 @torch.no_grad()
-def _hooks(findings: Findings, device: str, move: Callable[[], None]) -> None:
+def _hooks(findings: Findings, device: str, move: Walk) -> None:
     """A Linear with the hook that `dispatch_model` puts on each module, less one without.
 
     Whole steps with all their hooks and without differ by less than they vary on a busy machine.
@@ -127,7 +128,7 @@ def _hooks(findings: Findings, device: str, move: Callable[[], None]) -> None:
         most=_TURNS,
     )
     how = f"{_CALLS} calls of a narrow Linear with an Accelerate hook and without, amid attention"
-    findings.quantities["host.hook_overhead_s"] = excess(with_hook, without, _CALLS, how)
+    findings.quantities["host.hook_overhead_s"] = excess(with_hook, without, _CALLS, how, move.num_cores)
 
 
 def _linear(device: str) -> torch.nn.Module:
@@ -150,7 +151,7 @@ def _calls(module: torch.nn.Module, device: str) -> Callable[[], None]:
 
 
 @torch.no_grad()
-def _steps(model: Any, device: str, move: Callable[[], None]) -> list[float]:
+def _steps(model: Any, device: str, move: Walk) -> list[float]:
     """Seconds of each decode step of `generate()`, after one call that is not counted."""
     ids = torch.ones(1, _PROMPT, dtype=torch.long, device=device)
     found: list[float] = []

@@ -5,7 +5,6 @@ copies. What the first takes more than the others together is shared out among i
 """
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from accelerate import dispatch_model
 from accelerate.utils import modeling
 from safetensors.torch import save_file
 
+from planner.cores import Walk
 from planner.probe.clock import alternate
 from planner.probe.findings import Findings
 from planner.probe.fits import excess
@@ -29,7 +29,7 @@ _PREFIX: Final = "model.decoder.layers"
 
 
 @torch.no_grad()
-def from_pinned_memory(findings: Findings, move: Callable[[], None]) -> None:
+def from_pinned_memory(findings: Findings, move: Walk) -> None:
     """Layers of real width, so that waiting for each copy to the GPU takes what it will."""
     width = _width()
     resident = models.opt(width, _LAYERS, "cuda", torch.float16)
@@ -54,11 +54,12 @@ def from_pinned_memory(findings: Findings, move: Callable[[], None]) -> None:
         [sum(both) for both in zip(without, copies, strict=True)],
         len(state),
         f"{_LAYERS} layers of width {width}, {len(state)} pinned tensors, beyond their copies",
+        move.num_cores,
     )
 
 
 @torch.no_grad()
-def from_files(findings: Findings, move: Callable[[], None]) -> None:
+def from_files(findings: Findings, move: Walk) -> None:
     """Narrow layers read from files in the page cache: there is nothing to copy but what the host handles."""
     resident, streamed = models.narrow("opt", "cpu"), models.narrow("opt", "cpu")
     _dispatch(resident, dict.fromkeys(models.leaves(resident), "cpu"))
@@ -78,6 +79,7 @@ def from_files(findings: Findings, move: Callable[[], None]) -> None:
         without,
         len(index),
         f"{len(index)} small tensors of files in the page cache, each fetched by Accelerate",
+        move.num_cores,
     )
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from planner.bench.batches import RESOLUTION, next_batch
 from planner.bench.rows import percentile
-from planner.probe.fits import excess, fit_line, measured, rate, typical
+from planner.probe.fits import excess, fit_line, measured, over_cores, rate
 
 POSITIVE = st.floats(min_value=1e-9, max_value=1e12)
 SIZES = st.lists(st.integers(1, 2**40), min_size=2, max_size=8, unique=True)
@@ -50,29 +50,33 @@ def test_a_median_lies_among_its_samples(samples: list[float]) -> None:
     assert one.num_samples == len(samples)
 
 
-@given(slow=st.integers(0, 40), fast=st.integers(0, 40), outliers=st.lists(st.floats(10.0, 1e3), max_size=4))
-def test_a_typical_time_is_between_slow_and_fast_cores(slow: int, fast: int, outliers: list[float]) -> None:
-    """And not at either, whatever something else did in a few runs."""
-    if min(slow, fast) < 10:
+@given(slow=st.integers(0, 8), fast=st.integers(0, 8), rounds=st.integers(3, 9))
+def test_what_is_taken_over_cores_is_between_slow_and_fast_ones(slow: int, fast: int, rounds: int) -> None:
+    """And not at either, whatever something else did in one of the rounds."""
+    num_cores = slow + fast
+    if not num_cores:
         return
-    one = typical([1.8] * slow + [1.0] * fast + outliers[: min(slow, fast) // 10], "steps")
-    share = slow / (slow + fast)
-    assert one.value == pytest.approx(1.0 + 0.8 * share, rel=0.12)
-    assert one.average != measured([1.0], "steps").average
+    cores = [1.8] * slow + [1.0] * fast
+    one = over_cores([*cores * (rounds - 1), *[1e3] * num_cores], num_cores, "steps")
+    left_out = num_cores // 10
+    kept = sorted(cores)[left_out : num_cores - left_out]
+    assert one.value == pytest.approx(sum(kept) / len(kept))
+    assert one.num_samples == rounds * num_cores
+    assert (one.average == "median") == (num_cores == 1)
 
 
-@given(st.lists(POSITIVE, min_size=1, max_size=20))
-def test_a_typical_time_lies_among_its_samples(samples: list[float]) -> None:
-    one = typical(samples, "anything")
+@given(st.lists(POSITIVE, min_size=1, max_size=20), st.integers(1, 40))
+def test_what_is_taken_over_cores_lies_among_the_samples(samples: list[float], num_cores: int) -> None:
+    one = over_cores(samples, num_cores, "anything")
     slack = 1e-9 * max(samples)
     assert min(samples) - slack <= one.value <= max(samples) + slack
     assert one.num_samples == len(samples)
 
 
 @pytest.mark.parametrize("samples", [[], [0.0, 0.0], [-1.0], [float("inf")], [float("nan")]])
-def test_what_is_no_typical_time_is_refused(samples: list[float]) -> None:
+def test_what_is_no_time_on_any_core_is_refused(samples: list[float]) -> None:
     with pytest.raises(ValueError, match="no positive number"):
-        typical(samples, "a clock that went back")
+        over_cores(samples, 4, "a clock that went back")
 
 
 @given(amount=POSITIVE, seconds=st.lists(POSITIVE, min_size=1, max_size=9))
