@@ -31,7 +31,7 @@ from planner.workload import DTYPE_BYTES, Workload
 
 #: Host work, counted in operations of a GPU: Python on the same processor. On a CPU, where nothing else is in
 #: the way, the hooks of a module take 190 to 230 µs in three families and fetching and releasing a tensor 110
-#: to 120 µs, and an operation takes 25 µs on the hosts of GPUs that were probed.
+#: to 120 µs; an operation takes 19 to 32 µs on the hosts of GPUs that were probed.
 _OPS_PER_HOOK: Final = 8.0
 _OPS_PER_TENSOR: Final = 5.0
 
