@@ -98,6 +98,17 @@ def excesses(graph: ModuleGraph, sizes: Sizes) -> tuple[Excess, ...]:
     return tuple(worst.values())
 
 
+def merged(found: Iterable[Excess]) -> tuple[Excess, ...]:
+    """As many as say something of their own: modules of equal costs, as in equal layers, are one."""
+    alike: dict[tuple[bytes, int], list[Excess]] = {}
+    for one in found:
+        alike.setdefault((msgspec.json.encode(one.node.costs), one.num_elements), []).append(one)
+    return tuple(
+        msgspec.structs.replace(some[0], modules=frozenset().union(*(one.modules for one in some)))
+        for some in alike.values()
+    )
+
+
 def _each(graph: ModuleGraph, sizes: Sizes) -> Iterator[Excess]:
     """One forward."""
     nodes = {node.name: node for node in graph.nodes if node.num_calls}

@@ -17,7 +17,7 @@ from planner.breakdown import PHASES
 from planner.graph.schema import ModuleGraph, Node
 from planner.hardware.schema import HardwareProfile
 from planner.runtimes.base import Buffers, Law, Movement, Settings
-from planner.runtimes.zero_inference.ahead import excesses
+from planner.runtimes.zero_inference.ahead import Excess, excesses, merged
 from planner.runtimes.zero_inference.parameters import parameters
 from planner.runtimes.zero_inference.sizes import (
     MIN_SWAPPED_BYTES,
@@ -57,6 +57,8 @@ class ZeroInferenceLaw(Law):
 
     def __init__(self, sizes: Sizes | None = None) -> None:
         self.sizes = sizes
+        #: A search prices one graph dozens of times, and where it exceeds depends on nothing else.
+        self._walked: tuple[ModuleGraph, tuple[Excess, ...]] | None = None
 
     def settings(self, profile: HardwareProfile) -> tuple[Settings, ...]:
         """On one GPU and on all; weights in host memory, on NVMe or on the GPUs; the cache here or there."""
@@ -156,7 +158,7 @@ class ZeroInferenceLaw(Law):
     ) -> Mapping[str, Mapping[str, int]]:
         """What is there beyond `max_live`, which `buffers` has, beside the activations of that moment."""
         peaks: dict[str, dict[str, int]] = {}
-        for excess in excesses(graph, self.sizes or sizes_for(graph)):
+        for excess in self._excesses(graph):
             staged = DTYPE_BYTES[workload.dtype] * excess.num_elements
             found = {phase: live(excess.node, phase) for phase in PHASES}
             for module in excess.modules:
@@ -165,6 +167,11 @@ class ZeroInferenceLaw(Law):
                     if num_bytes is not None:
                         worst[phase] = max(worst[phase], num_bytes + staged)
         return peaks
+
+    def _excesses(self, graph: ModuleGraph) -> tuple[Excess, ...]:
+        if self._walked is None or self._walked[0] is not graph:
+            self._walked = graph, merged(excesses(graph, self.sizes or sizes_for(graph)))
+        return self._walked[1]
 
     def load_s(
         self, *, read_bytes: int, device_bytes: int, settings: Settings, profile: HardwareProfile
