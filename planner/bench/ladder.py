@@ -180,10 +180,10 @@ class _Runner:
 
         generation, spent = self.generation, 0.0
         reports: list[dict[str, Any]] = []
-        move = Walk(generation.RANK, generation.NUM_RANKS)
+        move = Walk(generation.RANK, generation.NUM_RANKS) if _is_gpus_alone(generation.PLAN) else None
         while len(reports) < self.args.repeat or (spent < _ENOUGH_S and len(reports) < _MOST_CALLS):
             clock = generation.Clock(keep=False)
-            if _is_gpus_alone(generation.PLAN):
+            if move is not None:
                 move()
                 clock = _Walking(clock, move)
             generation.synchronize()
