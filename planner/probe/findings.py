@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from planner.probe.fits import Line, Measurement
+from planner.probe.fits import Line, Measurement, average_over
 
 #: Of an error's text, so that a sentence stays one.
 _LONGEST: Final = 200
@@ -55,13 +55,20 @@ class Findings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         line: Line,
         samples: Mapping[int, Sequence[float]],
         how: str,
-        average: str = "median",
+        *,
+        num_cores: int = 1,
+        latency_path: str | None = None,
     ) -> None:
-        """A link's rate, from a line through averages."""
-        num_samples = sum(len(one) for one in samples.values())
-        self.quantities[path] = Measurement(
-            value=line.bytes_per_s, spread=line.error, num_samples=num_samples, method=how, average=average
-        )
+        """A link's rate, and its latency where that has a path, from a line through averages over cores."""
+        for place, value in ((path, line.bytes_per_s), (latency_path, line.latency_s)):
+            if place is not None:
+                self.quantities[place] = Measurement(
+                    value=value,
+                    spread=line.error,
+                    num_samples=sum(len(one) for one in samples.values()),
+                    method=how,
+                    average=average_over(num_cores),
+                )
 
     def merge(self, other: "Findings") -> None:
         """Take over everything of another part."""

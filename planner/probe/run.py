@@ -99,7 +99,7 @@ def reading_ahead(*, wanted: bool) -> Iterator[None]:
         yield
         return
     # Without a GPU in its sight it cannot take a context, whose memory would be counted.
-    sightless = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    sightless = {**os.environ, _VISIBLE: ""}
     argv = [sys.executable, "-m", _READER]
     nowhere = subprocess.DEVNULL
     child = subprocess.Popen(argv, stdin=nowhere, stdout=nowhere, stderr=nowhere, env=sightless)

@@ -15,7 +15,7 @@ import torch
 from planner.cores import Walk
 from planner.probe.clock import repeat
 from planner.probe.findings import Findings
-from planner.probe.fits import Line, Measurement, average_over, fit_line, over_cores
+from planner.probe.fits import Line, fit_line, over_cores
 
 SIZES: Final = (2**12, 2**16, 2**20, 2**24, 2**26, 2**28)
 _BUFFER_BYTES: Final = 2**30
@@ -65,10 +65,14 @@ def _copies(
         }
         line = _fitted(findings, f"{direction}, {kind}", samples, move.num_cores)
         how = f"{kind} copies of 4 KiB to 256 MiB, a line through {len(SIZES)} sizes"
-        average = average_over(move.num_cores)
-        findings.record_line(f"{direction}.{kind}_bytes_per_s", line, samples, how, average)
-        if kind == "pinned":
-            findings.quantities[f"{direction}.latency_s"] = _latency(line, samples, how, average)
+        findings.record_line(
+            f"{direction}.{kind}_bytes_per_s",
+            line,
+            samples,
+            how,
+            num_cores=move.num_cores,
+            latency_path=f"{direction}.latency_s" if kind == "pinned" else None,
+        )
 
     return run
 
@@ -88,18 +92,10 @@ def _peers(findings: Findings) -> None:
     line = _fitted(findings, "GPU to GPU", samples, 1)
     how = f"copies from GPU 0 to GPU 1, a line through {len(SIZES)} sizes"
     for kind in ("pinned", "pageable"):
-        findings.record_line(f"peer.{kind}_bytes_per_s", line, samples, how)
-    findings.quantities["peer.latency_s"] = _latency(line, samples, how, average_over(1))
+        findings.record_line(f"peer.{kind}_bytes_per_s", line, samples, how, latency_path="peer.latency_s")
 
 
 def _fitted(findings: Findings, name: str, samples: Mapping[int, list[float]], num_cores: int) -> Line:
     means = {size: over_cores(seconds, num_cores, name).value for size, seconds in samples.items()}
     findings.series[f"{name}, seconds by bytes"] = {str(size): one for size, one in means.items()}
     return fit_line(means)
-
-
-def _latency(line: Line, samples: Mapping[int, list[float]], how: str, average: str) -> Measurement:
-    num_samples = sum(len(one) for one in samples.values())
-    return Measurement(
-        value=line.latency_s, spread=line.error, num_samples=num_samples, method=how, average=average
-    )

@@ -18,9 +18,14 @@ _COMMON: Final[dict[str, Any]] = {
 }
 
 
+def dtype_on(device: str) -> torch.dtype:
+    """The type in which models run on `cpu` or `cuda`."""
+    return torch.float16 if device == "cuda" else torch.float32
+
+
 def narrow(family: str, device: str) -> Any:
     """A narrow `opt` or `llama`, in the type in which models run there."""
-    dtype = torch.float16 if device == "cuda" else torch.float32
+    dtype = dtype_on(device)
     if family == "opt":
         return opt(NARROW, LAYERS, device, dtype)
     config = LlamaConfig(

@@ -132,14 +132,12 @@ def _hooks(findings: Findings, device: str, move: Walk) -> None:
 
 
 def _linear(device: str) -> torch.nn.Module:
-    dtype = torch.float16 if device == "cuda" else torch.float32
-    return torch.nn.Linear(models.NARROW, models.NARROW, device=device, dtype=dtype)
+    return torch.nn.Linear(models.NARROW, models.NARROW, device=device, dtype=models.dtype_on(device))
 
 
 def _calls(module: torch.nn.Module, device: str) -> Callable[[], None]:
     """Calls of a module amid other work: hooks that follow each other are faster than those of a step."""
-    dtype = torch.float16 if device == "cuda" else torch.float32
-    rows = torch.ones(1, 1, models.NARROW, device=device, dtype=dtype)
+    rows = torch.ones(1, 1, models.NARROW, device=device, dtype=models.dtype_on(device))
     heads = rows.view(1, 1, _HEADS, -1).transpose(1, 2)
 
     def run() -> None:
