@@ -277,12 +277,17 @@ def _zero(config: dict[str, Any]) -> Iterable[Finding]:
 @contextlib.contextmanager
 def _quiet_deepspeed() -> Iterator[None]:
     """DeepSpeed without its log, which goes to the output; only asked what it thinks, it needs no GPU."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    given = os.environ.get("DS_ACCELERATOR")
+    os.environ["DS_ACCELERATOR"] = given or "cpu"
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             import deepspeed  # noqa: F401
     except ImportError as error:
         raise InvalidInputError("checking a ds_config needs DeepSpeed; pip install deepspeed") from error
+    finally:
+        # Read once, at the import; a child that inherited it would leave its GPU alone.
+        if given is None:
+            del os.environ["DS_ACCELERATOR"]
     log = logging.getLogger("DeepSpeed")
     before = log.level
     log.setLevel(logging.CRITICAL)

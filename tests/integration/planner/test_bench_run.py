@@ -1,6 +1,7 @@
 """Real folders at real batches in real processes: every outcome is a row."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -212,9 +213,10 @@ def test_what_cannot_be_meant_is_a_usage_error(words: list[str]) -> None:
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_every_baseline_is_a_folder_with_a_prediction(
-    name: str, trained: tuple[Model, ModuleGraph], tmp_path: Path
+    name: str, trained: tuple[Model, ModuleGraph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU's profile: nothing is run, and the cost model speaks for each."""
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     spec = resolve(str(TRAINED))
     workload = Workload(batch_size=2, dtype="float16", **LENGTHS)
     plan, speaks, way = write_baseline(name, spec, trained[0], load("t4"), workload, tmp_path / "folder")
@@ -225,6 +227,8 @@ def test_every_baseline_is_a_folder_with_a_prediction(
     written = {path.name for path in (tmp_path / "folder").iterdir()}
     assert {"generate.py", "generation.py", "plan.json"} <= written
     assert ("ds_config.json" in written) == (name == "zero-four-lines")
+    # Asked about a configuration, DeepSpeed is told to do without a GPU; what is benchmarked next is not.
+    assert "DS_ACCELERATOR" not in os.environ
 
 
 def test_baselines_that_need_a_gpu_say_so(trained: tuple[Model, ModuleGraph], tmp_path: Path) -> None:
