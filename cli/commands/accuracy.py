@@ -36,11 +36,21 @@ _MEDIANS: Final = (
 )
 
 _OWN: Final = (
-    Column("own rows"),
+    Column("own rows of", wraps=True),
+    Column("metric"),
     Column("rows", is_number=True),
     Column("median error", is_number=True),
     Column("bias", is_number=True),
     Column("worst", is_number=True),
+)
+_BORDERS: Final = (
+    Column("configuration", wraps=True),
+    Column("model"),
+    Column("memory"),
+    Column("ran", is_number=True),
+    Column("did not", is_number=True),
+    Column("called feasible", is_number=True),
+    Column("feasible over ran", is_number=True),
 )
 
 
@@ -105,18 +115,16 @@ def _show(found: "Sequence[Line]", out: Path | None) -> None:
 
 
 def _show_own(own: "Sequence[OwnLine]", limits: "Sequence[Border]") -> None:
-    from planner.accuracy.own_report import fits_right, own_median_cells, own_medians
-    from planner.sizes import format_bytes
+    from planner.accuracy.own_report import border_cells, fits_right, own_median_cells, own_medians
 
     if not own:
         return
     show_table(_OWN, [own_median_cells(one) for one in own_medians(own)])
     right, known = fits_right(own)
     show_text(f"{len(own)} rows of our own; whether it fits is right in {right} of {known}.")
-    for one in limits:
-        feasible = "not priced" if one.feasible is None else f"{one.feasible} called feasible"
-        cap = "" if one.memory_cap_bytes is None else f" in {format_bytes(one.memory_cap_bytes)}"
-        show_text(f"{one.name}, {one.model}{cap}: {one.ran} ran, {one.failed} did not; {feasible}.")
+    for file in dict.fromkeys(one.file for one in limits):
+        cells = [border_cells(one)[1:] for one in limits if one.file == file]
+        show_table(_BORDERS, cells, title=f"Largest batches in {file}")
 
 
 def _table_row(one: "Verdict") -> tuple[str, ...]:

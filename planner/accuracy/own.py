@@ -26,11 +26,13 @@ class OwnLine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     Attributes:
         row: as it was written.
+        file: the name of the file that it is in.
         predicted: by today's model, whatever the row's own prediction says; None where there is none.
         reason: why there is none, or empty.
     """
 
     row: Row
+    file: str
     predicted: Predicted | None = None
     reason: str = ""
 
@@ -63,12 +65,14 @@ class Border(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The largest batch of one configuration that was driven out of memory.
 
     Attributes:
+        file: the name of the file that the rows are in.
         name, model, memory_cap_bytes: which configuration.
         ran: the largest batch that ran; 0 when none did.
         failed: the smallest that did not.
         feasible: the largest that the cost model calls feasible; None when it has no law for it.
     """
 
+    file: str
     name: str
     model: str
     memory_cap_bytes: int | None
@@ -83,7 +87,7 @@ def own_lines(paths: Sequence[Path]) -> tuple[OwnLine, ...]:
     Raises:
         BadFileError: a file cannot be read, or a row's plan is not in it or of another model.
     """
-    return tuple(_line(row, plan) for row, plan in planned_rows(paths))
+    return tuple(_line(row, plan, path.name) for path in paths for row, plan in _read(path))
 
 
 def planned_rows(paths: Sequence[Path]) -> tuple[tuple[Row, Plan], ...]:
@@ -116,16 +120,18 @@ def borders(paths: Sequence[Path]) -> tuple[Border, ...]:
 
     A name may stand for several: other machines' plans, or other runtimes'.
     """
-    groups: dict[tuple[str, str, str, int | None], list[tuple[Row, Plan]]] = {}
-    for row, plan in planned_rows(paths):
-        key = (row.plan_sha256, row.name, row.model, row.memory_cap_bytes)
-        groups.setdefault(key, []).append((row, plan))
+    groups: dict[tuple[str, str, str, str, int | None], list[tuple[Row, Plan]]] = {}
+    for path in paths:
+        for row, plan in _read(path):
+            key = (path.name, row.plan_sha256, row.name, row.model, row.memory_cap_bytes)
+            groups.setdefault(key, []).append((row, plan))
     found = []
-    for (_, name, model, cap), group in groups.items():
+    for (file, _, name, model, cap), group in groups.items():
         failed = [row.batch_size for row, _ in group if row.status == "out_of_memory"]
         if failed:
             ran = max((row.batch_size for row, _ in group if row.status == "ok"), default=0)
             border = Border(
+                file=file,
                 name=name,
                 model=model,
                 memory_cap_bytes=cap,
@@ -145,16 +151,16 @@ def _feasible(row: Row, plan: Plan) -> int | None:
         return None
 
 
-def _line(row: Row, plan: Plan) -> OwnLine:
+def _line(row: Row, plan: Plan, file: str) -> OwnLine:
     # A baseline that was run without a law of its own has no prediction now, either.
     if row.predicted is None:
-        return OwnLine(row=row, reason="the cost model has no law for it")
+        return OwnLine(row=row, file=file, reason="the cost model has no law for it")
     try:
         graph = graph_of_model(row.model)
         priced = repriced(plan, graph, workload_of(row, plan), memory_cap_bytes=row.memory_cap_bytes)
-        return OwnLine(row=row, predicted=predicted(*priced))
+        return OwnLine(row=row, file=file, predicted=predicted(*priced))
     except PlannerError as error:
-        return OwnLine(row=row, reason=str(error))
+        return OwnLine(row=row, file=file, reason=str(error))
 
 
 def _read(path: Path) -> Iterable[tuple[Row, Plan]]:

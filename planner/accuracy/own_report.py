@@ -1,7 +1,8 @@
 """Our own rows as Markdown, below the published ones."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Final
 
 import msgspec
@@ -16,8 +17,8 @@ predicted for measured. A step is the mean decode step; memory is what the fulle
 its context left out. Constants of the allocator in `planner/memory.py` were set after earlier runs on an
 H100; how an offloaded cache moves was read in transformers and checked in one. After the rows of 2026-11-21
 the allocator's floor was raised by cuBLAS's workspace, because a plan had run out of memory; no time was
-fitted to them. They are of before the probe and the benchmark moved from core to core, so where the host sets
-the pace they show which core a process had.
+fitted to them. Only the third machine's are of after the probe and the benchmark began to move from core to
+core; where the host sets the pace, the others show which core a process had.
 """
 _COLUMNS: Final = (
     *("configuration", "model", "memory", "batch", "status", "prefill", "error"),
@@ -26,8 +27,9 @@ _COLUMNS: Final = (
 
 
 class OwnMedian(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Errors of all own rows in one metric; the worst has its sign."""
+    """Errors of own rows in one metric: of one file, or of all where it is empty; the worst has its sign."""
 
+    file: str
     metric: str
     num_rows: int
     median_error: float
@@ -36,20 +38,24 @@ class OwnMedian(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def own_medians(lines: Sequence[OwnLine]) -> tuple[OwnMedian, ...]:
-    """One for each metric that any row has, prefill, decode, memory."""
-    found = []
+    """One for each metric that any row has, prefill, decode, memory; then of each of several files."""
+    files = dict.fromkeys(line.file for line in lines)
+    by_file = [_medians([line for line in lines if line.file == file], file) for file in files]
+    return (*_medians(lines), *chain.from_iterable(by_file if len(files) > 1 else []))
+
+
+def _medians(lines: Sequence[OwnLine], file: str = "") -> Iterator[OwnMedian]:
     for metric in METRICS:
         errors = [error for line in lines if (error := line.error(metric)) is not None]
         if errors:
-            one = OwnMedian(
+            yield OwnMedian(
+                file=file,
                 metric=metric,
                 num_rows=len(errors),
                 median_error=statistics.median(map(abs, errors)),
                 bias=statistics.median(errors),
                 worst=max(errors, key=abs),
             )
-            found.append(one)
-    return tuple(found)
 
 
 def fits_right(lines: Iterable[OwnLine]) -> tuple[int, int]:
@@ -65,13 +71,14 @@ def own_markdown(lines: Sequence[OwnLine], borders: Sequence[Border]) -> str:
         "## Our own rows\n",
         _INTRODUCTION,
         table(
-            ("metric", "rows", "median error", "bias", "worst"),
+            ("rows of", "metric", "rows", "median error", "bias", "worst"),
             map(own_median_cells, own_medians(lines)),
         ),
         f"Whether it fits is right in {right} of {known} rows.\n",
         "### Largest batch\n",
         table(
             (
+                "rows of",
                 "configuration",
                 "model",
                 "memory",
@@ -80,7 +87,7 @@ def own_markdown(lines: Sequence[OwnLine], borders: Sequence[Border]) -> str:
                 "called feasible",
                 "feasible over ran",
             ),
-            map(_border_row, borders),
+            map(border_cells, borders),
         ),
         "### Every row of our own\n",
         table(
@@ -95,13 +102,15 @@ def own_markdown(lines: Sequence[OwnLine], borders: Sequence[Border]) -> str:
 def own_median_cells(one: OwnMedian) -> tuple[str, ...]:
     """A line of the table of medians."""
     errors = (f"{one.median_error:.1%}", f"{one.bias:+.1%}", f"{one.worst:+.1%}")
-    return (one.metric, str(one.num_rows), *errors)
+    return (one.file or "all", one.metric, str(one.num_rows), *errors)
 
 
-def _border_row(one: Border) -> tuple[str, ...]:
+def border_cells(one: Border) -> tuple[str, ...]:
+    """A line of the table of largest batches."""
     ratio = f"{one.feasible / one.ran:.0%}" if one.ran and one.feasible is not None else ""
     feasible = "" if one.feasible is None else str(one.feasible)
-    return one.name, one.model, _memory(one.memory_cap_bytes), str(one.ran), str(one.failed), feasible, ratio
+    names = (one.file, one.name, one.model, _memory(one.memory_cap_bytes))
+    return (*names, str(one.ran), str(one.failed), feasible, ratio)
 
 
 def _row(line: OwnLine) -> tuple[str, ...]:

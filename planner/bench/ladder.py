@@ -26,6 +26,9 @@ _WARM_TOKENS = 3
 #: Calls of a batch go on until so much was measured, or so many.
 _ENOUGH_S = 2.0
 _MOST_CALLS = 5
+#: And so of its prompt alone: a call has many steps, and one prefill.
+_ENOUGH_PREFILL_S = 4.0
+_MOST_PREFILLS = 8
 _OF_EACH_GPU = ("devices", "gpu_peak_allocated_bytes", "gpu_peak_reserved_bytes")
 
 
@@ -159,9 +162,9 @@ class _Runner:
         self.warm = True
         options.new_tokens = self.args.new_tokens
         _forget_peaks()
-        reports = self.reports(inputs)
+        reports, prefills = self.reports(inputs)
         mine = {
-            "prefill_s": statistics.fmean(report["prefill_s"] for report in reports),
+            "prefill_s": statistics.fmean(prefills),
             "decode_s": [step for report in reports for step in report["decode_s"]],
             "load_s": self.load_s,
             "host_peak_rss_bytes": _host_peak(),
@@ -170,8 +173,8 @@ class _Runner:
         }
         return {"batch": batch, "status": "ok", **_merged(generation.gathered(mine))}
 
-    def reports(self, inputs: Any) -> list[dict[str, Any]]:
-        """As many calls as were asked for, and a few more of short ones.
+    def reports(self, inputs: Any) -> tuple[list[dict[str, Any]], list[float]]:
+        """As many calls as were asked for, and a few more of short ones; and the seconds of every prefill.
 
         The thread that issues a GPU's work moves on after each token: a row speaks for the machine, not for
         the core that its process is on.
@@ -182,17 +185,30 @@ class _Runner:
         reports: list[dict[str, Any]] = []
         move = Walk(generation.RANK, generation.NUM_RANKS) if _is_gpus_alone(generation.PLAN) else None
         while len(reports) < self.args.repeat or (spent < _ENOUGH_S and len(reports) < _MOST_CALLS):
-            clock = generation.Clock(keep=False)
-            if move is not None:
-                move()
-                clock = _Walking(clock, move)
-            generation.synchronize()
-            start = time.perf_counter()
-            generation.run(self.model, inputs, self.options, clock)
-            reports.append(generation.measured(clock, start, self.load_s))
-            # All ranks go on, or none does.
-            spent = max(generation.gathered(spent + clock.times[-1] - start))
-        return reports
+            reports.append(self.call(inputs, move))
+            spent += reports[-1]["whole_s"]
+        prefills = [report["prefill_s"] for report in reports]
+        spent = sum(report["first_s"] for report in reports)
+        self.options.new_tokens = 1
+        while spent < _ENOUGH_PREFILL_S and len(prefills) < _MOST_PREFILLS:
+            report = self.call(inputs, move)
+            prefills.append(report["prefill_s"])
+            spent += report["first_s"]
+        return reports, prefills
+
+    def call(self, inputs: Any, move: Callable[[], None] | None) -> dict[str, Any]:
+        """One call: what this rank measured, and how long the slowest took, so all go on or none does."""
+        generation = self.generation
+        clock = generation.Clock(keep=False)
+        if move is not None:
+            move()
+            clock = _Walking(clock, move)
+        generation.synchronize()
+        start = time.perf_counter()
+        generation.run(self.model, inputs, self.options, clock)
+        report = generation.measured(clock, start, self.load_s)
+        everyones = generation.gathered((clock.times[-1] - start, report["prefill_s"]))
+        return {**report, "whole_s": max(w for w, _ in everyones), "first_s": max(f for _, f in everyones)}
 
     def _write(self, row: dict[str, Any]) -> None:
         """Rank 0 speaks for all; a rank out of memory speaks for itself."""

@@ -33,7 +33,7 @@ class Measured(_Strict, frozen=True, kw_only=True):
 
     Attributes:
         load_s: from the checkpoint to a model that is ready.
-        prefill_s: until the first token's logits.
+        prefill_s: until the first token's logits; the mean of several.
         decode_s: each later token's step.
         gpu_peak_allocated_bytes, gpu_peak_reserved_bytes: while generating, of each GPU; the context is in
             neither.

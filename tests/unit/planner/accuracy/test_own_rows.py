@@ -15,6 +15,7 @@ from planner.report.scatter import Point, save_scatter
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 ROWS = RESULTS / "2026-11-21-h100-probed-rows.jsonl"
 SECOND = RESULTS / "2026-11-21-h100-second-rows.jsonl"
+THIRD = RESULTS / "2026-11-21-h100-third-rows.jsonl"
 LINES = own_lines([ROWS])
 #: What nobody plans: stock allocators leave holes of their own, which are not priced.
 STOCK = ("accelerate-auto", "resident")
@@ -35,15 +36,34 @@ def test_errors_are_of_the_numbers_in_the_row() -> None:
     assert line.predicted is not None
     error = line.error("prefill")
     assert error == pytest.approx(line.predicted.prefill_s / line.row.measured.prefill_s - 1)
-    unknown = OwnLine(row=line.row, reason="none")
+    unknown = OwnLine(row=line.row, file=ROWS.name, reason="none")
     assert unknown.error("prefill") is None
     assert unknown.fit_is_right is None
 
 
+def test_of_several_files_each_has_its_medians() -> None:
+    lines = own_lines([ROWS, THIRD])
+    together = own_medians(lines)
+    assert [one.file for one in together] == [""] * 3 + [ROWS.name] * 3 + [THIRD.name] * 3
+    assert together[3].median_error == own_medians(LINES)[0].median_error
+    assert together[0].num_rows == together[3].num_rows + together[6].num_rows
+
+
+def test_plans_stay_within_what_is_promised() -> None:
+    """Rows that the probe and the benchmark took from core to core: times within 30 %, memory within 5."""
+    lines = [line for line in own_lines([THIRD]) if line.row.name not in STOCK]
+    found = {one.metric: one for one in own_medians(lines)}
+    assert max(found["prefill"].median_error, found["decode"].median_error) < 0.15
+    assert max(abs(found["prefill"].worst), abs(found["decode"].worst)) < 0.3
+    assert abs(found["memory"].worst) < 0.05
+    # None that was recommended ran out of memory, but those that were driven there.
+    out = {line.row.name for line in lines if line.row.status == "out_of_memory"}
+    assert all(name.endswith("largest-64") for name in out)
+
+
 def test_a_border_lies_between_what_ran_and_what_did_not() -> None:
-    found = borders([ROWS, SECOND])
-    assert [len(borders([path])) for path in (ROWS, SECOND)] == [6, 11]
-    assert len(found) == 17
+    found = borders([ROWS, SECOND, THIRD])
+    assert [sum(one.file == path.name for one in found) for path in (ROWS, SECOND, THIRD)] == [6, 11, 8]
     for one in found:
         assert one.ran < one.failed
         assert one.feasible is not None
