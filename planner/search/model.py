@@ -13,6 +13,17 @@ class SolverError(Exception):
     """HiGHS stopped without proving anything."""
 
 
+class _Silent(highspy.Highs):
+    """HiGHS without its banner, which its first call prints on standard output.
+
+    Since 1.16 that call is this one, in the constructor, before any option could be set.
+    """
+
+    def enableCallbacks(self) -> None:
+        self.setOptionValue("output_flag", False)
+        super().enableCallbacks()  # type: ignore[no-untyped-call]  # HiGHS leaves it without types
+
+
 @dataclass(slots=True)
 class IntegerProgram:
     """Minimise cost over columns within bounds, subject to rows. Columns are numbered as added."""
@@ -47,8 +58,7 @@ class IntegerProgram:
         Raises:
             SolverError: neither an optimum nor a proof that there is none.
         """
-        solver = highspy.Highs()  # type: ignore[no-untyped-call]  # its stubs leave __init__ bare
-        solver.setOptionValue("output_flag", False)
+        solver = _Silent()  # type: ignore[no-untyped-call]  # HiGHS leaves it without types
         solver.setOptionValue("threads", 1)
         solver.setOptionValue("mip_rel_gap", relative_gap)
         solver.setOptionValue("mip_abs_gap", 0.0)
