@@ -1,22 +1,26 @@
 """Seconds: roofline per module, host work per operation, copies per link."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
+
+import numpy as np
 
 from planner.errors import InvalidInputError
 from planner.graph.schema import Node
 from planner.hardware.schema import Gpu, HardwareProfile, Host, Link
 from planner.memory import kv_bytes, phase_cost
 from planner.sources import Quantity, Source
-from planner.workload import Workload
+from planner.workload import DTYPE_BYTES, Workload
 
 #: Reading a checkpoint from a machine without local NVMe: a network volume.
 NETWORK_VOLUME: Final = Quantity(value=0.25e9, source=Source.ASSUMED, note="a general purpose cloud volume")
 
 
-#: How often a decode step passes over the cache: appending to it reads and writes all of it, since
-#: transformers' DynamicLayer concatenates, and attention reads it.
-CACHE_PASSES: Final = 3
+#: How often a decode step passes over the cache to append to it: transformers' DynamicLayer concatenates,
+#: which reads all of it and writes it. Then attention reads it.
+APPENDING_PASSES: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +32,24 @@ class Engine:
         bytes_per_s: memory bandwidth that is reached.
         asynchronous: whether the host runs ahead of it (a GPU's stream) or is it (the CPU).
         quantities: every number this came from.
+        cache_bytes_per_s: at which attention reads a KV cache for one query.
+        few_rows: rows of a matrix product, and the seconds that it takes at least for each weight: by
+            increasing rows, one row first. Empty where nobody knows.
     """
 
     flops_per_s: float
     bytes_per_s: float
     asynchronous: bool
+    cache_bytes_per_s: float
     quantities: tuple[Quantity, ...]
+    few_rows: tuple[tuple[float, float], ...] = ()
+
+    def product_s(self, num_weights: float, products: float) -> float:
+        """The least seconds of so many multiplications with so many weights: straight lines between rows."""
+        if not self.few_rows or not num_weights:
+            return 0.0
+        rows, seconds = zip(*self.few_rows, strict=True)
+        return num_weights * float(np.interp(products / num_weights, rows, seconds))
 
 
 def gpu_engine(gpu: Gpu, dtype: str) -> Engine:
@@ -46,10 +62,12 @@ def gpu_engine(gpu: Gpu, dtype: str) -> Engine:
     if rate is None:
         native = ", ".join(d for d in ("float16", "bfloat16", "float32") if d in gpu.flops_per_s)
         raise InvalidInputError(f"{gpu.name} does not run {dtype} natively; it runs {native}")
+    bytes_per_s = gpu.memory_bandwidth_bytes_per_s.value * gpu.bandwidth_efficiency.value
     return Engine(
         flops_per_s=rate.value * gpu.gemm_efficiency.value,
-        bytes_per_s=gpu.memory_bandwidth_bytes_per_s.value * gpu.bandwidth_efficiency.value,
+        bytes_per_s=bytes_per_s,
         asynchronous=True,
+        cache_bytes_per_s=bytes_per_s,
         quantities=(
             rate,
             gpu.gemm_efficiency,
@@ -71,18 +89,30 @@ def cpu_engine(host: Host, dtype: str) -> Engine:
             f"this profile's CPU has no rate for {dtype}; it has {', '.join(sorted(host.flops_per_s))}"
         )
     read = host.gemv_bytes_per_s.get(dtype, host.memory_bandwidth_bytes_per_s)
+    few = host.few_rows_flops_per_s.get(dtype, {})
+    attention = host.attention_bytes_per_s.get(dtype, read)
     return Engine(
         flops_per_s=rate.value,
         bytes_per_s=read.value,
         asynchronous=False,
-        quantities=(rate, read),
+        cache_bytes_per_s=attention.value,
+        quantities=(rate, read, attention, *few.values()),
+        few_rows=_few_rows(few, DTYPE_BYTES[dtype] / read.value),
     )
+
+
+def _few_rows(rates: Mapping[int, Quantity], one_row_s: float) -> tuple[tuple[float, float], ...]:
+    """Seconds for each weight by rows; more rows take no less, whatever was measured on a busy machine."""
+    if not rates:
+        return ()
+    points = [(1.0, one_row_s), *((float(rows), 2 * rows / rates[rows].value) for rows in sorted(rates))]
+    return tuple(zip((rows for rows, _ in points), accumulate((s for _, s in points), max), strict=True))
 
 
 def kernel_s(
     node: Node, engine: Engine, phase: str, workload: Workload, *, context: int, weight_bytes: int
 ) -> float:
-    """Roofline time of one module's own operations.
+    """Roofline time of one module's own operations, and what products of few rows take beyond it.
 
     A matrix product reads each weight once, but never more weights than it multiplies: a lookup
     reads rows, and a mixture of experts reads the experts its tokens chose.
@@ -93,9 +123,11 @@ def kernel_s(
     lengths = {"batch": workload.batch_size, "prompt": workload.prompt_tokens, "context": context}
     flops = max(0.0, cost.flops(**lengths))
     weights = min(weight_bytes, flops / 2 * workload.itemsize_bytes)
-    cached = CACHE_PASSES * kv_bytes(node, workload, context) if phase == "decode" else 0
-    moved = max(0.0, cost.moved_bytes(**lengths) + weights + cached)
-    return node.num_calls * max(flops / engine.flops_per_s, moved / engine.bytes_per_s)
+    cached = kv_bytes(node, workload, context) if phase == "decode" else 0
+    moved = max(0.0, cost.moved_bytes(**lengths) + weights + APPENDING_PASSES * cached)
+    moving_s = moved / engine.bytes_per_s + cached / engine.cache_bytes_per_s
+    product_s = engine.product_s(weights / workload.itemsize_bytes, flops / 2)
+    return node.num_calls * max(flops / engine.flops_per_s, moving_s, product_s)
 
 
 def dispatch_s(node: Node, profile: HardwareProfile, phase: str, workload: Workload) -> float:

@@ -1,6 +1,8 @@
 """Pure: a machine's file, with the processor, GPU and defaults it refers to, as a `HardwareProfile`."""
 
+from collections.abc import Mapping
 from math import ceil
+from typing import TypeVar
 
 from planner.errors import ProfileError
 from planner.hardware.files import (
@@ -14,6 +16,8 @@ from planner.hardware.files import (
 )
 from planner.hardware.schema import Disk, Fabric, Gpu, HardwareProfile, Host, Link
 from planner.sources import Quantity, Source, weakest
+
+_Key = TypeVar("_Key")
 
 
 def profile(
@@ -74,12 +78,16 @@ def scaled(single: HardwareProfile, num_gpus: int, name: str) -> HardwareProfile
         host=Host(
             memory_bytes=_times(host.memory_bytes, num_gpus),
             memory_bandwidth_bytes_per_s=_times(host.memory_bandwidth_bytes_per_s, num_gpus),
-            flops_per_s={dtype: _times(rate, num_gpus) for dtype, rate in host.flops_per_s.items()},
+            flops_per_s=_all_times(host.flops_per_s, num_gpus),
             num_cores=host.num_cores * num_gpus,
             op_overhead_s=host.op_overhead_s,
             hook_overhead_s=host.hook_overhead_s,
             tensor_move_overhead_s=host.tensor_move_overhead_s,
-            gemv_bytes_per_s={dtype: _times(rate, num_gpus) for dtype, rate in host.gemv_bytes_per_s.items()},
+            gemv_bytes_per_s=_all_times(host.gemv_bytes_per_s, num_gpus),
+            few_rows_flops_per_s={
+                dtype: _all_times(rates, num_gpus) for dtype, rates in host.few_rows_flops_per_s.items()
+            },
+            attention_bytes_per_s=_all_times(host.attention_bytes_per_s, num_gpus),
         ),
         host_to_device=single.host_to_device,
         device_to_host=single.device_to_host,
@@ -96,6 +104,10 @@ def _times(quantity: Quantity, factor: int) -> Quantity:
         source=Source.ASSUMED,
         note=f"{factor} times one GPU's share of a typical host; {quantity.note}",
     )
+
+
+def _all_times(rates: Mapping[_Key, Quantity], factor: int) -> dict[_Key, Quantity]:
+    return {key: _times(rate, factor) for key, rate in rates.items()}
 
 
 def _gpu(spec: GpuSpec, defaults: Defaults) -> Gpu:
@@ -128,6 +140,8 @@ def _host(spec: HostSpec, cpu: CpuFile | None, defaults: Defaults) -> Host:
         hook_overhead_s=spec.hook_overhead_s or defaults.hook_overhead_s,
         tensor_move_overhead_s=spec.tensor_move_overhead_s or defaults.tensor_move_overhead_s,
         gemv_bytes_per_s=spec.gemv_bytes_per_s,
+        few_rows_flops_per_s=spec.few_rows_flops_per_s,
+        attention_bytes_per_s=spec.attention_bytes_per_s,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from planner.errors import ProfileError
-from planner.hardware.schema import Fabric, HardwareProfile
+from planner.hardware.schema import Fabric, HardwareProfile, Rows
 from planner.sources import Quantity
 
 ROOT: Final = Path(__file__).parent / "profiles"
@@ -59,7 +59,8 @@ class HostSpec(_Strict, frozen=True, kw_only=True):
         memory_bytes: what a process may fill of it; without it, the installed less the default reserve of
             kernel and system.
         cpu: a file in `cpus/`.
-        gemv_bytes_per_s: of `schema.Host`, by dtype; may be left out.
+        gemv_bytes_per_s, few_rows_flops_per_s, attention_bytes_per_s: of `schema.Host`, by dtype; may be
+            left out.
     """
 
     installed_memory_bytes: Quantity
@@ -69,6 +70,8 @@ class HostSpec(_Strict, frozen=True, kw_only=True):
     memory_bandwidth_bytes_per_s: Quantity | None = None
     flops_per_s: dict[str, Quantity] | None = None
     gemv_bytes_per_s: dict[str, Quantity] = {}
+    few_rows_flops_per_s: dict[str, dict[Rows, Quantity]] = {}
+    attention_bytes_per_s: dict[str, Quantity] = {}
     op_overhead_s: Quantity | None = None
     hook_overhead_s: Quantity | None = None
     tensor_move_overhead_s: Quantity | None = None
@@ -162,7 +165,8 @@ def read(path: Path, kind: type[_T]) -> _T:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"hardware profile {path} is not valid TOML: {error}") from error
     try:
-        return msgspec.convert(data, kind)
+        # Rows are numbers, and TOML's keys are words.
+        return msgspec.convert(data, kind, str_keys=True)
     except msgspec.ValidationError as error:
         raise ProfileError(f"hardware profile {path}: {_named(str(error))}") from error
 

@@ -1,6 +1,6 @@
 """What a machine is, as far as a plan cares: capacities, rates and links, each with a source."""
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -8,6 +8,9 @@ from planner.sources import Quantity
 
 #: GPUs of one host where a machine's file says nothing: the most of any machine among the profiles.
 DEFAULT_GPUS_PER_HOST: Final = 8
+
+#: Rows of a matrix product; one row is a matrix-vector product.
+Rows = Annotated[int, msgspec.Meta(gt=1)]
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,6 +49,10 @@ class Host(_Strict, frozen=True, kw_only=True, omit_defaults=True):
         num_cores: physical cores.
         gemv_bytes_per_s: what a matrix-vector product reads of weights of a dtype, where that is known; the
             memory's bandwidth elsewhere. A processor that converts a dtype first may read half as much.
+        few_rows_flops_per_s: matrix rate that products of so few rows reach, by dtype and rows, where that is
+            known: less than memory and arithmetic would allow.
+        attention_bytes_per_s: what the attention of one query reads of a cache of a dtype, where that is
+            known; as products elsewhere. A processor that converts a dtype first may read a fourth as much.
         op_overhead_s: host time to dispatch one operation (Python and framework, per aten operation).
         hook_overhead_s: host time of one Accelerate hook around one module's forward.
         tensor_move_overhead_s: host time, besides the copy itself, to put one offloaded tensor on a
@@ -60,6 +67,8 @@ class Host(_Strict, frozen=True, kw_only=True, omit_defaults=True):
     hook_overhead_s: Quantity
     tensor_move_overhead_s: Quantity
     gemv_bytes_per_s: dict[str, Quantity] = {}
+    few_rows_flops_per_s: dict[str, dict[Rows, Quantity]] = {}
+    attention_bytes_per_s: dict[str, Quantity] = {}
 
 
 class Link(_Strict, frozen=True, kw_only=True):

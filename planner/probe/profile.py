@@ -10,8 +10,11 @@ from planner.errors import RuntimeFailure
 from planner.hardware.files import MachineFile
 from planner.probe.findings import Findings
 from planner.probe.fits import Measurement
+from planner.workload import DTYPE_BYTES
 
 _GEMV: Final = "host.gemv_bytes_per_s."
+_FEW_ROWS: Final = "host.few_rows_flops_per_s."
+_ATTENTION: Final = "host.attention_bytes_per_s."
 _THREAD: Final = "cpu_thread_bytes_per_s."
 #: What a machine with a GPU cannot be planned without.
 _GPU_NEEDS: Final = (
@@ -31,7 +34,8 @@ _EMULATED: Final = 0.25
 #: The order of a profile's tables.
 _TABLES: Final = (
     "gpu", "gpu.flops_per_s", "host_to_device", "device_to_host", "peer", "fabric",
-    "host", "host.flops_per_s", "host.gemv_bytes_per_s", "disk",
+    "host", "host.flops_per_s", "host.gemv_bytes_per_s",
+    *(f"{_FEW_ROWS}{dtype}" for dtype in DTYPE_BYTES), _ATTENTION.removesuffix("."), "disk",
 )  # fmt: skip
 
 
@@ -131,6 +135,8 @@ def _choose_cpu_rates(found: dict[str, Measurement], *, has_gpu: bool, missing: 
     _drop(found, _THREAD)
     if not by_dtype:
         _drop(found, "host.flops_per_s.")
+        _drop(found, _FEW_ROWS)
+        _drop(found, _ATTENTION)
         return
     wanted = ("bfloat16", "float32") if has_gpu else ("float32", "bfloat16")
     dtype = next((name for name in wanted if name in by_dtype), next(iter(by_dtype)))
@@ -139,6 +145,8 @@ def _choose_cpu_rates(found: dict[str, Measurement], *, has_gpu: bool, missing: 
         if dtype in by_thread and one.value < _EMULATED * by_thread[dtype].value and not has_gpu:
             found.pop(f"host.flops_per_s.{name}", None)
             found.pop(f"{_GEMV}{name}", None)
+            found.pop(f"{_ATTENTION}{name}", None)
+            _drop(found, f"{_FEW_ROWS}{name}.")
             missing.append(
                 f"{name} on the processor is left out: a thread's matrix-vector products read "
                 f"{one.value / 1e9:.3g} GB/s and those in {dtype} {by_thread[dtype].value / 1e9:.3g}, so it "
@@ -195,7 +203,7 @@ def _check(text: str) -> None:
     import tomllib
 
     try:
-        msgspec.convert(tomllib.loads(text), MachineFile)
+        msgspec.convert(tomllib.loads(text), MachineFile, str_keys=True)
     except (msgspec.ValidationError, tomllib.TOMLDecodeError) as error:
         raise RuntimeFailure(f"what was measured makes no profile: {error}") from error
 

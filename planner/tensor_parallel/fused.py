@@ -5,7 +5,7 @@ import msgspec
 from planner.graph.schema import ItemsizeCost, ModuleGraph, Node, PhaseCost, Poly
 from planner.tensor_parallel.cuts import features, is_row
 from planner.tensor_parallel.rules import FusedBlock, Rules
-from planner.time import CACHE_PASSES
+from planner.time import APPENDING_PASSES
 
 
 def fused(graph: ModuleGraph, rules: Rules) -> ModuleGraph:
@@ -53,7 +53,7 @@ def _inner_features(graph: ModuleGraph) -> dict[str, int]:
 def _replaced(node: Node, num_ops: int, inner: int, *, in_place: bool) -> Node:
     elementwise = not node.tensors and node.kv is None
     # What the time model adds for an append by copy.
-    copied = (CACHE_PASSES - 1) * node.kv.per_token / 2 if in_place and node.kv is not None else 0.0
+    copied = APPENDING_PASSES * node.kv.per_token / 2 if in_place and node.kv is not None else 0.0
 
     def phase(cost: PhaseCost, itemsize_bytes: int) -> PhaseCost:
         if not cost.num_ops:

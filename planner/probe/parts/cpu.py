@@ -1,15 +1,19 @@
 """Matrix products on the processor, by dtype: many rows for the rate, one row for the memory's bandwidth.
 
-Matrix-vector products of all types take turns, so that no type's weights stay in a cache until it is their
-turn again. Whether a type is emulated is told by one thread alone: threads wait for the last of them, and on
-a busy machine that one is late by more than the types differ.
+Between them libraries reach less than either allows: a float32 product of eight rows takes 2.5 times as long
+as reading its weights. So a few counts of rows are measured, too. And attention of one query, as in a decode
+step, converts what it reads: a 16-bit cache at a fourth of the memory's bandwidth, at any size.
+
+Types take turns, so that no type's weights stay in a cache until it is their turn again. Whether a type is
+emulated is told by one thread alone: threads wait for the last of them, and on a busy machine that one is
+late by more than the types differ.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from planner.probe.clock import alternate, repeat
 from planner.probe.findings import Findings
@@ -19,8 +23,10 @@ DTYPES: Final = ("float32", "bfloat16", "float16")
 #: A prompt's tokens through a Linear: enough rows that arithmetic bounds it.
 _ROWS: Final = 128
 _INPUTS, _OUTPUTS = 2048, 8192
-#: Rows of a decode step → time for all types. One row is a number of the profile, the others are details.
-_VECTOR_ROWS: Final = {1: 0.6, 8: 0.25, 32: 0.25}
+#: Rows of a decode step → time for all types.
+_VECTOR_ROWS: Final = {1: 0.6, 4: 0.2, 8: 0.2, 32: 0.2}
+#: Batch, heads, tokens and features of a head of one layer's cache.
+_CACHE: Final = (8, 16, 256, 128)
 #: Of each type; together larger than any cache in use.
 _STREAMED_BYTES: Final = 256 * 2**20
 
@@ -33,42 +39,58 @@ def measure(findings: Findings, num_cores: int) -> None:
         findings.attempt(f"the CPU's {dtype} matrix rate", _product(dtype, weights))
     findings.attempt("the CPU's matrix-vector rates", lambda found: _vectors(found, weights))
     findings.attempt("one thread's matrix-vector rates", lambda found: _one_thread(found, list(weights)))
+    dtypes = list(weights)
+    weights.clear()
+    findings.attempt("the CPU's attention", lambda found: _attention(found, dtypes))
 
 
 def _product(dtype: str, weights: dict[str, list[torch.Tensor]]) -> Callable[[Findings], None]:
     """Many rows; if the type works at all, its weights are kept for what follows."""
 
     def run(findings: Findings) -> None:
-        weight, rows = _random(_OUTPUTS, _INPUTS, dtype), _random(_ROWS, _INPUTS, dtype)
+        weight, rows = _random(dtype, _OUTPUTS, _INPUTS), _random(dtype, _ROWS, _INPUTS)
         seconds = repeat(lambda: linear(rows, weight))
-        how = f"{dtype} Linear {_INPUTS}x{_OUTPUTS}, {_ROWS} rows, {torch.get_num_threads()} threads"
+        how = f"{_named(dtype)}, {_ROWS} rows, {torch.get_num_threads()} threads"
         findings.quantities[f"host.flops_per_s.{dtype}"] = rate(2 * _ROWS * _INPUTS * _OUTPUTS, seconds, how)
-        count = _STREAMED_BYTES // weight.nbytes
-        weights[dtype] = [weight, *(weight.clone() for _ in range(count - 1))]
+        weights[dtype] = _copies(weight)
 
     return run
 
 
-def _vectors(findings: Findings, weights: dict[str, list[torch.Tensor]]) -> None:
+def _vectors(findings: Findings, weights: Mapping[str, Sequence[torch.Tensor]]) -> None:
     for num_rows, budget_s in _VECTOR_ROWS.items():
         runs = [_reading(some, num_rows, dtype) for dtype, some in weights.items()]
         for (dtype, some), seconds in zip(weights.items(), alternate(runs, budget_s=budget_s), strict=True):
-            found = rate(
-                sum(weight.nbytes for weight in some),
-                seconds,
-                f"{dtype} Linear {_INPUTS}x{_OUTPUTS} at one row reads its weights",
-            )
-            series = findings.series.setdefault(f"cpu weights read, {dtype}, bytes/s by rows", {})
-            series[str(num_rows)] = found.value
             if num_rows == 1:
-                findings.quantities[f"host.gemv_bytes_per_s.{dtype}"] = found
+                how = f"{_named(dtype)} at one row reads its weights"
+                one_row = rate(sum(weight.nbytes for weight in some), seconds, how)
+                findings.quantities[f"host.gemv_bytes_per_s.{dtype}"] = one_row
+            else:
+                flops = 2 * num_rows * sum(weight.numel() for weight in some)
+                how = f"{_named(dtype)}, {num_rows} rows, its weights from memory"
+                path = f"host.few_rows_flops_per_s.{dtype}.{num_rows}"
+                findings.quantities[path] = rate(flops, seconds, how)
+    for dtype in weights:
+        many = findings.quantities[f"host.flops_per_s.{dtype}"]
+        findings.quantities[f"host.few_rows_flops_per_s.{dtype}.{_ROWS}"] = many
+
+
+def _attention(findings: Findings, dtypes: Sequence[str]) -> None:
+    """Keys and values of enough layers that none is still in a cache when it is read again."""
+    batch, num_heads, _, width = _CACHE
+    caches = {dtype: _copies(_random(dtype, 2, *_CACHE)) for dtype in dtypes}
+    runs = [_attending(caches[dtype], _random(dtype, batch, num_heads, 1, width)) for dtype in dtypes]
+    for dtype, seconds in zip(dtypes, alternate(runs), strict=True):
+        num_bytes = sum(layer.nbytes for layer in caches[dtype])
+        how = f"{dtype} attention of one query reads keys and values of {'x'.join(map(str, _CACHE))}"
+        findings.quantities[f"host.attention_bytes_per_s.{dtype}"] = rate(num_bytes, seconds, how)
 
 
 def _one_thread(findings: Findings, dtypes: list[str]) -> None:
     """The fastest of many runs, which nothing else disturbed."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    weights = {dtype: _random(_INPUTS, _INPUTS, dtype) for dtype in dtypes}
+    weights = {dtype: _random(dtype, _INPUTS, _INPUTS) for dtype in dtypes}
     runs = [_reading([weight], 1, dtype) for dtype, weight in weights.items()]
     for (dtype, weight), seconds in zip(weights.items(), alternate(runs, most=200), strict=True):
         findings.quantities[f"cpu_thread_bytes_per_s.{dtype}"] = Measurement(
@@ -80,10 +102,23 @@ def _one_thread(findings: Findings, dtypes: list[str]) -> None:
     torch.set_num_threads(num_threads)
 
 
-def _reading(weights: list[torch.Tensor], num_rows: int, dtype: str) -> Callable[[], object]:
-    rows = _random(num_rows, _INPUTS, dtype)
+def _reading(weights: Sequence[torch.Tensor], num_rows: int, dtype: str) -> Callable[[], object]:
+    rows = _random(dtype, num_rows, _INPUTS)
     return lambda: [linear(rows, weight) for weight in weights]
 
 
-def _random(num_rows: int, num_columns: int, dtype: str) -> torch.Tensor:
-    return torch.randn(num_rows, num_columns).to(getattr(torch, dtype))
+def _attending(layers: Sequence[torch.Tensor], query: torch.Tensor) -> Callable[[], object]:
+    return lambda: [scaled_dot_product_attention(query, *layer) for layer in layers]
+
+
+def _copies(one: torch.Tensor) -> list[torch.Tensor]:
+    """It and so many copies that they do not stay in a cache."""
+    return [one, *(one.clone() for _ in range(_STREAMED_BYTES // one.nbytes - 1))]
+
+
+def _named(dtype: str) -> str:
+    return f"{dtype} Linear {_INPUTS}x{_OUTPUTS}"
+
+
+def _random(dtype: str, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape).to(getattr(torch, dtype))

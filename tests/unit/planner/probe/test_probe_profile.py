@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from planner.errors import RuntimeFailure
+from planner.errors import ProfileError, RuntimeFailure
 from planner.hardware.files import quantities
 from planner.hardware.load import load
 from planner.hardware.schema import HardwareProfile
@@ -18,6 +18,8 @@ from planner.time import cpu_engine
 LINKS = [f"{way}.{key}" for way in ("host_to_device", "device_to_host", "peer") for key in (
     "pinned_bytes_per_s", "pageable_bytes_per_s", "latency_s"
 )]  # fmt: skip
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def one(value: float, method: str = "a run") -> Measurement:
@@ -39,6 +41,9 @@ def findings(num_gpus: int) -> Findings:
         "host.gemv_bytes_per_s.float32": one(60e9, "by float32"),
         "host.gemv_bytes_per_s.bfloat16": one(50e9, "by bfloat16"),
         "host.gemv_bytes_per_s.float16": one(40e9, "by float16"),
+        **{f"host.few_rows_flops_per_s.{dtype}.8": one(3e10) for dtype in DTYPES},
+        **{f"host.few_rows_flops_per_s.{dtype}.128": one(4e11) for dtype in DTYPES},
+        **{f"host.attention_bytes_per_s.{dtype}": one(5e9) for dtype in DTYPES},
         "cpu_thread_bytes_per_s.float32": one(12e9),
         "cpu_thread_bytes_per_s.bfloat16": one(6e9),
         "cpu_thread_bytes_per_s.float16": one(1e9),
@@ -108,6 +113,27 @@ def test_steps_read_weights_at_the_rate_of_their_own_dtype(tmp_path: Path) -> No
     assert cpu_engine(plain, "float16").bytes_per_s == 50e9
 
 
+def test_products_of_few_rows_and_attention_keep_their_rates(tmp_path: Path) -> None:
+    host = loaded(findings(1), tmp_path).host
+    assert set(host.few_rows_flops_per_s) == set(host.attention_bytes_per_s) == set(DTYPES)
+    engine = cpu_engine(host, "float16")
+    assert engine.cache_bytes_per_s == 5e9
+    # 2 bytes at 40 GB/s, 16 FLOPs at 30 GFLOP/s, 256 at 400.
+    assert dict(engine.few_rows) == pytest.approx({1: 0.05e-9, 8: 16 / 30e9, 128: 0.64e-9})
+    plain = msgspec.structs.replace(host, few_rows_flops_per_s={}, attention_bytes_per_s={})
+    assert cpu_engine(plain, "float16").cache_bytes_per_s == 40e9
+    assert cpu_engine(plain, "float16").few_rows == ()
+
+
+@pytest.mark.parametrize("rows", ["1", "0", "many", "2.5"])
+def test_rows_that_are_none_are_refused(rows: str, tmp_path: Path) -> None:
+    file = tmp_path / "here.toml"
+    text = to_toml(result_of(findings(0)))
+    file.write_text(text.replace("\n8 = ", f'\n"{rows}" = '))
+    with pytest.raises(ProfileError, match="few_rows_flops_per_s"):
+        load(str(file))
+
+
 @pytest.mark.parametrize(
     "lost",
     [
@@ -143,7 +169,8 @@ def test_half_a_disk_is_none(tmp_path: Path) -> None:
 
 def test_an_emulated_dtype_is_left_out_where_plans_would_run_in_it(tmp_path: Path) -> None:
     without = loaded(findings(0), tmp_path)
-    assert set(without.host.flops_per_s) == {"float32", "bfloat16"}
+    for rates in ("flops_per_s", "gemv_bytes_per_s", "few_rows_flops_per_s", "attention_bytes_per_s"):
+        assert set(getattr(without.host, rates)) == {"float32", "bfloat16"}
     (sentence,) = result_of(findings(0)).missing
     assert "float16 on the processor is left out" in sentence
     assert "1 GB/s and those in float32 12" in sentence
