@@ -14,11 +14,7 @@ from planner.sizes import format_bytes, format_seconds
 _INTRODUCTION: Final = """\
 Rows that `planner bench` wrote, priced again by today's model with the profile of their plan; each cell is
 predicted for measured. A step is the mean decode step; memory is what the fullest GPU's allocator reserved,
-its context left out. Constants of the allocator in `planner/memory.py` were set after earlier runs on an
-H100; how an offloaded cache moves was read in transformers and checked in one. After the rows of 2026-11-21
-the allocator's floor was raised by cuBLAS's workspace, because a plan had run out of memory; no time was
-fitted to them. Only the third machine's are of after the probe and the benchmark began to move from core to
-core; where the host sets the pace, the others show which core a process had.
+its context left out.
 """
 _COLUMNS: Final = (
     *("configuration", "model", "memory", "batch", "status", "prefill", "error"),
