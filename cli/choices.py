@@ -1,4 +1,4 @@
-"""What `plan` and `predict` ask of the user alike: the model, the machine and the lengths."""
+"""What commands ask of the user alike: the model, the machine, the lengths and what a plan is for."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,6 +9,7 @@ from planner.hardware.load import load
 from planner.hardware.overrides import apply
 from planner.hardware.schema import HardwareProfile
 from planner.models.traced import Model
+from planner.request import OBJECTIVES
 from planner.sizes import parse_bytes, parse_nvme, parse_rate
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
@@ -45,6 +46,23 @@ def model_and_machine(command: _Command) -> _Command:
 def model_and_machines(command: _Command) -> _Command:
     """Add the options that choose a model, several machines as they are, and the lengths."""
     return _with(command, _MODEL, _MACHINES, *_LENGTHS, _TRUST)
+
+
+def aims(objective: str) -> Callable[[_Command], _Command]:
+    """Add the options that say what a plan is for; `objective` is what it is without them."""
+    options = (
+        click.option("--objective", type=click.Choice(OBJECTIVES), default=objective, show_default=True),
+        click.option(
+            "--batch",
+            "batch_size",
+            type=int,
+            help="By default 1 for latency, else the smallest within 1 % of the most tokens a second.",
+        ),
+        click.option(
+            "--max-latency", "max_latency_s", type=float, help="Limit on the whole call, in seconds."
+        ),
+    )
+    return lambda command: _with(command, *options)
 
 
 def _with(command: _Command, *options: Callable[[_Command], _Command]) -> _Command:

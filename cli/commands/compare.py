@@ -4,10 +4,10 @@ import click
 
 from planner.hardware.load import load
 from planner.machines import Machine, compare
-from planner.request import OBJECTIVES, Request
+from planner.request import Request
 from planner.sizes import format_dollars, format_seconds
 
-from ..choices import model_and_machines, traced_model
+from ..choices import aims, model_and_machines, traced_model
 from ..exit_codes import ExitCode
 from ..options import output_options
 from ..render import Column, show_json, show_table, show_text
@@ -15,9 +15,7 @@ from ..render import Column, show_json, show_table, show_text
 
 @click.command(name="compare")
 @model_and_machines
-@click.option("--objective", type=click.Choice(OBJECTIVES), default="throughput", show_default=True)
-@click.option("--batch", "batch_size", type=int, help="Batch size; 1, or the best, by default.")
-@click.option("--max-latency", "max_latency_s", type=float, help="Limit on the whole call, in seconds.")
+@aims("throughput")
 @output_options
 def command(
     model: str,

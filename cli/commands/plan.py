@@ -9,12 +9,12 @@ import msgspec
 from planner.explain import explain
 from planner.planning import choose
 from planner.report.page import check_path, write_report
-from planner.request import OBJECTIVES, Request
+from planner.request import Request
 from planner.runtimes.registry import LAWS, emit
 from planner.serving.registry import SERVERS
 from planner.serving.registry import runtimes as serving_runtimes
 
-from ..choices import machine, model_and_machine, traced_model
+from ..choices import aims, machine, model_and_machine, traced_model
 from ..options import output_options, rows_option
 from ..render import show_json, show_text
 from ..report import headline, show_alternatives, show_comparison, show_places, show_prediction
@@ -22,10 +22,8 @@ from ..report import headline, show_alternatives, show_comparison, show_places, 
 
 @click.command(name="plan")
 @model_and_machine
-@click.option("--objective", type=click.Choice(OBJECTIVES), default="latency", show_default=True)
-@click.option("--batch", "batch_size", type=int, help="Batch size; 1, or the best, by default.")
+@aims("latency")
 @click.option("--min-batch", type=int, default=1, show_default=True, help="Smallest batch worth having.")
-@click.option("--max-latency", "max_latency_s", type=float, help="Limit on the whole call, in seconds.")
 @click.option("--runtime", "runtimes", multiple=True, help=f"Consider only these: {', '.join(LAWS)}.")
 @click.option(
     "--weight-bits", type=click.Choice(["4", "8"]), help="Let the runtime quantize weights as it loads them."

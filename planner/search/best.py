@@ -8,11 +8,17 @@ ladder can be skipped when its largest batch over its smallest time would not be
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Final
 
 from planner.evaluate import Assignment, memory, objective_s, shortage, time
 from planner.problem import DISK, GPU, Problem
 from planner.search.placement import Placed, nearest, solve
 from planner.search.stages import fill_from_end
+
+#: Share of the most tokens per second that a smaller batch must reach to be as good. Where arithmetic bounds
+#: it, the rate hardly grows any more: ten times the sequences would take ten times as long and the whole
+#: memory, for a difference that no estimate can tell.
+AS_GOOD: Final = 0.99
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,43 +155,73 @@ def best_batch(
 ) -> Candidate | None:
     """The batch of the ladder with most tokens per second, or None when not even the smallest will do.
 
+    Of batches that hardly differ in it the smallest: see `AS_GOOD`.
+
     Args:
         solve_at: the best placement at a batch size.
         ladder: batch sizes, ascending.
         max_latency_s: limit on the whole call, or None.
     """
-    solved: dict[int, Candidate] = {}
-
-    def at(position: int) -> Candidate:
-        return solved[position]
-
-    def admissible(position: int) -> bool:
-        found = solve_at(ladder[position])
-        if found is None or (max_latency_s is not None and found.total_s > max_latency_s):
-            return False
-        solved[position] = found
-        return True
-
-    last = _last_true(admissible, len(ladder))
+    climb = _Climb(solve_at, ladder, max_latency_s)
+    last = _last_true(climb.admissible, len(ladder))
     if last is None:
         return None
-    best = max((at(0), at(last)), key=_rate)
-    pending = [(0, last)]
-    while pending:
-        low, high = pending.pop()
-        if high - low < 2 or _scaled(at(low), ladder[high - 1] / ladder[low]) <= _rate(best):
-            continue
-        middle = (low + high) // 2
-        if middle not in solved and not admissible(middle):
-            raise AssertionError(f"batch {ladder[middle]} does not fit although {ladder[high]} does")
-        best = max((best, at(middle)), key=_rate)
-        pending += [(low, middle), (middle, high)]
-    return best
+    return climb.first(last, AS_GOOD * climb.most(last))
 
 
-def _scaled(candidate: Candidate, factor: float) -> float:
-    """The rate of so many times the sequences in the same time."""
-    return factor * _rate(candidate)
+class _Climb:
+    """The ladder's batches with their best placements, each solved when it is first asked for."""
+
+    def __init__(
+        self,
+        solve_at: Callable[[int], Candidate | None],
+        ladder: Sequence[int],
+        max_latency_s: float | None,
+    ) -> None:
+        self.solve_at, self.ladder, self.max_latency_s = solve_at, ladder, max_latency_s
+        self.solved: dict[int, Candidate] = {}
+
+    def admissible(self, position: int) -> bool:
+        """Whether the batch fits, and is done in time."""
+        found = self.solve_at(self.ladder[position])
+        if found is None or (self.max_latency_s is not None and found.total_s > self.max_latency_s):
+            return False
+        self.solved[position] = found
+        return True
+
+    def at(self, position: int) -> Candidate:
+        """The batch's best placement, at a position below one that is admissible."""
+        if position not in self.solved and not self.admissible(position):
+            raise AssertionError(f"batch {self.ladder[position]} does not fit although a larger one does")
+        return self.solved[position]
+
+    def most(self, last: int) -> float:
+        """The highest rate up to a position."""
+        best = max(_rate(self.at(0)), _rate(self.at(last)))
+        pending = [(0, last)]
+        while pending:
+            low, high = pending.pop()
+            if high - low >= 2 and self._bound(low, high) > best:
+                middle = (low + high) // 2
+                best = max(best, _rate(self.at(middle)))
+                pending += [(low, middle), (middle, high)]
+        return best
+
+    def first(self, last: int, enough: float) -> Candidate:
+        """The smallest batch with such a rate, which one up to `last` has."""
+        # Batches below `low` are too slow; those between it and the last of `uppers` come next.
+        low, uppers = 0, [last]
+        while _rate(self.at(low)) < enough:
+            high = uppers[-1]
+            if high - low >= 2 and self._bound(low, high) >= enough:
+                uppers.append((low + high) // 2)
+            else:
+                low = uppers.pop()
+        return self.at(low)
+
+    def _bound(self, low: int, high: int) -> float:
+        """What no batch between two exceeds: the largest of them in the time of the lower one."""
+        return self.ladder[high - 1] / self.ladder[low] * _rate(self.at(low))
 
 
 def _rate(candidate: Candidate) -> float:
