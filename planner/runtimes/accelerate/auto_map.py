@@ -9,6 +9,7 @@ are balanced.
 from typing import Final
 
 from planner.hardware.schema import HardwareProfile
+from planner.loggers import silent
 from planner.memory import host_process_bytes
 from planner.models.build import build
 from planner.models.spec import ModelSpec
@@ -32,15 +33,17 @@ def auto_device_map(spec: ModelSpec, profile: HardwareProfile, dtype: str) -> di
     model = build_meta(config, model_class, getattr(torch, dtype))
     free = _free_memory(profile)
     classes = set(model._no_split_modules or ())
-    balanced = get_balanced_memory(model, max_memory=dict(free), no_split_module_classes=classes)
-    if profile.num_gpus == 1:
-        balanced[0] = int(free[0] * _ONE_GPU_SHARE)
-    result: dict[str, str | int] = infer_auto_device_map(
-        model,
-        max_memory=balanced,
-        no_split_module_classes=classes,
-        no_placement_params=getattr(model, "_no_placement_params", None),
-    )
+    # It warns of GPUs that are not here, which those of a profile need not be.
+    with silent("accelerate.utils.modeling"):
+        balanced = get_balanced_memory(model, max_memory=dict(free), no_split_module_classes=classes)
+        if profile.num_gpus == 1:
+            balanced[0] = int(free[0] * _ONE_GPU_SHARE)
+        result: dict[str, str | int] = infer_auto_device_map(
+            model,
+            max_memory=balanced,
+            no_split_module_classes=classes,
+            no_placement_params=getattr(model, "_no_placement_params", None),
+        )
     return result
 
 

@@ -7,7 +7,6 @@ those are is written nowhere, so it is watched: a configuration is handed over t
 import contextlib
 import difflib
 import io
-import logging
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
@@ -15,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from planner.errors import InvalidInputError
+from planner.loggers import silent
 from planner.runtimes.zero_inference.sizes import MIN_SWAPPED_BYTES
 
 #: Asked for only where ranks are running.
@@ -288,10 +288,5 @@ def _quiet_deepspeed() -> Iterator[None]:
         # Read once, at the import; a child that inherited it would leave its GPU alone.
         if given is None:
             del os.environ["DS_ACCELERATOR"]
-    log = logging.getLogger("DeepSpeed")
-    before = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
+    with silent("DeepSpeed"):
         yield
-    finally:
-        log.setLevel(before)

@@ -94,3 +94,10 @@ def test_a_closed_pipe_is_no_error(repository: Path) -> None:
         )
     assert ran.returncode == 141
     assert ran.stderr == ""
+
+
+def test_the_automatic_map_of_gpus_that_are_not_here_is_no_warning(repository: Path) -> None:
+    words = ("predict", "--hardware", "4xt4", "--model", "gpt2", "--device-map", "auto", "--json")
+    ran = _planner(*words, repository=repository)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert json.loads(ran.stdout)["model"]["name"] == "gpt2"
