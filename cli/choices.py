@@ -20,7 +20,6 @@ _MACHINE = click.option(
 )
 _MACHINES = click.option("--hardware", required=True, help="Profiles, with commas between them.")
 _LENGTHS = (
-    click.option("--dtype", help="float16, bfloat16 or float32; the model's own by default."),
     click.option(
         "--prompt", "prompt_tokens", type=int, default=128, show_default=True, help="Prompt tokens."
     ),
@@ -51,6 +50,7 @@ def model_and_machines(command: _Command) -> _Command:
 def aims(objective: str) -> Callable[[_Command], _Command]:
     """Add the options that say what a plan is for; `objective` is what it is without them."""
     options = (
+        click.option("--dtype", help="float16, bfloat16, float32 or any; the model's own by default."),
         click.option("--objective", type=click.Choice(OBJECTIVES), default=objective, show_default=True),
         click.option(
             "--batch",

@@ -11,12 +11,12 @@ from planner.hardware.schema import HardwareProfile
 from planner.models.traced import Model
 from planner.pricing import price
 from planner.problem import Problem
-from planner.request import Request
+from planner.request import ANY_DTYPE, Request
 from planner.runtimes.base import Law, Settings
 from planner.runtimes.registry import laws
 from planner.search.best import Candidate, best_batch, best_placement, nearest_placement
 from planner.units import Chain, chain_of
-from planner.workload import BATCH_LADDER
+from planner.workload import BATCH_LADDER, DTYPE_BYTES
 
 #: Families with `_keep_in_fp32_modules`: loaded in float16, some of their weights are float32 all the same.
 KEEP_FLOAT32: Final = frozenset({"t5", "mt5", "umt5"})
@@ -103,9 +103,21 @@ def dtypes_for(model: Model, profile: HardwareProfile, request: Request) -> tupl
             f"in float16 transformers keeps parts of {model.name} in float32, which no plan counts; "
             f"use --dtype bfloat16 or float32"
         )
-    rates = profile.gpu.flops_per_s if profile.gpu is not None else profile.host.flops_per_s
     others = tuple(dtype for dtype in wanted if dtype != "float16")
-    return others or (("bfloat16",) if "bfloat16" in rates else ("float32",))
+    return others or (("bfloat16",) if "bfloat16" in profile.native_flops_per_s else ("float32",))
+
+
+def dtype_for(model: Model, profile: HardwareProfile, asked: str | None) -> str:
+    """The dtype of what is run as it is given: what was asked for, or the model's own where it runs.
+
+    Raises:
+        InvalidInputError: any was asked for; or as `dtypes_for`.
+    """
+    if asked == ANY_DTYPE:
+        raise InvalidInputError(
+            f"--dtype {ANY_DTYPE} is for what is planned; name one of {', '.join(DTYPE_BYTES)}"
+        )
+    return dtypes_for(model, profile, Request(dtype=asked))[0]
 
 
 def distinct(contenders: Iterable[Contender]) -> list[Contender]:

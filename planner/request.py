@@ -73,8 +73,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             profile: what runs natively is what it has a rate for.
             model_dtype: what the checkpoint was saved in, or None when its configuration does not say.
         """
-        rates = profile.gpu.flops_per_s if profile.gpu is not None else profile.host.flops_per_s
-        native = [d for d in DTYPE_BYTES if d in rates]
+        native = [d for d in DTYPE_BYTES if d in profile.native_flops_per_s]
         if self.dtype == ANY_DTYPE:
             return tuple(native)
         if self.dtype is not None:

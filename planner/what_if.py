@@ -1,6 +1,7 @@
 """What would change if the machine or the weights were a little different: a plan made again. Pure."""
 
 from collections.abc import Iterator
+from typing import Final
 
 import msgspec
 
@@ -16,6 +17,8 @@ from planner.runtimes.registry import LAWS
 from planner.sources import Quantity
 
 _GIB = 2**30
+#: What a model that is planned in float32 might be run in, the safer first.
+_HALF: Final = ("bfloat16", "float16")
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,16 +45,20 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def what_if(model: Model, plan: Plan) -> tuple[Change, ...]:
-    """A GiB more of GPU memory, twice the links, the disk and the host memory, and int8, one at a time.
+    """A GiB more of GPU memory, twice the links, the disk and the host memory, and fewer bits, one at a time.
 
     Each is planned from scratch with the plan's lengths, dtype and objective, and compared with the machine
     as it is, planned anew in the same way: at the plan's batch, unless the best batch was asked for.
     """
     request, before = _as_it_is(model, plan)
-    changes = [(what, model, profile) for what, profile in _machines(plan)]
+    changes = [(what, model, profile, request) for what, profile in _machines(plan)]
+    half = next((dtype for dtype in _HALF if dtype in plan.hardware.native_flops_per_s), None)
+    if half is not None and plan.workload.dtype == "float32":
+        in_half = msgspec.structs.replace(request, dtype=half)
+        changes.append((f"everything in {half}", model, plan.hardware, in_half))
     if plan.weight_bits is None:
-        changes.append(("weights in int8, decoded for nothing", int8_weights(model), plan.hardware))
-    return tuple(_change(what, changed, profile, request, before) for what, changed, profile in changes)
+        changes.append(("weights in int8, decoded for nothing", int8_weights(model), plan.hardware, request))
+    return tuple(_change(*change, before=before) for change in changes)
 
 
 def _as_it_is(model: Model, plan: Plan) -> tuple[Request, Plan]:
@@ -136,7 +143,7 @@ def _int8(node: Node) -> Node:
     return msgspec.structs.replace(node, tensors=tuple(narrowed(t) for t in node.tensors))
 
 
-def _change(what: str, model: Model, profile: HardwareProfile, request: Request, before: Plan) -> Change:
+def _change(what: str, model: Model, profile: HardwareProfile, request: Request, *, before: Plan) -> Change:
     try:
         plan = make_plan(model, profile, request)
     except (InfeasibleError, InvalidInputError) as error:

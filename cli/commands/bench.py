@@ -11,7 +11,7 @@ from planner.bench.baselines import BASELINES, write_baseline
 from planner.bench.rows import Row, append, record_of
 from planner.bench.run import Job, bench
 from planner.bench.weights import write_random
-from planner.contenders import dtypes_for
+from planner.contenders import dtype_for
 from planner.errors import InvalidInputError, RuntimeFailure
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
@@ -19,7 +19,6 @@ from planner.hardware.schema import HardwareProfile
 from planner.models.traced import Model
 from planner.plan import Plan, read
 from planner.probe.run import used_gpu_bytes
-from planner.request import Request
 from planner.sizes import format_bytes, format_seconds
 from planner.workload import Workload
 
@@ -103,7 +102,7 @@ def command(
                 batch_size=_numbers(batches, 1)[0],
                 prompt_tokens=prompt_tokens or 128,
                 new_tokens=new_tokens or 32,
-                dtype=dtypes_for(traced, profile, Request(dtype=dtype))[0],
+                dtype=dtype_for(traced, profile, dtype),
             )
             folder = work / "plan"
             plan, speaks, way = write_baseline(name, spec, traced, profile, workload, folder)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from planner.contenders import dtypes_for
+from planner.contenders import dtype_for
 from planner.device_map import check
 from planner.errors import DeviceMapError, InvalidInputError, PlannerError
 from planner.explain import explain
@@ -15,7 +15,6 @@ from planner.hardware.schema import HardwareProfile
 from planner.models.traced import Model
 from planner.planning import plan_of
 from planner.prediction import candidate_of, refusal
-from planner.request import Request
 from planner.search.best import Candidate
 from planner.workload import Workload
 
@@ -40,6 +39,7 @@ from ..report import headline, show_places, show_prediction
     type=click.Path(path_type=Path),
     help="A DeepSpeed configuration for ZeRO-Inference instead, with a rank on every GPU.",
 )
+@click.option("--dtype", help="float16, bfloat16 or float32; the model's own by default.")
 @click.option("--batch", "batch_size", type=int, default=1, show_default=True, help="Batch size.")
 @click.option("--pinned", is_flag=True, help="Host copies are pinned; stock Accelerate's are not.")
 @output_options
@@ -76,7 +76,7 @@ def command(
     if ds_config is not None:
         candidate, ignored = _configured(ds_config, traced, profile, workload_in, dtype)
     else:
-        chosen = dtypes_for(traced, profile, Request(dtype=dtype))[0]
+        chosen = dtype_for(traced, profile, dtype)
         given = _automatic(spec, profile, chosen) if device_map == "auto" else _read(Path(device_map or ""))
         places = check(given, traced.graph, num_gpus=profile.num_gpus)
         copies = "pinned" if pinned else "pageable"

@@ -160,6 +160,11 @@ class HardwareProfile(_Strict, frozen=True, kw_only=True):
             raise ValueError(f"profile {self.name!r} has {self.num_gpus} GPUs but no peer link")
 
     @property
+    def native_flops_per_s(self) -> dict[str, Quantity]:
+        """Matrix rates, by dtype, of what a model is meant to run on: the GPU, or the CPU without one."""
+        return self.gpu.flops_per_s if self.gpu is not None else self.host.flops_per_s
+
+    @property
     def host_gpus(self) -> int:
         """The most GPUs of one host: what is stated, or `DEFAULT_GPUS_PER_HOST`."""
         stated = self.gpus_per_host

@@ -22,3 +22,9 @@ def test_what_does_not_fit_is_one_json_document_a_sentence_and_status_1(
     assert err.endswith(" short on gpu:0\n")
     assert cli.main.run(words) == 1
     assert "GiB short on gpu:0" in capsys.readouterr().err
+
+
+def test_a_given_map_has_one_dtype(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["predict", "--hardware", "t4", "--model", "gpt2", "--device-map", "auto", "--dtype", "any"]
+    assert cli.main.run(words) == 3
+    assert "name one of float32, float16, bfloat16" in capsys.readouterr().err

@@ -97,6 +97,19 @@ def test_a_disk_is_a_change_where_something_is_read_from_it() -> None:
     assert "twice the disk's rate" not in {change.what for change in what_if(MODEL, resident)}
 
 
+@pytest.mark.parametrize("machine, half", [("t4", "float16"), ("a100-80g", "bfloat16")])
+def test_a_plan_in_float32_is_asked_for_in_16_bits(machine: str, half: str) -> None:
+    profile = load(machine)
+    request = Request(runtimes=("accelerate",), new_tokens=4, dtype="float32")
+    plan = make_plan(MODEL, profile, request)
+    changes = {change.what: change for change in what_if(MODEL, plan)}
+    found = make_plan(MODEL, profile, msgspec.structs.replace(request, dtype=half))
+    said = changes[f"everything in {half}"]
+    assert said.decode_s == found.prediction.time["decode"].total
+    assert said.speedup > 1.0
+    assert not [what for what in (c.what for c in what_if(MODEL, found)) if what.startswith("everything in")]
+
+
 def test_weights_that_are_quantized_already_are_not_quantized_again() -> None:
     plan = make_plan(MODEL, load("t4"), Request(runtimes=("zero-inference",), weight_bits=8, new_tokens=4))
     assert not [change for change in what_if(MODEL, plan) if "int8" in change.what]
