@@ -1,12 +1,14 @@
 """What every test may count on: no network, no cache of the user's, no display."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+_CACHE = tempfile.mkdtemp(prefix="planner-test-cache-")
 # Read at import by the libraries, so set before any test module is loaded; child processes inherit them.
 os.environ.update(
     {
@@ -16,9 +18,14 @@ os.environ.update(
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "MPLBACKEND": "agg",
         "TOKENIZERS_PARALLELISM": "false",
-        "PLANNER_CACHE_DIR": tempfile.mkdtemp(prefix="planner-test-cache-"),
+        "PLANNER_CACHE_DIR": _CACHE,
     }
 )
+
+
+def pytest_unconfigure() -> None:
+    """Each worker's cache goes with it."""
+    shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 # Timings never decide a test.
