@@ -118,13 +118,7 @@ def split_blocks_of(candidate: Candidate) -> dict[str, str]:
 
 
 def _check(model: Model, profile: HardwareProfile, request: Request) -> None:
-    graph = model.graph
-    total = request.prompt_tokens + (request.new_tokens if not graph.is_encoder_decoder else 0)
-    if graph.max_positions is not None and graph.generates and total > graph.max_positions:
-        raise InvalidInputError(
-            f"{model.name} takes sequences of up to {graph.max_positions} tokens; a prompt of "
-            f"{request.prompt_tokens} and {request.new_tokens} new tokens are {total}"
-        )
+    model.check_lengths(request.prompt_tokens, request.new_tokens)
     if request.objective == "cost" and profile.usd_per_hour is None:
         raise InvalidInputError(
             f"profile {profile.name!r} has no price, so cost cannot be the objective; choose an instance "

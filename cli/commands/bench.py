@@ -108,7 +108,7 @@ def command(
             plan, speaks, way = write_baseline(name, spec, traced, profile, workload, folder)
         _check_model(plan, traced)
         lengths = prompt_tokens or plan.workload.prompt_tokens, new_tokens or plan.workload.new_tokens
-        _check_lengths(traced, *lengths)
+        traced.check_lengths(*lengths)
         if memory_cap_bytes is not None and plan.hardware.gpu is None:
             raise InvalidInputError(
                 f"--memory-cap stands in for a smaller GPU, and {plan.hardware.name} has none"
@@ -164,16 +164,6 @@ def _check_model(plan: Plan, model: Model) -> None:
     if model.graph.config_sha256 != plan.model.config_sha256:
         raise InvalidInputError(
             f"{model.name} is not the model that was planned ({plan.model.name}): its configuration differs"
-        )
-
-
-def _check_lengths(model: Model, prompt_tokens: int, new_tokens: int) -> None:
-    graph = model.graph
-    total = prompt_tokens + (0 if graph.is_encoder_decoder or not graph.generates else new_tokens)
-    if graph.max_positions is not None and total > graph.max_positions:
-        raise InvalidInputError(
-            f"{model.name} takes sequences of up to {graph.max_positions} tokens, and these would be "
-            f"{total}; shorten --prompt or --new-tokens"
         )
 
 

@@ -66,6 +66,7 @@ def command(
         raise click.UsageError("give either --device-map or --ds-config")
     profile = machine(hardware, **overrides)
     spec, traced = traced_model(model, trust_remote_code=trust_remote_code)
+    traced.check_lengths(prompt_tokens, new_tokens)
 
     def workload_in(dtype: str) -> Workload:
         return Workload(

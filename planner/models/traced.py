@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from planner.errors import InvalidInputError
 from planner.graph.schema import ModuleGraph
 from planner.plan import ModelRef
 
@@ -21,6 +22,22 @@ class Model:
     auto_class: str
     dtype: str | None
     graph: ModuleGraph
+
+    def check_lengths(self, prompt_tokens: int, new_tokens: int) -> None:
+        """See that the model has positions for a prompt and, in the same sequence, what is generated.
+
+        Raises:
+            InvalidInputError: it has fewer.
+        """
+        graph = self.graph
+        follow = new_tokens if graph.generates and not graph.is_encoder_decoder else 0
+        if graph.max_positions is not None and prompt_tokens + follow > graph.max_positions:
+            given = f"a prompt of {prompt_tokens}"
+            given += f" and {follow} new tokens are {prompt_tokens + follow}" if follow else " is longer"
+            raise InvalidInputError(
+                f"{self.name} takes sequences of up to {graph.max_positions} tokens; {given}: "
+                "shorten --prompt or --new-tokens"
+            )
 
     def ref(self) -> ModelRef:
         """As a plan records it."""
