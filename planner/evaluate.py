@@ -6,6 +6,7 @@ The search optimises exactly these sums; `planner predict` prices any map with t
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
@@ -60,6 +61,7 @@ def memory(problem: Problem, assignment: Assignment) -> dict[str, dict[str, Memo
     """Bytes per device and phase, of all ranks: their GPUs are alike, and they share the host."""
     profile = problem.profile
     result: dict[str, dict[str, MemoryBreakdown]] = {}
+    spread = _spread(problem, assignment)
     if problem.settings.main != "cpu" and profile.gpu is not None:
         for index in range(problem.num_stages):
             device = f"gpu:{index}"
@@ -69,12 +71,12 @@ def memory(problem: Problem, assignment: Assignment) -> dict[str, dict[str, Memo
                     round(profile.gpu.memory_bytes.value),
                     round(profile.gpu.context_bytes.value),
                 )
-                result[device] = _device(problem, assignment, device, capacity, context)
+                result[device] = _device(problem, assignment, spread, device, capacity, context)
         for rank in range(1, problem.settings.num_ranks):
             result[f"gpu:{rank}"] = result[problem.settings.main]
     capacity = round(profile.host.memory_bytes.value)
     processes = problem.settings.num_ranks * host_process_bytes(profile)
-    result[CPU] = _device(problem, assignment, CPU, capacity, processes)
+    result[CPU] = _device(problem, assignment, spread, CPU, capacity, processes)
     if any(DISK in lives for lives in assignment.lives) and profile.disk is not None:
         stored = sum(leaf.stored_bytes for _, leaf, lives in _leaves(problem, assignment) if lives == DISK)
         rest = sum(unit.stored_bytes for unit in problem.units) - stored
@@ -87,23 +89,37 @@ def memory(problem: Problem, assignment: Assignment) -> dict[str, dict[str, Memo
     return result
 
 
+class _Spread(NamedTuple):
+    """Where an assignment's leaves are.
+
+    Attributes:
+        weights: device → bytes of the weights that it holds; what is streamed from a store of everything is
+            counted with the store.
+        streamed: device → the leaves that it executes and does not hold.
+    """
+
+    weights: dict[str, int]
+    streamed: dict[str, list[LeafPrice]]
+
+
+def _spread(problem: Problem, assignment: Assignment) -> _Spread:
+    """In one walk over the leaves, since a search asks it of many devices many times."""
+    found = _Spread({}, {})
+    for executes, leaf, lives in _leaves(problem, assignment):
+        if lives == executes or not problem.law.stores_all:
+            found.weights[lives] = found.weights.get(lives, 0) + leaf.stored_bytes
+        if lives != executes:
+            found.streamed.setdefault(executes, []).append(leaf)
+    return found
+
+
 def _device(
-    problem: Problem, assignment: Assignment, device: str, capacity: int, context: int
+    problem: Problem, assignment: Assignment, spread: _Spread, device: str, capacity: int, context: int
 ) -> dict[str, MemoryBreakdown]:
     here = [u for u, executes in zip(problem.units, assignment.executes, strict=True) if executes == device]
-    weights = sum(
-        leaf.stored_bytes
-        for executes, leaf, lives in _leaves(problem, assignment)
-        # What is streamed from a store of everything is counted with the store.
-        if lives == device and (lives == executes or not problem.law.stores_all)
-    )
-    weights += sum(unit.buffer_bytes for unit in here)
-    streamed = [
-        leaf
-        for executes, leaf, lives in _leaves(problem, assignment)
-        if executes == device and lives != device
-    ]
-    buffered = _buffered(problem, assignment, device)
+    weights = spread.weights.get(device, 0) + sum(unit.buffer_bytes for unit in here)
+    streamed = spread.streamed.get(device, [])
+    buffered = _buffered(problem, spread, device)
     result = {}
     for phase in PHASES:
         kv = _kv_on(problem, here, device, phase)
@@ -125,11 +141,10 @@ def _device(
     return result
 
 
-def _buffered(problem: Problem, assignment: Assignment, device: str) -> int:
+def _buffered(problem: Problem, spread: _Spread, device: str) -> int:
     """The runtime's buffers on a device; most only if anything is streamed through them or stored in them."""
     workspace = problem.buffers.workspace if device != CPU else 0
-    streams = any(lives != executes for executes, _, lives in _leaves(problem, assignment))
-    if not streams and not problem.law.stores_all:
+    if not spread.streamed and not problem.law.stores_all:
         return workspace
     return workspace + (problem.buffers.host if device == CPU else problem.buffers.device)
 
