@@ -31,8 +31,8 @@ class Engine:
         flops_per_s: matrix rate that is reached, efficiency included.
         bytes_per_s: memory bandwidth that is reached.
         asynchronous: whether the host runs ahead of it (a GPU's stream) or is it (the CPU).
-        quantities: every number this came from.
         cache_bytes_per_s: at which attention reads a KV cache for one query.
+        quantities: every number this came from.
         few_rows: rows of a matrix product, and the seconds that it takes at least for each weight: by
             increasing rows, one row first. Empty where nobody knows.
     """
@@ -105,8 +105,9 @@ def _few_rows(rates: Mapping[int, Quantity], one_row_s: float) -> tuple[tuple[fl
     """Seconds for each weight by rows; more rows take no less, whatever was measured on a busy machine."""
     if not rates:
         return ()
-    points = [(1.0, one_row_s), *((float(rows), 2 * rows / rates[rows].value) for rows in sorted(rates))]
-    return tuple(zip((rows for rows, _ in points), accumulate((s for _, s in points), max), strict=True))
+    rows = sorted(rates)
+    seconds = accumulate((one_row_s, *(2 * one / rates[one].value for one in rows)), max)
+    return tuple(zip((1, *rows), seconds, strict=True))
 
 
 def kernel_s(
