@@ -53,9 +53,21 @@ def test_what_was_not_measured_is_said(here: tuple[Path, dict[str, object]]) -> 
 def test_the_details_are_in_the_file(here: tuple[Path, dict[str, object]]) -> None:
     series = here[1]["series"]
     assert isinstance(series, dict)
-    for name in ("cpu weights read, float32, bytes/s by rows", "host time per operation, seconds by model"):
+    for name in ("host time per operation, seconds by model", "seconds that each part took"):
         assert name in series
         assert f"# {name}: " in here[0].read_text()
+
+
+def test_every_dtype_of_the_processor_has_its_rates_by_rows_and_of_attention(
+    here: tuple[Path, dict[str, object]],
+) -> None:
+    host = load(str(here[0])).host
+    assert set(host.gemv_bytes_per_s) == set(host.attention_bytes_per_s) == set(host.flops_per_s)
+    assert {dtype: set(rates) for dtype, rates in host.few_rows_flops_per_s.items()} == {
+        dtype: {4, 8, 32, 128} for dtype in host.flops_per_s
+    }
+    for dtype, rate in host.flops_per_s.items():
+        assert host.few_rows_flops_per_s[dtype][128] == rate
 
 
 def test_where_the_time_went_is_among_the_details(here: tuple[Path, dict[str, object]]) -> None:
