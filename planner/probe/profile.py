@@ -14,7 +14,8 @@ from planner.workload import DTYPE_BYTES
 
 _GEMV: Final = "host.gemv_bytes_per_s."
 _FEW_ROWS: Final = "host.few_rows_flops_per_s."
-_ATTENTION: Final = "host.attention_bytes_per_s."
+#: What is known of the processor for each dtype, and goes with it.
+_BY_DTYPE: Final = ("host.flops_per_s.", _GEMV, _FEW_ROWS, "host.attention_bytes_per_s.")
 _THREAD: Final = "cpu_thread_bytes_per_s."
 #: What a machine with a GPU cannot be planned without.
 _GPU_NEEDS: Final = (
@@ -35,7 +36,7 @@ _EMULATED: Final = 0.25
 _TABLES: Final = (
     "gpu", "gpu.flops_per_s", "host_to_device", "device_to_host", "peer", "fabric",
     "host", "host.flops_per_s", "host.gemv_bytes_per_s",
-    *(f"{_FEW_ROWS}{dtype}" for dtype in DTYPE_BYTES), _ATTENTION.removesuffix("."), "disk",
+    *(f"{_FEW_ROWS}{dtype}" for dtype in DTYPE_BYTES), "host.attention_bytes_per_s", "disk",
 )  # fmt: skip
 
 
@@ -134,19 +135,16 @@ def _choose_cpu_rates(found: dict[str, Measurement], *, has_gpu: bool, missing: 
     by_dtype, by_thread = _under(found, _GEMV), _under(found, _THREAD)
     _drop(found, _THREAD)
     if not by_dtype:
-        _drop(found, "host.flops_per_s.")
-        _drop(found, _FEW_ROWS)
-        _drop(found, _ATTENTION)
+        for table in _BY_DTYPE:
+            _drop(found, table)
         return
     wanted = ("bfloat16", "float32") if has_gpu else ("float32", "bfloat16")
     dtype = next((name for name in wanted if name in by_dtype), next(iter(by_dtype)))
     found["host.memory_bandwidth_bytes_per_s"] = by_dtype[dtype]
     for name, one in by_thread.items():
         if dtype in by_thread and one.value < _EMULATED * by_thread[dtype].value and not has_gpu:
-            found.pop(f"host.flops_per_s.{name}", None)
-            found.pop(f"{_GEMV}{name}", None)
-            found.pop(f"{_ATTENTION}{name}", None)
-            _drop(found, f"{_FEW_ROWS}{name}.")
+            for table in _BY_DTYPE:
+                _drop(found, f"{table}{name}")
             missing.append(
                 f"{name} on the processor is left out: a thread's matrix-vector products read "
                 f"{one.value / 1e9:.3g} GB/s and those in {dtype} {by_thread[dtype].value / 1e9:.3g}, so it "

@@ -1,8 +1,9 @@
 """Matrix products on the processor, by dtype: many rows for the rate, one row for the memory's bandwidth.
 
-Between them libraries reach less than either allows: a float32 product of eight rows takes 2.5 times as long
-as reading its weights. So a few counts of rows are measured, too. And attention of one query, as in a decode
-step, converts what it reads: a 16-bit cache at a fourth of the memory's bandwidth, at any size.
+Between them libraries reach less than either allows: on an EPYC a float32 product of eight rows took 2.5
+times as long as reading its weights. So a few counts of rows are measured, too. And attention of one query,
+as in a decode step, converts what it reads: there a 16-bit cache at a fourth of the memory's bandwidth, at
+any size.
 
 Types take turns, so that no type's weights stay in a cache until it is their turn again. Whether a type is
 emulated is told by one thread alone: threads wait for the last of them, and on a busy machine that one is
