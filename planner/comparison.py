@@ -4,7 +4,7 @@ import msgspec
 
 from planner.contenders import Contender, Field, Refusal, distinct
 from planner.errors import InfeasibleError
-from planner.evaluate import predict
+from planner.evaluate.predict import predict
 from planner.plan import Alternative, Plan, Prediction
 from planner.request import Request
 from planner.search.best import Candidate

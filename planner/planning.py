@@ -7,7 +7,7 @@ from typing import Final
 from planner.comparison import alternatives_to, badness, infeasible, label_of
 from planner.contenders import Contender, Field, field_of
 from planner.errors import InvalidInputError
-from planner.evaluate import predict
+from planner.evaluate.predict import predict
 from planner.hardware.schema import HardwareProfile
 from planner.models.traced import Model
 from planner.plan import SCHEMA_VERSION, Alternative, Placement, Plan

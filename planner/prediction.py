@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from planner.errors import DeviceMapError, InfeasibleError
-from planner.evaluate import Assignment
+from planner.evaluate.assignment import Assignment
 from planner.graph.network import placement_units
 from planner.hardware.schema import HardwareProfile
 from planner.models.traced import Model

@@ -9,7 +9,7 @@ token, and the first GPU held it twice: the one of the last token, and the one t
 import msgspec
 
 from planner.breakdown import MemoryBreakdown
-from planner.evaluate import Assignment
+from planner.evaluate.assignment import Assignment
 from planner.hardware.schema import Link
 from planner.memory import host_process_bytes, largest
 from planner.problem import CPU, DISK, Problem, UnitPrice

@@ -17,7 +17,9 @@ from planner.accuracy.old_accelerate import (
 )
 from planner.accuracy.setups import Setup, machine_file
 from planner.breakdown import PHASES, MemoryBreakdown
-from planner.evaluate import Assignment, predict, shortage
+from planner.evaluate.assignment import Assignment
+from planner.evaluate.memory import shortage
+from planner.evaluate.predict import predict
 from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph
 from planner.graph.store import graph_for

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from planner.bench.scripts import __name__ as _SCRIPTS
 from planner.device_map import check
 from planner.errors import InvalidInputError, PlannerError, UnknownNameError
-from planner.evaluate import Assignment
+from planner.evaluate.assignment import Assignment
 from planner.graph.network import placement_units
 from planner.hardware.schema import HardwareProfile
 from planner.models.spec import ModelSpec

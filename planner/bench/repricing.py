@@ -4,7 +4,9 @@ from typing import Final
 
 from planner.bench.rows import Predicted
 from planner.errors import InvalidInputError
-from planner.evaluate import Assignment, memory, predict, shortage
+from planner.evaluate.assignment import Assignment
+from planner.evaluate.memory import memory, shortage
+from planner.evaluate.predict import predict
 from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph
 from planner.hardware.overrides import apply

@@ -15,7 +15,7 @@ from planner.bench.repricing import repriced
 from planner.bench.rows import Row
 from planner.calibrate.fit import FEWEST_GROUPS, Array
 from planner.errors import InvalidInputError, PlannerError
-from planner.evaluate import time
+from planner.evaluate.time import time
 from planner.hardware.files import quantities
 from planner.hardware.schema import HardwareProfile
 from planner.plan import Plan

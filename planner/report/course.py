@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from planner.breakdown import TimeBreakdown
-from planner.evaluate import hops_s, is_hooked, objective_s, time, unit_time
+from planner.evaluate.time import hops_s, is_hooked, objective_s, time, unit_time
 from planner.graph.network import placement_units
 from planner.pricing import price
 from planner.problem import CPU, Problem

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
-from planner.evaluate import Assignment, memory, objective_s, shortage, time
+from planner.evaluate.assignment import Assignment
+from planner.evaluate.memory import memory, shortage
+from planner.evaluate.time import objective_s, time
 from planner.problem import DISK, GPU, Problem
 from planner.search.placement import Placed, nearest, solve
 from planner.search.stages import fill_from_end

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from planner.evaluate import Assignment
+from planner.evaluate.assignment import Assignment
 from planner.problem import CPU, LeafPrice, Problem, UnitPrice
 
 

@@ -1,7 +1,7 @@
 """Seconds that a unit or a leaf adds to the whole call when it leaves the main device."""
 
 from planner.breakdown import PHASES
-from planner.evaluate import unit_time
+from planner.evaluate.time import unit_time
 from planner.problem import CPU, LeafPrice, Problem, UnitPrice
 
 

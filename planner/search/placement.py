@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from planner.breakdown import PHASES
-from planner.evaluate import Assignment
+from planner.evaluate.assignment import Assignment
 from planner.memory import (
     OFFLOADED_KV_LAYERS,
     SLACK_FLOOR_BYTES,

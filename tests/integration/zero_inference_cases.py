@@ -9,7 +9,7 @@ import transformers
 
 from fixtures.byte_tokenizer import byte_tokenizer
 from fixtures.families import FAMILIES
-from planner.evaluate import Assignment
+from planner.evaluate.assignment import Assignment
 from planner.graph.network import placement_units
 from planner.graph.store import graph_for
 from planner.hardware.load import load

@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from planner.errors import InvalidInputError
-from planner.evaluate import Assignment
+from planner.evaluate.assignment import Assignment
 from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph
 from planner.hardware.schema import HardwareProfile

@@ -18,7 +18,7 @@ from planner.bench.repricing import repriced
 from planner.bench.rows import PlanRecord, Row, read
 from planner.bench.run import Job, bench
 from planner.errors import InvalidInputError, UnknownNameError
-from planner.evaluate import predict
+from planner.evaluate.predict import predict
 from planner.graph.schema import ModuleGraph
 from planner.graph.store import graph_for
 from planner.hardware.load import load

@@ -17,7 +17,7 @@ from fixtures import tiny
 from fixtures.train import TRAINED
 from planner.device_map import check
 from planner.errors import InvalidInputError, ModelError, PlanFileError, RuntimeFailure
-from planner.evaluate import Assignment
+from planner.evaluate.assignment import Assignment
 from planner.graph.network import placement_units
 from planner.graph.store import graph_for
 from planner.hardware.load import load

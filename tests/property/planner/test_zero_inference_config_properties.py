@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixtures.graphs import layered_graph
-from planner.evaluate import Assignment
+from planner.evaluate.assignment import Assignment
 from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load

@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixtures.graphs import layered_graph
-from planner.evaluate import Assignment, memory, objective_s, shortage, time
+from planner.evaluate.assignment import Assignment
+from planner.evaluate.memory import memory, shortage
+from planner.evaluate.time import objective_s, time
 from planner.graph.network import placement_units
 from planner.hardware.load import load
 from planner.hardware.schema import HardwareProfile

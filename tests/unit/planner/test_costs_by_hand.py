@@ -7,7 +7,9 @@ import pytest
 
 from fixtures.graphs import layered_graph
 from planner.errors import InvalidInputError
-from planner.evaluate import Assignment, memory, objective_s, time
+from planner.evaluate.assignment import Assignment
+from planner.evaluate.memory import memory
+from planner.evaluate.time import objective_s, time
 from planner.graph.network import placement_units
 from planner.hardware.load import load
 from planner.hardware.schema import HardwareProfile

@@ -7,7 +7,7 @@ import pytest
 
 from planner.bench.repricing import largest_feasible, predicted, repriced
 from planner.errors import InfeasibleError, InvalidInputError
-from planner.evaluate import predict
+from planner.evaluate.predict import predict
 from planner.graph.schema import ModuleGraph
 from planner.graph.store import graph_for
 from planner.hardware.load import load

@@ -16,7 +16,7 @@ from planner.calibrate.fit import fit
 from planner.calibrate.terms import Sample, terms_of, with_terms
 from planner.calibrate.write import rewritten
 from planner.errors import BadFileError, InvalidInputError, ProfileError
-from planner.evaluate import time
+from planner.evaluate.time import time
 from planner.hardware.load import load
 from planner.hardware.schema import HardwareProfile
 from planner.plan import Plan

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from fixtures.graphs import layered_graph
 from planner.accuracy.own import graph_of_model
 from planner.errors import InvalidInputError
-from planner.evaluate import time
+from planner.evaluate.time import time
 from planner.hardware.load import load
 from planner.models.traced import Model
 from planner.planning import choose

@@ -3,7 +3,8 @@
 import msgspec
 
 from fixtures.graphs import layered_graph
-from planner.evaluate import Assignment, memory
+from planner.evaluate.assignment import Assignment
+from planner.evaluate.memory import memory
 from planner.graph.network import placement_units
 from planner.hardware.load import load
 from planner.memory import peak_bytes

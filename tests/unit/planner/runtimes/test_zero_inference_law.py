@@ -4,7 +4,9 @@ import msgspec
 import pytest
 
 from fixtures.graphs import layered_graph
-from planner.evaluate import Assignment, memory, time
+from planner.evaluate.assignment import Assignment
+from planner.evaluate.memory import memory
+from planner.evaluate.time import time
 from planner.graph.network import placement_units
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
