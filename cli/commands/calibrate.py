@@ -19,7 +19,7 @@ _COLUMNS: Final = (
     Column("fitted", is_number=True),
     Column("error", is_number=True),
     Column("with it", is_number=True),
-    Column("changed"),
+    Column("taken"),
 )
 
 
@@ -36,20 +36,22 @@ def command(profile: Path, row_files: tuple[Path, ...], out: Path, as_json: bool
     A term is changed only when configurations that were left out of the fit are predicted better for it.
     """
     from planner.calibrate.fit import fit
-    from planner.calibrate.terms import Sample
+    from planner.calibrate.terms import Sample, numbers_of
     from planner.calibrate.write import rewritten
     from planner.hardware.load import load
     from planner.plan import write_atomically
 
-    sample = Sample(load(str(profile.resolve())), row_files)
+    machine = load(str(profile.resolve()))
+    sample = Sample(machine, row_files)
     found = fit(sample.errors, sample.groups, sample.upper)
     keys = list(sample.terms)
     changed = {key: value for key, value in sample.values(found.theta).items() if _moved(sample, key, value)}
-    text = rewritten(profile.read_text(encoding="utf-8"), changed, _note(sample))
+    numbers = numbers_of(machine, changed)
+    text = rewritten(profile.read_text(encoding="utf-8"), numbers, _note(sample))
     write_atomically(out, text.encode())
     if as_json:
         terms = [{"name": keys[one.term], "trial": one} for one in found.trials]
-        show_json({"terms": terms, "before": found.before, "after": found.after, "changed": changed})
+        show_json({"terms": terms, "before": found.before, "after": found.after, "changed": numbers})
     else:
         _show(sample, found, keys)
         show_text(f"{len(changed)} of {len(keys)} terms changed; written: {out}")
@@ -74,8 +76,8 @@ def _show(sample: "Sample", found: "Fit", keys: list[str]) -> None:
         rows.append(
             (
                 keys[one.term],
-                f"{value:.4g}",
-                f"{value * math.exp(found.theta[one.term] or one.theta):.4g}",
+                f"{value:.3g}",
+                f"{value * math.exp(found.theta[one.term] or one.theta):.3g}",
                 f"{one.before:.1%}",
                 f"{one.after:.1%}",
                 "yes" if one.taken else "no",

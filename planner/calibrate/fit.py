@@ -106,7 +106,7 @@ def _is_better(before: Array, after: Array) -> bool:
     gain = before - after
     doubt = float(gain.std(ddof=1)) / np.sqrt(len(gain))
     mean = float(gain.mean())
-    return mean > STANDARD_ERRORS * doubt and mean > SMALLEST_GAIN * float(before.mean())
+    return bool(mean > STANDARD_ERRORS * doubt and mean > SMALLEST_GAIN * float(before.mean()))
 
 
 def _root(scores: Array) -> float:

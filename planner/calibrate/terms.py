@@ -21,14 +21,17 @@ from planner.hardware.schema import HardwareProfile
 from planner.plan import Plan
 from planner.sources import Quantity
 
+_DTYPES: Final = ("float32", "bfloat16", "float16")
+_MANY_ROWS: Final = "host.flops_per_s."
+_FEW_ROWS: Final = "host.few_rows_flops_per_s."
 #: Dotted key → the largest value it may have.
 TERMS: Final = {
     "host.op_overhead_s": math.inf,
     "host.tensor_move_overhead_s": math.inf,
     "host.memory_bandwidth_bytes_per_s": math.inf,
-    "host.gemv_bytes_per_s.float32": math.inf,
-    "host.gemv_bytes_per_s.bfloat16": math.inf,
-    "host.gemv_bytes_per_s.float16": math.inf,
+    **{f"host.gemv_bytes_per_s.{dtype}": math.inf for dtype in _DTYPES},
+    **{f"{_MANY_ROWS}{dtype}": math.inf for dtype in _DTYPES},
+    **{f"host.attention_bytes_per_s.{dtype}": math.inf for dtype in _DTYPES},
     "gpu.gemm_efficiency": 1.0,
     "gpu.bandwidth_efficiency": 1.0,
     "host_to_device.pinned_bytes_per_s": math.inf,
@@ -43,10 +46,26 @@ def terms_of(profile: HardwareProfile) -> dict[str, float]:
     return {key: found[key] for key in TERMS if found.get(key)}
 
 
+def numbers_of(profile: HardwareProfile, values: Mapping[str, float]) -> dict[str, float]:
+    """The numbers of a profile under other values of some terms, by dotted key.
+
+    What few rows reach of the processor's matrix rate goes with what many do: one term, not one for each
+    count of rows.
+    """
+    found = {path: quantity.value for path, quantity in quantities(profile)}
+    changed = {}
+    for key, value in values.items():
+        changed[key] = value
+        if key.startswith(_MANY_ROWS) and key in found:
+            few = f"{_FEW_ROWS}{key.removeprefix(_MANY_ROWS)}."
+            changed |= {path: one * value / found[key] for path, one in found.items() if path.startswith(few)}
+    return changed
+
+
 def with_terms(profile: HardwareProfile, values: Mapping[str, float]) -> HardwareProfile:
     """The profile with other values of some terms; one that it does not have is left out."""
     changed: Any = profile
-    for key, value in values.items():
+    for key, value in numbers_of(profile, values).items():
         changed = _with_value(changed, key.split("."), value)
     return changed  # type: ignore[no-any-return]
 
@@ -57,7 +76,8 @@ def _with_value(part: Any, path: Sequence[str], value: float) -> Any:
         return msgspec.structs.replace(part, value=value)
     if isinstance(part, dict):
         return {
-            key: _with_value(one, path[1:], value) if key == path[0] else one for key, one in part.items()
+            key: _with_value(one, path[1:], value) if str(key) == path[0] else one
+            for key, one in part.items()
         }
     return msgspec.structs.replace(part, **{path[0]: _with_value(getattr(part, path[0]), path[1:], value)})
 

@@ -9,17 +9,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from planner.accuracy.own import graph_of_model, planned_rows, workload_of
-from planner.bench.repricing import repriced
-from planner.bench.rows import Row, append, record_of
+from planner.bench.rows import append, record_of
 from planner.calibrate.fit import fit
-from planner.calibrate.terms import Sample, terms_of, with_terms
+from planner.calibrate.terms import Sample, numbers_of, terms_of, with_terms
 from planner.calibrate.write import rewritten
 from planner.errors import BadFileError, InvalidInputError, ProfileError
-from planner.evaluate.time import time
 from planner.hardware.load import load
 from planner.hardware.schema import HardwareProfile
-from planner.plan import Plan
+
+from .made_rows import make_rows, one_of_each
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 ROWS = RESULTS / "2026-11-21-h100-probed-rows.jsonl"
@@ -28,37 +26,12 @@ PROFILE = load(str(PROFILE_FILE))
 PINNED, GEMM = "host_to_device.pinned_bytes_per_s", "gpu.gemm_efficiency"
 
 
-def _one_of_each() -> list[tuple[Row, Plan]]:
-    """The first row of each configuration that ran."""
-    found: dict[Any, tuple[Row, Plan]] = {}
-    for row, plan in planned_rows([ROWS]):
-        if row.measured is not None:
-            found.setdefault((row.name, row.model, row.memory_cap_bytes), (row, plan))
-    return list(found.values())
-
-
-def _synthetic(path: Path, truth: dict[str, float], noise: Callable[[], float]) -> None:
-    """Rows as a machine with other terms would have made them."""
-    for row, plan in _one_of_each():
-        real = msgspec.structs.replace(plan, hardware=with_terms(plan.hardware, truth))
-        graph = graph_of_model(row.model)
-        priced = repriced(real, graph, workload_of(row, plan), memory_cap_bytes=row.memory_cap_bytes)
-        times = time(*priced)
-        assert row.measured is not None
-        measured = msgspec.structs.replace(
-            row.measured,
-            prefill_s=times["prefill"].total * noise(),
-            decode_s=(times["decode"].total * noise(),),
-        )
-        append(path, [record_of(plan), msgspec.structs.replace(row, measured=measured)])
-
-
 def test_perturbed_terms_are_recovered(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     terms = terms_of(PROFILE)
     truth = {PINNED: 0.7 * terms[PINNED], GEMM: 0.6 * terms[GEMM]}
     generator = np.random.default_rng(0)
-    _synthetic(path, truth, lambda: math.exp(generator.normal(0, 0.01)))
+    make_rows(ROWS, path, truth, lambda: math.exp(generator.normal(0, 0.01)))
     sample = Sample(PROFILE, [path])
     found = fit(sample.errors, sample.groups, sample.upper)
     values = sample.values(found.theta)
@@ -72,7 +45,7 @@ def test_perturbed_terms_are_recovered(tmp_path: Path) -> None:
 def test_rows_that_the_profile_made_change_nothing(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     generator = np.random.default_rng(1)
-    _synthetic(path, {}, lambda: math.exp(generator.normal(0, 0.1)))
+    make_rows(ROWS, path, {}, lambda: math.exp(generator.normal(0, 0.1)))
     sample = Sample(PROFILE, [path])
     found = fit(sample.errors, sample.groups, sample.upper)
     assert not found.theta.any()
@@ -111,7 +84,7 @@ def test_a_factor_stays_below_its_limit() -> None:
 
 def test_too_few_configurations_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    for row, plan in _one_of_each()[:3]:
+    for row, plan in one_of_each(ROWS)[:3]:
         append(path, [record_of(plan), row])
     with pytest.raises(InvalidInputError, match="3 configurations"):
         Sample(PROFILE, [path])
@@ -127,7 +100,7 @@ def test_rows_of_another_machine_are_refused() -> None:
 @pytest.mark.parametrize("change", [{"prefill_s": -1.0}, {"prefill_s": 0.0}, {"decode_s": (0.1, math.nan)}])
 def test_a_time_that_is_none_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    for row, plan in _one_of_each():
+    for row, plan in one_of_each(ROWS):
         assert row.measured is not None
         damaged = msgspec.structs.replace(row.measured, **change)
         append(path, [record_of(plan), msgspec.structs.replace(row, measured=damaged)])
@@ -138,7 +111,7 @@ def test_a_time_that_is_none_is_refused(change: dict[str, Any], tmp_path: Path) 
 
 def test_a_row_of_another_model_than_its_plan_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    row, plan = _one_of_each()[0]
+    row, plan = one_of_each(ROWS)[0]
     append(path, [record_of(plan), msgspec.structs.replace(row, model="gpt2")])
     with pytest.raises(BadFileError, match="is of gpt2, and its plan is of"):
         Sample(PROFILE, [path])
@@ -146,7 +119,7 @@ def test_a_row_of_another_model_than_its_plan_is_refused(tmp_path: Path) -> None
 
 def test_why_rows_were_left_out_is_said(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    (row, plan), (other, elsewhere) = _one_of_each()[:2]
+    (row, plan), (other, elsewhere) = one_of_each(ROWS)[:2]
     unknown = msgspec.structs.replace(
         elsewhere, model=msgspec.structs.replace(elsewhere.model, name="nosuch")
     )
@@ -203,3 +176,19 @@ def test_a_rate_by_dtype_is_changed_and_written(tmp_path: Path) -> None:
     rate = _reloaded(rewritten(text, {key: 3e10}, "calibrated"), tmp_path).host.gemv_bytes_per_s["float16"]
     assert rate.value == 3e10
     assert rate.note == "calibrated; before: 2e+10, probed"
+
+
+def test_what_few_rows_reach_goes_with_what_many_do() -> None:
+    key, few = "host.flops_per_s.bfloat16", "host.few_rows_flops_per_s.bfloat16"
+    profile = load(str(RESULTS / "2026-11-29-cpu.toml"))
+    rates = profile.host.few_rows_flops_per_s["bfloat16"]
+    assert sorted(rates) == [4, 8, 32, 128]
+    wanted = {key: terms_of(profile)[key] / 2}
+    assert numbers_of(profile, wanted) == wanted | {
+        f"{few}.{rows}": pytest.approx(rate.value / 2) for rows, rate in rates.items()
+    }
+    host = with_terms(profile, wanted).host
+    assert host.few_rows_flops_per_s["bfloat16"][8].value == pytest.approx(rates[8].value / 2)
+    assert host.few_rows_flops_per_s["float32"] == profile.host.few_rows_flops_per_s["float32"]
+    # The H100's was probed before few rows were.
+    assert numbers_of(PROFILE, {key: 1e12}) == {key: 1e12}
