@@ -188,13 +188,18 @@ def to_toml(result: Probed) -> str:
     lines += [f"description = {_text(result.description)}", f"num_gpus = {result.num_gpus}"]
     for name, table in result.tables.items():
         lines += ["", f"[{name}]"]
-        lines += [f"{key} = {_value(one, result)}" for key, one in table.items()]
+        lines += [f"{key} = {_value(table[key], result)}" for key in sorted(table, key=_count)]
     lines += ["", "# Details."]
     for name, values in result.series.items():
         lines.append(f"# {name}: " + ", ".join(f"{label}: {value:.4g}" for label, value in values.items()))
     text = "\n".join(lines) + "\n"
     _check(text)
     return text
+
+
+def _count(key: str) -> int:
+    """A key that is a count of rows; names stay where they are, before them."""
+    return int(key) if key.isdigit() else 0
 
 
 def _check(text: str) -> None:

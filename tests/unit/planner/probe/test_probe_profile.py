@@ -41,8 +41,8 @@ def findings(num_gpus: int) -> Findings:
         "host.gemv_bytes_per_s.float32": one(60e9, "by float32"),
         "host.gemv_bytes_per_s.bfloat16": one(50e9, "by bfloat16"),
         "host.gemv_bytes_per_s.float16": one(40e9, "by float16"),
-        **{f"host.few_rows_flops_per_s.{dtype}.8": one(3e10) for dtype in DTYPES},
         **{f"host.few_rows_flops_per_s.{dtype}.128": one(4e11) for dtype in DTYPES},
+        **{f"host.few_rows_flops_per_s.{dtype}.8": one(3e10) for dtype in DTYPES},
         **{f"host.attention_bytes_per_s.{dtype}": one(5e9) for dtype in DTYPES},
         "cpu_thread_bytes_per_s.float32": one(12e9),
         "cpu_thread_bytes_per_s.bfloat16": one(6e9),
@@ -120,6 +120,9 @@ def test_products_of_few_rows_and_attention_keep_their_rates(tmp_path: Path) -> 
     assert engine.cache_bytes_per_s == 5e9
     # 2 bytes at 40 GB/s, 16 FLOPs at 30 GFLOP/s, 256 at 400.
     assert dict(engine.few_rows) == pytest.approx({1: 0.05e-9, 8: 16 / 30e9, 128: 0.64e-9})
+    # In the file by increasing rows, in whatever order they were found.
+    rows = [line.split(" ")[0] for line in (tmp_path / "here.toml").read_text().splitlines()]
+    assert rows.index("8") + 1 == rows.index("128")
     plain = msgspec.structs.replace(host, few_rows_flops_per_s={}, attention_bytes_per_s={})
     assert cpu_engine(plain, "float16").cache_bytes_per_s == 40e9
     assert cpu_engine(plain, "float16").few_rows == ()
