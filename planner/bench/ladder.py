@@ -6,6 +6,7 @@ like any other. With several ranks the script starts them, as the folder's own d
 """
 
 import argparse
+import ctypes
 import gc
 import importlib
 import json
@@ -234,6 +235,8 @@ def _forget_batch() -> None:
     import torch
 
     gc.collect()
+    # glibc's: how a plan has it keep pages, `ranks.py` says.
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         # Pinned host memory; older releases keep it.

@@ -27,6 +27,7 @@ from ranks import (  # noqa: F401
     RANK,
     gathered,
     gpus,
+    keep_host_pages,
     launch_ranks,
     read_json,
     share,
@@ -135,6 +136,8 @@ def tokenizer_for(checkpoint: str, model: Any) -> Any:
 @torch.no_grad()
 def run(model: Any, inputs: dict[str, torch.Tensor], args: argparse.Namespace, clock: Clock) -> torch.Tensor:
     """New token ids; for an encoder, the likeliest token at each place."""
+    rows, prompt = inputs["input_ids"].shape
+    keep_host_pages(NUM_STREAMS * rows * (prompt + args.new_tokens))
     if PLAN["model"]["auto_class"] == "masked-lm":
         logits = model(**inputs).logits
         return clock(inputs["input_ids"], logits).argmax(-1).cpu()
