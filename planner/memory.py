@@ -46,6 +46,21 @@ KV_HOLES_SHARE: Final = Quantity(
 OFFLOADED_KV_LAYERS: Final = {"prefill": 1.0, "decode": 2.5}
 
 
+#: What glibc keeps on a processor that runs everything has holes: so much of what comes and goes; in four
+#: models 0.4 to 1.2 of it.
+HOST_HOLES: Final = Quantity(
+    value=0.8, source=Source.MEASURED, note="tests/benchmarks/results/2026-11-29-cpu-kept-pages.md"
+)
+#: It is kept where there is room for what comes and goes and one and a half times as much again;
+#: `keep_host_pages` in `runtimes/ranks.py` decides by the same number.
+HOST_HOLES_ROOM: Final = 2.5
+
+
+def host_holes_bytes(moving_bytes: int, room_bytes: int) -> int:
+    """What the pages that glibc keeps add, given the room beside what stays; 0 where it keeps none."""
+    return round(HOST_HOLES.value * moving_bytes) if HOST_HOLES_ROOM * moving_bytes <= room_bytes else 0
+
+
 def kv_holes_bytes(unit_kv_bytes: int) -> int:
     """What the growth of one unit's cache on a GPU fragments, at most."""
     return min(round(KV_HOLES_SHARE.value * unit_kv_bytes), round(KV_HOLES.value))

@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
+
 from planner.breakdown import PHASES, MemoryBreakdown
 from planner.memory import (
     OFFLOADED_KV_LAYERS,
+    host_holes_bytes,
     host_process_bytes,
     kv_holes_bytes,
     largest,
@@ -106,7 +109,18 @@ def _device(
             slack=slack_bytes(moving) + _holes(problem, here, device, phase),
             capacity=capacity,
         )
-    return result
+    return _with_kept_pages(result) if device == problem.settings.main == CPU else result
+
+
+def _with_kept_pages(phases: dict[str, MemoryBreakdown]) -> dict[str, MemoryBreakdown]:
+    """With the holes of what the C library keeps, if it keeps anything; they never make a plan too large."""
+    moving = max(part.kv + part.activations + part.staging for part in phases.values())
+    room = min(part.capacity - part.weights - part.context for part in phases.values())
+    holes = host_holes_bytes(moving, room)
+    return {
+        phase: msgspec.structs.replace(part, slack=part.slack + max(0, min(holes, part.free)))
+        for phase, part in phases.items()
+    }
 
 
 def _buffered(problem: Problem, spread: _Spread, device: str) -> int:

@@ -100,8 +100,8 @@ def keep_host_pages(num_tokens: int) -> bool:
     """Have the C library keep what operations on the processor give back, if there is room; whether it does.
 
     glibc gives a block of over 32 MiB pages of its own, and the kernel clears them each time: a fourth of a
-    large batch's prefill. What is kept has holes, up to as much again as comes and goes, and a plan does not
-    count on them. Who has set `MALLOC_MMAP_MAX_` has it his way.
+    large batch's prefill. What is kept has holes, up to one and a half times what comes and goes. Who has set
+    `MALLOC_MMAP_MAX_` has it his way.
 
     Args:
         num_tokens: of all sequences, prompts and new ones.
@@ -111,8 +111,8 @@ def keep_host_pages(num_tokens: int) -> bool:
     workload, phases = PLAN["workload"], PLAN["prediction"]["memory"]["cpu"].values()
     planned = workload["batch_size"] * (workload["prompt_tokens"] + workload["new_tokens"])
     moving = max(part["kv"] + part["activations"] + part["staging"] for part in phases)
-    stays = max(part["weights"] + part["context"] + part["slack"] for part in phases)
-    keeps: bool = stays + 2 * moving * num_tokens / planned <= min(part["capacity"] for part in phases)
+    room = min(part["capacity"] - part["weights"] - part["context"] for part in phases)
+    keeps: bool = 2.5 * moving * num_tokens / planned <= room
     # M_MMAP_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h, and what glibc itself comes to without.
     limits = {-4: 0, -1: -1} if keeps else {-4: 65536, -3: 32 << 20, -1: 64 << 20}
     mallopt = ctypes.CDLL(None).mallopt

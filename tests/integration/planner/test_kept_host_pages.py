@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fixtures.train import TRAINED
@@ -13,6 +14,7 @@ from planner.graph.store import graph_for
 from planner.hardware.load import load
 from planner.models.resolve import resolve
 from planner.models.traced import Model
+from planner.plan import Plan
 from planner.planning import make_plan
 from planner.request import Request
 from planner.runtimes.registry import emit
@@ -41,15 +43,31 @@ for num_tokens in map(int, sys.argv[1:]):
 """
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plan of the trained model for a processor with 64 GiB: two sequences of 6 and 4 tokens."""
+def planned(folder: Path, batch_size: int, memory_bytes: int = 64 << 30) -> Plan:
+    """A plan of the trained model for a processor: sequences of 6 and 4 tokens."""
     spec = resolve(str(TRAINED))
     graph = graph_for(spec)
     model = Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph)
-    request = Request(prompt_tokens=6, new_tokens=4, dtype="float32", runtimes=("cpu",), batch_size=2)
+    request = Request(
+        prompt_tokens=6, new_tokens=4, dtype="float32", runtimes=("cpu",), batch_size=batch_size
+    )
+    machine = load("cpu-16c-64g")
+    memory = msgspec.structs.replace(machine.host.memory_bytes, value=float(memory_bytes))
+    host = msgspec.structs.replace(machine.host, memory_bytes=memory)
+    plan = make_plan(model, msgspec.structs.replace(machine, host=host), request)
+    emit(plan, graph, folder)
+    return plan
+
+
+def moving_bytes(plan: Plan) -> int:
+    return max(part.kv + part.activations + part.staging for part in plan.prediction.memory["cpu"].values())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of two sequences, 20 tokens."""
     found: Path = tmp_path_factory.mktemp("plans") / "cpu"
-    emit(make_plan(model, load("cpu-16c-64g"), request), graph, found)
+    planned(found, 2)
     return found
 
 
@@ -70,3 +88,20 @@ def test_pages_are_kept_while_the_plan_leaves_room_for_holes(folder: Path) -> No
 
 def test_who_has_set_the_library_up_has_it_his_way(folder: Path) -> None:
     assert said(folder, 20, MALLOC_MMAP_MAX_="65536") == ["False False"]
+
+
+def test_the_plan_counts_the_holes_of_what_its_script_keeps(tmp_path: Path) -> None:
+    large = planned(tmp_path / "large", 4096)
+    moving = moving_bytes(large)
+    prefill = large.prediction.memory["cpu"]["prefill"]
+    # Beyond the allocator's share, or what border there is would be one at which nothing fits.
+    assert moving > 96 << 20
+    border = prefill.weights + prefill.context + 5 * moving // 2
+    slacks = []
+    for side, memory_bytes in enumerate((border - 2, border + 2)):
+        plan = planned(tmp_path / str(side), 4096, memory_bytes)
+        slacks.append(plan.prediction.memory["cpu"]["prefill"].slack)
+        keeps = bool(side)
+        assert said(tmp_path / str(side), 4096 * 10) == [f"{keeps} {keeps}"]
+    assert slacks[1] - slacks[0] == pytest.approx(0.8 * moving, abs=2)
+    assert prefill.slack == slacks[1]

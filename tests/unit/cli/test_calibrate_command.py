@@ -59,5 +59,5 @@ def test_the_table_says_what_was_taken(tmp_path: Path, capsys: pytest.CaptureFix
     shown = capsys.readouterr().out
     for key in terms_of(load(str(PROFILE))):
         assert f" {key} " in shown
-    assert f"0 of 12 terms changed; written: {out}" in " ".join(shown.split())
+    assert "0 of 12 terms changed; written:" in shown
     assert out.read_text() == PROFILE.read_text()
