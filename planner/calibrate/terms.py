@@ -20,8 +20,8 @@ from planner.hardware.files import quantities
 from planner.hardware.schema import HardwareProfile
 from planner.plan import Plan
 from planner.sources import Quantity
+from planner.workload import DTYPE_BYTES
 
-_DTYPES: Final = ("float32", "bfloat16", "float16")
 _MANY_ROWS: Final = "host.flops_per_s."
 _FEW_ROWS: Final = "host.few_rows_flops_per_s."
 #: Dotted key → the largest value it may have.
@@ -29,9 +29,9 @@ TERMS: Final = {
     "host.op_overhead_s": math.inf,
     "host.tensor_move_overhead_s": math.inf,
     "host.memory_bandwidth_bytes_per_s": math.inf,
-    **{f"host.gemv_bytes_per_s.{dtype}": math.inf for dtype in _DTYPES},
-    **{f"{_MANY_ROWS}{dtype}": math.inf for dtype in _DTYPES},
-    **{f"host.attention_bytes_per_s.{dtype}": math.inf for dtype in _DTYPES},
+    **{f"host.gemv_bytes_per_s.{dtype}": math.inf for dtype in DTYPE_BYTES},
+    **{f"{_MANY_ROWS}{dtype}": math.inf for dtype in DTYPE_BYTES},
+    **{f"host.attention_bytes_per_s.{dtype}": math.inf for dtype in DTYPE_BYTES},
     "gpu.gemm_efficiency": 1.0,
     "gpu.bandwidth_efficiency": 1.0,
     "host_to_device.pinned_bytes_per_s": math.inf,

@@ -8,6 +8,7 @@ from typing import Any
 
 # Who has no plan sets nothing up, so allocators are as they come; `generation` would change them.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "")
+# glibc has read this when the process began; `generation` takes it for a user's wish.
 os.environ.setdefault("MALLOC_MMAP_MAX_", "65536")
 
 from generation import DTYPE, auto_class, main

@@ -9,9 +9,8 @@ import os
 import socket
 from typing import Any
 
-# Who has no plan sets nothing up, so allocators are as they come; `generation` would change them.
+# Who has no plan sets nothing up, so the allocator is as it comes; `generation` would change it.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "")
-os.environ.setdefault("MALLOC_MMAP_MAX_", "65536")
 
 from generation import DTYPE, FOLDER, ON_CPU, auto_class, main
 
