@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -132,6 +133,7 @@ def _whole(model: Model, profile: HardwareProfile, workload: Workload, runtime: 
         runtime=runtime, label=runtime, main=main
     )
     chain = chain_of(model.graph, placement_units(model.graph))
+    settings = replace(settings, keeps_host_pages=False)
     problem = price(model.graph, chain, profile, workload, settings, law)
     assignment = Assignment(
         executes=(main,) * len(problem.units),

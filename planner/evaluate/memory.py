@@ -109,7 +109,8 @@ def _device(
             slack=slack_bytes(moving) + _holes(problem, here, device, phase),
             capacity=capacity,
         )
-    return _with_kept_pages(result) if device == problem.settings.main == CPU else result
+    keeps = problem.settings.keeps_host_pages and device == problem.settings.main == CPU
+    return _with_kept_pages(result) if keeps else result
 
 
 def _with_kept_pages(phases: dict[str, MemoryBreakdown]) -> dict[str, MemoryBreakdown]:

@@ -35,6 +35,7 @@ class Settings:
         num_ranks: processes, one for each GPU in use.
         num_streams: ranks that generate sequences of their own; 1 when all work on the same ones.
         weight_bits: width to which the runtime quantizes weights as it loads them, or None.
+        keeps_host_pages: whether a script that runs on the processor alone has the C library keep pages.
     """
 
     runtime: str
@@ -48,6 +49,7 @@ class Settings:
     num_ranks: int = 1
     num_streams: int = 1
     weight_bits: int | None = None
+    keeps_host_pages: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,14 +10,16 @@ import msgspec
 import pytest
 
 from fixtures.train import TRAINED
+from planner.bench.baselines import write_baseline
 from planner.graph.store import graph_for
 from planner.hardware.load import load
 from planner.models.resolve import resolve
 from planner.models.traced import Model
-from planner.plan import Plan
+from planner.plan import Plan, read
 from planner.planning import make_plan
 from planner.request import Request
 from planner.runtimes.registry import emit
+from planner.workload import Workload
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 
@@ -25,6 +27,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C
 _CHILD = """
 import ctypes
 import sys
+import generate
 from ranks import keep_host_pages
 import torch
 
@@ -105,3 +108,15 @@ def test_the_plan_counts_the_holes_of_what_its_script_keeps(tmp_path: Path) -> N
         assert said(tmp_path / str(side), 4096 * 10) == [f"{keeps} {keeps}"]
     assert slacks[1] - slacks[0] == pytest.approx(0.8 * moving, abs=2)
     assert prefill.slack == slacks[1]
+
+
+def test_who_runs_without_a_plan_keeps_none_and_none_are_counted(tmp_path: Path, folder: Path) -> None:
+    spec = resolve(str(TRAINED))
+    model = Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph_for(spec))
+    workload = Workload(batch_size=2, prompt_tokens=6, new_tokens=4, dtype="float32")
+    machine = load("cpu-16c-64g")
+    plain = write_baseline("cpu", spec, model, machine, workload, tmp_path / "plain").plan
+    assert said(tmp_path / "plain", 20) == ["False False"]
+    kept = read(folder)
+    slacks = [plan.prediction.memory["cpu"]["decode"].slack for plan in (plain, kept)]
+    assert slacks[1] - slacks[0] == pytest.approx(0.8 * moving_bytes(kept), abs=1)
