@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,11 @@ os.environ.update(
         "PLANNER_CACHE_DIR": _CACHE,
     }
 )
+
+
+# A shell has what it starts in the background ignore Ctrl-C, which children inherit; tests send it to them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure() -> None:
