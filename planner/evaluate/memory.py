@@ -115,7 +115,7 @@ def _device(
 
 def _with_kept_pages(phases: dict[str, MemoryBreakdown]) -> dict[str, MemoryBreakdown]:
     """With the holes of what the C library keeps, if it keeps anything; they never make a plan too large."""
-    moving = max(part.kv + part.activations + part.staging for part in phases.values())
+    moving = max(part.moving for part in phases.values())
     room = min(part.capacity - part.weights - part.context for part in phases.values())
     holes = host_holes_bytes(moving, room)
     return {

@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
+from planner.hardware.load import load
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 #: Model, dtype, batch, prompt. The last one's blocks of memory are all small.
 RUNS: Final = (
@@ -73,10 +75,7 @@ def main() -> None:
         work = Path(scratch)
         profile = str(work / "here.toml")
         planner("probe", "--out", profile)
-        machine = next(
-            text.partition("=")[2].strip() for text in Path(profile).read_text().splitlines()
-            if text.startswith("description")
-        )  # fmt: skip
+        machine = load(profile).description
         rows = [line(work, profile, *run) for run in RUNS]
     versions = ", ".join(f"{name} {version}" for name, version in rows[0][-1].items())
     table = [_HEADS, ("---",) * len(_HEADS), *(row[:-1] for row in rows)]
