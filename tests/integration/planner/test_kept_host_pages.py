@@ -14,6 +14,7 @@ from planner.bench.baselines import write_baseline
 from planner.graph.store import graph_for
 from planner.hardware.load import load
 from planner.models.resolve import resolve
+from planner.models.spec import ModelSpec
 from planner.models.traced import Model
 from planner.plan import Plan, read
 from planner.planning import make_plan
@@ -23,7 +24,8 @@ from planner.workload import Workload
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 
-#: 64 MiB, which glibc by itself gives pages of their own: they are no part of the heap.
+#: Blocks from 64 MiB on, which glibc by itself gives pages of their own: they are no part of the heap. Each
+#: is twice as large as the one before, whose place in the heap it would get otherwise.
 _CHILD = """
 import ctypes
 import sys
@@ -31,8 +33,8 @@ import generate
 from ranks import keep_host_pages
 import torch
 
-def is_in_heap():
-    block = torch.ones(1 << 24)
+def is_in_heap(num_elements):
+    block = torch.ones(num_elements)
     place = block.data_ptr()
     for line in open("/proc/self/maps"):
         begin, end = (int(word, 16) for word in line.split()[0].split("-"))
@@ -40,17 +42,19 @@ def is_in_heap():
             return line.rstrip().endswith("[heap]")
     raise SystemExit("nowhere")
 
-for num_tokens in map(int, sys.argv[1:]):
+for turn, num_tokens in enumerate(map(int, sys.argv[1:])):
     ctypes.CDLL(None).malloc_trim(0)  # As planner bench does before each batch.
-    print(keep_host_pages(num_tokens), is_in_heap())
+    print(keep_host_pages(num_tokens), is_in_heap(1 << 24 + turn))
 """
+
+
+def trained(spec: ModelSpec) -> Model:
+    return Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph_for(spec))
 
 
 def planned(folder: Path, batch_size: int, memory_bytes: int = 64 << 30) -> Plan:
     """A plan of the trained model for a processor: sequences of 6 and 4 tokens."""
-    spec = resolve(str(TRAINED))
-    graph = graph_for(spec)
-    model = Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph)
+    model = trained(resolve(str(TRAINED)))
     request = Request(
         prompt_tokens=6, new_tokens=4, dtype="float32", runtimes=("cpu",), batch_size=batch_size
     )
@@ -58,12 +62,12 @@ def planned(folder: Path, batch_size: int, memory_bytes: int = 64 << 30) -> Plan
     memory = msgspec.structs.replace(machine.host.memory_bytes, value=float(memory_bytes))
     host = msgspec.structs.replace(machine.host, memory_bytes=memory)
     plan = make_plan(model, msgspec.structs.replace(machine, host=host), request)
-    emit(plan, graph, folder)
+    emit(plan, model.graph, folder)
     return plan
 
 
 def moving_bytes(plan: Plan) -> int:
-    return max(part.kv + part.activations + part.staging for part in plan.prediction.memory["cpu"].values())
+    return max(part.moving for part in plan.prediction.memory["cpu"].values())
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +116,9 @@ def test_the_plan_counts_the_holes_of_what_its_script_keeps(tmp_path: Path) -> N
 
 def test_who_runs_without_a_plan_keeps_none_and_none_are_counted(tmp_path: Path, folder: Path) -> None:
     spec = resolve(str(TRAINED))
-    model = Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph_for(spec))
     workload = Workload(batch_size=2, prompt_tokens=6, new_tokens=4, dtype="float32")
     machine = load("cpu-16c-64g")
-    plain = write_baseline("cpu", spec, model, machine, workload, tmp_path / "plain").plan
+    plain = write_baseline("cpu", spec, trained(spec), machine, workload, tmp_path / "plain").plan
     assert said(tmp_path / "plain", 20) == ["False False"]
     kept = read(folder)
     slacks = [plan.prediction.memory["cpu"]["decode"].slack for plan in (plain, kept)]
