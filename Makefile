@@ -52,7 +52,7 @@ demo: $(STAMP)
 	$(BIN)/python -m fixtures.demo demo/plan
 
 graphs: $(STAMP)
-	$(BIN)/python -m planner.graph.ship
+	$(BIN)/python -m planner.tracing.ship
 
 clean:
 	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

@@ -5,11 +5,11 @@ from typing import Any, TypeVar
 
 import click
 
+from planner.graph.model import Model
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
-from planner.hardware.schema import HardwareProfile
-from planner.models.traced import Model
-from planner.request import OBJECTIVES
+from planner.schema.hardware import HardwareProfile
+from planner.schema.request import OBJECTIVES
 from planner.sizes import parse_bytes, parse_nvme, parse_rate
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
@@ -93,8 +93,8 @@ def machine(
 
 def traced_model(name: str, *, trust_remote_code: bool) -> tuple[Any, Model]:
     """The model's specification and the model with its graph."""
-    from planner.graph.store import graph_for
     from planner.models.resolve import resolve
+    from planner.tracing.store import graph_for
 
     spec = resolve(name, trust_remote_code=trust_remote_code)
     return spec, Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph_for(spec))

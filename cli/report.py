@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 
-from planner.breakdown import PHASES, MemoryBreakdown, TimeBreakdown, worst_by_device
-from planner.comparison import best_by_runtime
-from planner.explain import Place
-from planner.plan import Alternative, Plan, Prediction
+from planner.report.explain import Place
+from planner.schema.breakdown import PHASES, MemoryBreakdown, TimeBreakdown, worst_by_device
+from planner.schema.plan import Alternative, Plan, Prediction
+from planner.search.alternatives import best_by_runtime
+from planner.search.what_if import Change
 from planner.sizes import format_bytes, format_dollars, format_seconds, format_seconds_briefly
-from planner.what_if import Change
 
 from .render import Bar, Column, show_bars, show_facts, show_table, show_text
 

@@ -77,7 +77,7 @@ def command(out: Path | None, row_files: tuple[Path, ...], plot: Path | None, as
     from planner.accuracy.report import markdown
     from planner.accuracy.summary import medians, require, verdicts
     from planner.errors import VerificationError
-    from planner.plan import write_atomically
+    from planner.files import write_atomically
     from planner.report.scatter import check_picture, save_scatter
 
     if plot is not None:

@@ -11,16 +11,16 @@ from planner.bench.baselines import BASELINES, write_baseline
 from planner.bench.rows import Row, append, record_of
 from planner.bench.run import Job, bench
 from planner.bench.weights import write_random
-from planner.contenders import dtype_for
 from planner.errors import InvalidInputError, RuntimeFailure
+from planner.graph.model import Model
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
-from planner.hardware.schema import HardwareProfile
-from planner.models.traced import Model
-from planner.plan import Plan, read
 from planner.probe.run import used_gpu_bytes
+from planner.schema.hardware import HardwareProfile
+from planner.schema.plan import Plan, read
+from planner.schema.workload import Workload
+from planner.search.candidates import dtype_for
 from planner.sizes import format_bytes, format_seconds
-from planner.workload import Workload
 
 from ..choices import traced_model
 from ..exit_codes import ExitCode

@@ -38,8 +38,8 @@ def command(profile: Path, row_files: tuple[Path, ...], out: Path, as_json: bool
     from planner.calibrate.fit import fit
     from planner.calibrate.terms import Sample, numbers_of
     from planner.calibrate.write import rewritten
+    from planner.files import write_atomically
     from planner.hardware.load import load
-    from planner.plan import write_atomically
 
     machine = load(str(profile.resolve()))
     sample = Sample(machine, row_files)

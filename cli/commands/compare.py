@@ -3,8 +3,8 @@
 import click
 
 from planner.hardware.load import load
-from planner.machines import Machine, compare
-from planner.request import Request
+from planner.schema.request import Request
+from planner.search.compare_machines import Machine, compare
 from planner.sizes import format_dollars, format_seconds
 
 from ..choices import aims, model_and_machines, traced_model

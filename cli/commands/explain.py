@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 
 from planner.errors import ModelError, UnknownNameError
-from planner.explain import explain
-from planner.plan import Plan, read
+from planner.report.explain import explain
+from planner.schema.plan import Plan, read
+from planner.search.what_if import Change, what_if
 from planner.sizes import format_bytes
-from planner.what_if import Change, what_if
 
 from ..choices import traced_model
 from ..options import output_options

@@ -7,10 +7,10 @@ import click
 
 from planner.graph.export import export
 from planner.graph.schema import ModuleGraph
-from planner.graph.store import graph_for
 from planner.graph.summary import BlockKind, GraphSummary, summarise
 from planner.models.resolve import resolve
 from planner.sizes import format_bytes, format_count, format_flops
+from planner.tracing.store import graph_for
 
 from ..options import output_options
 from ..render import Column, show_facts, show_json, show_table, show_text

@@ -6,7 +6,7 @@ import click
 
 from planner.hardware.files import quantities
 from planner.hardware.load import load, names
-from planner.hardware.schema import HardwareProfile
+from planner.schema.hardware import HardwareProfile
 from planner.sizes import format_by_unit
 
 from ..options import output_options

@@ -6,11 +6,12 @@ from typing import Any
 import click
 import msgspec
 
-from planner.explain import explain
-from planner.planning import choose
+from planner.emit import emit
+from planner.report.explain import explain
 from planner.report.page import check_path, write_report
-from planner.request import Request
-from planner.runtimes.registry import LAWS, emit
+from planner.runtimes.registry import LAWS
+from planner.schema.request import Request
+from planner.search.choose import choose
 from planner.serving.registry import SERVERS
 from planner.serving.registry import runtimes as serving_runtimes
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
-from planner.contenders import dtype_for
-from planner.device_map import check
+from planner.device_map.check import check
 from planner.errors import DeviceMapError, InvalidInputError, PlannerError
-from planner.explain import explain
-from planner.hardware.schema import HardwareProfile
-from planner.models.traced import Model
-from planner.planning import plan_of
-from planner.prediction import candidate_of, refusal
-from planner.search.best import Candidate
-from planner.workload import Workload
+from planner.graph.model import Model
+from planner.report.explain import explain
+from planner.schema.hardware import HardwareProfile
+from planner.schema.workload import Workload
+from planner.search.best_placement import Candidate
+from planner.search.candidates import dtype_for
+from planner.search.choose import plan_of
+from planner.search.user_device_map import candidate_of, refusal
 
 from ..choices import machine, model_and_machine, traced_model
 from ..exit_codes import ExitCode
@@ -107,7 +107,8 @@ def _configured(
     asked: str | None,
 ) -> tuple[Candidate, list[str]]:
     """A DeepSpeed configuration as a candidate, and what DeepSpeed would ignore of it."""
-    from planner.runtimes.zero_inference import given, validate
+    from planner.runtimes.zero_inference import validate
+    from planner.search import user_ds_config as given
 
     config = _parsed(path, InvalidInputError, "a DeepSpeed configuration")
     if not isinstance(config, dict):

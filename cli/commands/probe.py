@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from planner.errors import InvalidInputError
-from planner.plan import write_atomically
+from planner.files import write_atomically
 from planner.probe.fits import Measurement
 from planner.probe.profile import Probed, probed, to_toml
 from planner.probe.run import TIMEOUT_S, probe

@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 
 import reshard.roles as files
+from planner.files import write_atomically
 from planner.models.resolve import resolve
-from planner.plan import write_atomically
-from planner.roles.report import Derivation, Line, Report, derivation
+from planner.tensor_parallel.partition_report import Derivation, Line, Report, derivation
 
 from ..options import output_options
 from ..render import Column, show_json, show_table, show_text

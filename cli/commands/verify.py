@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from planner.errors import VerificationError
-from planner.plan import Prediction, read
+from planner.schema.plan import Prediction, read
 from planner.sizes import format_bytes, format_seconds
 from planner.verify.compare import Comparison
 from planner.verify.run import VerifyReport, verify

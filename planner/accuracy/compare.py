@@ -6,9 +6,9 @@ from typing import Final
 
 import msgspec
 
+from planner.accuracy.configurations import Outcome, graph_of, outcome
 from planner.accuracy.published import Row, rows
 from planner.accuracy.setups import Setup, setup_of
-from planner.accuracy.ways import Outcome, graph_of, outcome
 from planner.graph.schema import ModuleGraph
 from planner.tensor_parallel.cuts import features, is_embedding
 

@@ -4,9 +4,9 @@ from typing import Final
 
 import msgspec
 
-from planner.breakdown import MemoryBreakdown
-from planner.problem import PEERS, Problem
-from planner.sources import Quantity, Source
+from planner.cost.problem import PEERS, Problem
+from planner.schema.breakdown import MemoryBreakdown
+from planner.schema.quantity import Quantity, Source
 
 #: Reserved over allocated bytes where a cache grows by copying: the holes that it leaves are of no use to
 #: what is larger by a token.

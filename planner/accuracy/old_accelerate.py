@@ -8,12 +8,12 @@ token, and the first GPU held it twice: the one of the last token, and the one t
 
 import msgspec
 
-from planner.breakdown import MemoryBreakdown
-from planner.evaluate.assignment import Assignment
-from planner.hardware.schema import Link
-from planner.memory import host_process_bytes, largest
-from planner.problem import CPU, DISK, Problem, UnitPrice
-from planner.time import copy_s
+from planner.cost.assignment import Assignment
+from planner.cost.memory_terms import host_process_bytes, largest
+from planner.cost.problem import CPU, DISK, Problem, UnitPrice
+from planner.cost.time_terms import copy_s
+from planner.schema.breakdown import MemoryBreakdown
+from planner.schema.hardware import Link
 
 #: Caches on the first GPU while one replaces the other.
 _CACHES = 2

@@ -12,10 +12,10 @@ from planner.bench.repricing import largest_feasible, predicted, repriced
 from planner.bench.rows import PlanRecord, Predicted, Row
 from planner.errors import BadFileError, PlannerError
 from planner.graph.schema import ModuleGraph
-from planner.graph.store import graph_for
 from planner.models.resolve import resolve
-from planner.plan import Plan
-from planner.workload import Workload
+from planner.schema.plan import Plan
+from planner.schema.workload import Workload
+from planner.tracing.store import graph_for
 
 #: What errors are taken of, in the order of the tables.
 METRICS: Final = ("prefill", "decode", "memory")

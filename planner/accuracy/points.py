@@ -1,12 +1,11 @@
 """Rows as points of the scatter plot."""
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from planner.accuracy.compare import Line
 from planner.accuracy.own import METRICS, OwnLine
 from planner.accuracy.published import Row
-from planner.report.scatter import Point
 
 #: Metric → panel. Published times are of a whole call for each token, which decoding rules.
 PANELS: Final = {
@@ -15,6 +14,21 @@ PANELS: Final = {
     "memory": "GPU memory, GiB",
 }
 _GIB: Final = 2**30
+
+
+class Point(NamedTuple):
+    """One number that is known twice.
+
+    Attributes:
+        panel: what was measured, with its unit; panels stand beside each other.
+        origin: `own` or `published`.
+        measured, predicted: in the panel's unit, above zero.
+    """
+
+    panel: str
+    origin: str
+    measured: float
+    predicted: float
 
 
 def own_points(lines: Iterable[OwnLine]) -> list[Point]:

@@ -18,7 +18,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         model: a model known to the planner.
         machine: a file in `machines/`, or a profile's name.
         dtype: what everything is in.
-        way: how it is run; see `planner.accuracy.ways`.
+        way: how it is run; see `planner.accuracy.configurations`.
         prompt_tokens, new_tokens: of the source's script.
         note: what was taken from the source besides the row.
     """

@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from planner.bench.scripts import __name__ as _SCRIPTS
-from planner.device_map import check
+from planner.cost.assignment import Assignment
+from planner.cost.build_problem import price
+from planner.cost.placement_units import chain_of
+from planner.cost.runtime_model import Emitted, Law, Settings
+from planner.device_map.check import check
 from planner.errors import InvalidInputError, PlannerError, UnknownNameError
-from planner.evaluate.assignment import Assignment
+from planner.graph.model import Model
 from planner.graph.network import placement_units
-from planner.hardware.schema import HardwareProfile
 from planner.models.spec import ModelSpec
-from planner.models.traced import Model
-from planner.plan import Plan
-from planner.planning import plan_of
-from planner.prediction import candidate_of
-from planner.pricing import price
-from planner.runtimes.base import Emitted, Law, Settings
 from planner.runtimes.folder import SCRIPT, write_folder
 from planner.runtimes.registry import laws
-from planner.search.best import Candidate, priced
-from planner.units import chain_of
-from planner.workload import Workload
+from planner.schema.hardware import HardwareProfile
+from planner.schema.plan import Plan
+from planner.schema.workload import Workload
+from planner.search.best_placement import Candidate, priced
+from planner.search.choose import plan_of
+from planner.search.user_device_map import candidate_of
 
 #: Name → script, and how it is described.
 _SCRIPT_OF: Final = {
@@ -120,7 +120,7 @@ def _automatic(spec: ModelSpec, model: Model, profile: HardwareProfile, workload
 def _four_lines(
     model: Model, profile: HardwareProfile, workload: Workload, config: dict[str, Any]
 ) -> Candidate:
-    from planner.runtimes.zero_inference import given
+    from planner.search import user_ds_config as given
 
     return given.candidate_of(model, profile, workload, config)
 

@@ -180,7 +180,7 @@ class _Runner:
         The thread that issues a GPU's work moves on after each token: a row speaks for the machine, not for
         the core that its process is on.
         """
-        from planner.cores import Walk
+        from planner.probe.core_rotation import Walk
 
         generation, spent = self.generation, 0.0
         reports: list[dict[str, Any]] = []

@@ -3,21 +3,21 @@
 from typing import Final
 
 from planner.bench.rows import Predicted
+from planner.cost.assignment import Assignment
+from planner.cost.build_problem import price
+from planner.cost.memory import memory, shortage
+from planner.cost.placement_units import chain_of
+from planner.cost.predict import predict
+from planner.cost.problem import Problem
+from planner.cost.runtime_model import Law, Settings
 from planner.errors import InvalidInputError
-from planner.evaluate.assignment import Assignment
-from planner.evaluate.memory import memory, shortage
-from planner.evaluate.predict import predict
 from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph
 from planner.hardware.overrides import apply
-from planner.hardware.schema import HardwareProfile
-from planner.plan import Plan, Prediction
-from planner.pricing import price
-from planner.problem import Problem
-from planner.runtimes.base import Law, Settings
 from planner.runtimes.registry import laws
-from planner.units import chain_of
-from planner.workload import Workload
+from planner.schema.hardware import HardwareProfile
+from planner.schema.plan import Plan, Prediction
+from planner.schema.workload import Workload
 
 #: No batch beyond this is tried.
 _LARGEST: Final = 2**20

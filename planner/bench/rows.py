@@ -12,9 +12,9 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from planner.breakdown import TimeBreakdown
 from planner.errors import BadFileError
-from planner.plan import Plan
+from planner.schema.breakdown import TimeBreakdown
+from planner.schema.plan import Plan
 
 SCHEMA_VERSION: Final = 1
 

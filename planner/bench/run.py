@@ -14,12 +14,12 @@ import msgspec
 from planner.bench.batches import next_batch
 from planner.bench.repricing import predicted, repriced
 from planner.bench.rows import Measured, Predicted, Row, record_of
+from planner.cost.runtime_model import Law, Settings
 from planner.errors import InvalidInputError, PlannerError
 from planner.graph.schema import ModuleGraph
-from planner.plan import Plan
-from planner.runtimes.base import Law, Settings
+from planner.schema.plan import Plan
+from planner.schema.workload import Workload
 from planner.verify.children import run_child
-from planner.workload import Workload
 
 _LADDER: Final = Path(__file__).with_name("ladder.py")
 #: Runtimes whose model still works after a batch that ran out of memory.

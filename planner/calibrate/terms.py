@@ -14,13 +14,13 @@ from planner.accuracy.own import graph_of_model, planned_rows, workload_of
 from planner.bench.repricing import repriced
 from planner.bench.rows import Row
 from planner.calibrate.fit import FEWEST_GROUPS, Array
+from planner.cost.time import time
 from planner.errors import InvalidInputError, PlannerError
-from planner.evaluate.time import time
 from planner.hardware.files import quantities
-from planner.hardware.schema import HardwareProfile
-from planner.plan import Plan
-from planner.sources import Quantity
-from planner.workload import DTYPE_BYTES
+from planner.schema.hardware import HardwareProfile
+from planner.schema.plan import Plan
+from planner.schema.quantity import Quantity
+from planner.schema.workload import DTYPE_BYTES
 
 _MANY_ROWS: Final = "host.flops_per_s."
 _FEW_ROWS: Final = "host.few_rows_flops_per_s."

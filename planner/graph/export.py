@@ -9,8 +9,8 @@ from typing import Any, Final
 import msgspec
 
 from planner.errors import InvalidInputError
+from planner.files import write_atomically
 from planner.graph.schema import ModuleGraph, Node, Poly
-from planner.plan import write_atomically
 
 
 def export(graph: ModuleGraph, path: Path) -> None:

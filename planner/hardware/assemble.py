@@ -14,8 +14,8 @@ from planner.hardware.files import (
     LinkSpec,
     MachineFile,
 )
-from planner.hardware.schema import Disk, Fabric, Gpu, HardwareProfile, Host, Link
-from planner.sources import Quantity, Source, weakest
+from planner.schema.hardware import Disk, Fabric, Gpu, HardwareProfile, Host, Link
+from planner.schema.quantity import Quantity, Source, weakest
 
 _Key = TypeVar("_Key")
 

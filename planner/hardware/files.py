@@ -12,8 +12,8 @@ from typing import Final, TypeVar
 import msgspec
 
 from planner.errors import ProfileError
-from planner.hardware.schema import Fabric, HardwareProfile, Rows
-from planner.sources import Quantity
+from planner.schema.hardware import Fabric, HardwareProfile, Rows
+from planner.schema.quantity import Quantity
 
 ROOT: Final = Path(__file__).parent / "profiles"
 _T = TypeVar("_T")

@@ -15,7 +15,7 @@ from typing import Final
 from planner.errors import InvalidInputError, ProfileError, UnknownNameError
 from planner.hardware import assemble, files
 from planner.hardware.files import MachineFile
-from planner.hardware.schema import HardwareProfile
+from planner.schema.hardware import HardwareProfile
 
 _FOLDERS: Final = ("gpus", "instances", "hosts")
 _COUNT: Final = re.compile(r"(?P<count>\d+)\s*[x×]\s*(?P<gpu>\D.*)")

@@ -5,8 +5,8 @@ from typing import Final
 import msgspec
 
 from planner.errors import InvalidInputError
-from planner.hardware.schema import Disk, HardwareProfile, Link
-from planner.sources import Quantity, Source
+from planner.schema.hardware import Disk, HardwareProfile, Link
+from planner.schema.quantity import Quantity, Source
 
 _NOTE: Final = "given on the command line"
 _DISK_LATENCY: Final = Quantity(

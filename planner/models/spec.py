@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from planner.sources import Source
+from planner.schema.quantity import Source
 
 AutoClass = Literal["causal-lm", "seq2seq-lm", "masked-lm"]
 Origin = Literal["shipped", "folder", "hub"]

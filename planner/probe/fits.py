@@ -46,7 +46,7 @@ def over_cores(samples: Sequence[float], num_cores: int, method: str) -> Measure
     Of ten cores or more the slowest and the fastest tenth are left out.
 
     Args:
-        samples: taken on one core after the other, round and round (see `planner.cores.Walk`).
+        samples: taken on one core after the other, round and round (see `planner.probe.core_rotation.Walk`).
         num_cores: after so many the first core comes again.
         method: what was run, in words.
 

@@ -10,7 +10,7 @@ from planner.errors import RuntimeFailure
 from planner.hardware.files import MachineFile
 from planner.probe.findings import Findings
 from planner.probe.fits import Measurement
-from planner.workload import DTYPE_BYTES
+from planner.schema.workload import DTYPE_BYTES
 
 _GEMV: Final = "host.gemv_bytes_per_s."
 _FEW_ROWS: Final = "host.few_rows_flops_per_s."

@@ -5,9 +5,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from planner.breakdown import MemoryBreakdown, worst_by_device
 from planner.errors import InvalidInputError
-from planner.report.course import LANES, BatchPoint, Span
+from planner.report.timeline import LANES, BatchPoint, Span
+from planner.schema.breakdown import MemoryBreakdown, worst_by_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, FigureBase

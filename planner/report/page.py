@@ -7,15 +7,16 @@ from typing import Final
 
 from planner.accuracy.own import own_lines
 from planner.accuracy.points import own_points
-from planner.breakdown import PHASES
-from planner.comparison import best_by_runtime
 from planner.errors import InvalidInputError
-from planner.explain import explain
-from planner.plan import Alternative, Plan, Prediction, write_atomically
-from planner.report.course import batches, spans
+from planner.files import write_atomically
+from planner.report.explain import explain
 from planner.report.figures import Picture, batch_picture, course_picture, drawn, memory_picture, svg
 from planner.report.scatter import scatter_picture
-from planner.search.best import Candidate
+from planner.report.timeline import batches, spans
+from planner.schema.breakdown import PHASES
+from planner.schema.plan import Alternative, Plan, Prediction
+from planner.search.alternatives import best_by_runtime
+from planner.search.best_placement import Candidate
 from planner.sizes import format_bytes, format_dollars, format_seconds
 
 _SUFFIXES: Final = (".html", ".png", ".svg")

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
+from planner.accuracy.points import Point
 from planner.errors import InvalidInputError
-from planner.plan import write_atomically
+from planner.files import write_atomically
 from planner.report.figures import Picture, drawn, plain_ticks
 
 if TYPE_CHECKING:
@@ -15,21 +16,6 @@ if TYPE_CHECKING:
 _MARKS: Final = {"own": ("o", "#0072B2"), "published": ("^", "#D55E00")}
 #: The bounds that are drawn beside the diagonal, as shares.
 _BANDS: Final = (0.15, 0.30)
-
-
-class Point(NamedTuple):
-    """One number that is known twice.
-
-    Attributes:
-        panel: what was measured, with its unit; panels stand beside each other.
-        origin: `own` or `published`.
-        measured, predicted: in the panel's unit, above zero.
-    """
-
-    panel: str
-    origin: str
-    measured: float
-    predicted: float
 
 
 def scatter_picture(points: Sequence[Point], title: str = "Predicted against measured") -> Picture:

@@ -7,10 +7,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from planner.breakdown import worst_by_device
+from planner.cost.runtime_model import Emitted
 from planner.errors import InvalidInputError, RuntimeFailure
-from planner.plan import PLAN_FILE, Plan, encode
-from planner.runtimes.base import Emitted
+from planner.schema.breakdown import worst_by_device
+from planner.schema.plan import PLAN_FILE, Plan, encode
 from planner.sizes import format_bytes, format_seconds
 
 SCRIPT: Final = "generate.py"

@@ -1,8 +1,8 @@
 """Seconds that a unit or a leaf adds to the whole call when it leaves the main device."""
 
-from planner.breakdown import PHASES
-from planner.evaluate.time import unit_time
-from planner.problem import CPU, LeafPrice, Problem, UnitPrice
+from planner.cost.problem import CPU, LeafPrice, Problem, UnitPrice
+from planner.cost.time import unit_time
+from planner.schema.breakdown import PHASES
 
 
 def cpu_premium_s(problem: Problem, unit: UnitPrice) -> float:

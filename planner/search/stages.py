@@ -6,9 +6,9 @@ its units take. The others are filled from the end of the chain; all GPUs of a p
 
 from collections.abc import Sequence
 
-from planner.breakdown import PHASES
-from planner.memory import kv_holes_bytes, slack_bytes
-from planner.problem import Problem, UnitPrice
+from planner.cost.memory_terms import kv_holes_bytes, slack_bytes
+from planner.cost.problem import Problem, UnitPrice
+from planner.schema.breakdown import PHASES
 
 
 def fill_from_end(problem: Problem, num_gpus: int, *, share: float = 1.0) -> dict[int, str]:

@@ -16,11 +16,11 @@ from importlib import resources
 from pathlib import PurePath
 from typing import Final
 
+from planner.cost.runtime_model import Emitted
 from planner.errors import InvalidInputError
 from planner.graph.schema import ModuleGraph
 from planner.models.shipped import hub_id, shipped_name
-from planner.plan import Plan
-from planner.runtimes.base import Emitted
+from planner.schema.plan import Plan
 from planner.serving.properties import encode
 
 IMAGE: Final = "deepjavalibrary/djl-serving:0.36.0"

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Final
 
+from planner.cost.runtime_model import Emitted
 from planner.errors import InvalidInputError
-from planner.plan import Plan
-from planner.runtimes.base import Emitted
+from planner.schema.plan import Plan
 
 HOSTFILE: Final = "hostfile"
 _PORT: Final = 29500

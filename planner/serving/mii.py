@@ -17,11 +17,11 @@ from typing import Any, Final
 
 import msgspec
 
+from planner.cost.runtime_model import Emitted
 from planner.errors import InvalidInputError
 from planner.graph.schema import ModuleGraph
-from planner.plan import Plan
-from planner.runtimes.base import Emitted
 from planner.runtimes.kernel_injection.environment import DEEPSPEED, TRANSFORMERS
+from planner.schema.plan import Plan
 
 #: Model types of `deepspeed.inference.v2.engine_factory`, 0.19.8.
 FASTGEN: Final = frozenset(

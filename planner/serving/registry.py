@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Final
 
+from planner.cost.runtime_model import Emitted
 from planner.errors import UnknownNameError
 from planner.graph.schema import ModuleGraph
-from planner.plan import Plan
-from planner.runtimes.base import Emitted
+from planner.schema.plan import Plan
 from planner.serving.djl import serve as djl
 from planner.serving.mii import runtimes as mii_runtimes
 from planner.serving.mii import serve as mii

@@ -9,7 +9,7 @@ share of the bus bandwidth, and runs the fastest. Source: nccl/src/graph/tuning.
 from dataclasses import dataclass
 from typing import Final
 
-from planner.hardware.schema import Fabric
+from planner.schema.hardware import Fabric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

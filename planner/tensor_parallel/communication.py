@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 
-from planner.breakdown import PHASES
+from planner.cost.memory_terms import phase_cost, self_context
 from planner.graph.schema import ModuleGraph, Node
-from planner.hardware.schema import Fabric
-from planner.memory import phase_cost, self_context
+from planner.schema.breakdown import PHASES
+from planner.schema.hardware import Fabric
+from planner.schema.workload import Workload
 from planner.tensor_parallel.all_reduce import all_gather_s, all_reduce_s
 from planner.tensor_parallel.cuts import features, is_embedding, is_head, is_row, is_stack
 from planner.tensor_parallel.rules import Rules
-from planner.workload import Workload
 
 
 def communication_s(

@@ -2,10 +2,10 @@
 
 import msgspec
 
+from planner.cost.time_terms import APPENDING_PASSES
 from planner.graph.schema import ItemsizeCost, ModuleGraph, Node, PhaseCost, Poly
 from planner.tensor_parallel.cuts import features, is_row
 from planner.tensor_parallel.rules import FusedBlock, Rules
-from planner.time import APPENDING_PASSES
 
 
 def fused(graph: ModuleGraph, rules: Rules) -> ModuleGraph:

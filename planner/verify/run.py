@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from planner.emit import emit
 from planner.errors import InvalidInputError, ModelError
-from planner.graph.store import graph_for
 from planner.models.resolve import resolve
-from planner.plan import Plan, read
 from planner.runtimes.accelerate.emit import DEVICE_MAP_FILE
 from planner.runtimes.folder import SCRIPT
-from planner.runtimes.registry import emit
+from planner.schema.plan import Plan, read
+from planner.tracing.store import graph_for
 from planner.verify.children import run_child
 from planner.verify.compare import Comparison, compare
 from planner.verify.tiers import one_tier_down

@@ -2,8 +2,8 @@
 
 import msgspec
 
-from planner.plan import Placement, Plan
 from planner.runtimes.registry import laws
+from planner.schema.plan import Placement, Plan
 
 
 def one_tier_down(plan: Plan) -> Plan:

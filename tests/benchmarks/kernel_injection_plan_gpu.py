@@ -45,8 +45,8 @@ def plan(folder: Path) -> None:
     from planner.hardware.load import load
     from planner.runtimes.folder import write_folder
     from planner.runtimes.kernel_injection.emit import emit
-    from planner.runtimes.kernel_injection.law import LAW
-    from planner.workload import Workload
+    from planner.runtimes.kernel_injection.model import LAW
+    from planner.schema.workload import Workload
 
     profile = load(_HARDWARE)
     way = next(one for one in LAW.settings(profile) if one.num_ranks == _NUM_RANKS)

@@ -18,7 +18,7 @@ _PLANNER: Final = (sys.executable, "-m", "cli")
 _TRACE_BLOOM: Final = """
 from planner.models.build import build
 from planner.models.resolve import resolve
-from planner.graph.trace import trace
+from planner.tracing.trace import trace
 config, model_class = build(resolve("bloom-176b"))
 import time
 start = time.perf_counter()

@@ -171,9 +171,9 @@ def borders(rows: list[dict[str, Any]], plans: dict[str, Any]) -> dict[str, Any]
     import msgspec
 
     from planner.bench.repricing import largest_feasible
-    from planner.graph.store import graph_for
     from planner.models.resolve import resolve
-    from planner.plan import Plan
+    from planner.schema.plan import Plan
+    from planner.tracing.store import graph_for
 
     found = {}
     names = {(r["plan_sha256"], r["memory_cap_bytes"]) for r in rows if r["status"] == "out_of_memory"}

@@ -59,8 +59,8 @@ def one(kind: str, model_type: str) -> dict[str, Any]:
     """Derive the roles of one class; its row of the table."""
     import torch
 
-    from planner.graph.meta_model import build
-    from planner.roles.derive import derive
+    from planner.tracing.meta_model import build
+    from planner.tracing.partition.derive import derive
 
     config, model_class = built_from(kind, model_type)
     dtype = torch.float32 if model_type in IN_32_BITS else torch.bfloat16
@@ -110,7 +110,7 @@ def built_from(kind: str, model_type: str) -> tuple[Any, type]:
 
 def beside_plan(model: Any, found: dict[str, str]) -> dict[str, Any]:
     """Weights on which the plan and the derivation agree, and those on which they do not."""
-    from planner.roles.patterns import pattern_of
+    from planner.tensor_parallel.patterns import pattern_of
 
     plan = dict(getattr(model, "tp_plan", None) or {})
     weights = dict.fromkeys(kind_of(name) for name, p in model.named_parameters() if p.dim() > 1)

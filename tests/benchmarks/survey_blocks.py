@@ -59,8 +59,8 @@ def one(kind: str, model_type: str) -> dict[str, Any]:
     from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    from planner.graph.meta_model import build
-    from planner.graph.placement import trace_placement
+    from planner.tracing.meta_model import build
+    from planner.tracing.placement import trace_placement
 
     names = {
         "causal": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,

@@ -60,9 +60,10 @@ def plan(folder: Path, hardware: str) -> None:
     sys.path.insert(0, str(_ROOT))
     from fixtures.plans import plan_with
     from fixtures.train import TRAINED
+    from planner.emit import emit
     from planner.hardware.load import load
-    from planner.runtimes.registry import LAWS, emit
-    from planner.workload import Workload
+    from planner.runtimes.registry import LAWS
+    from planner.schema.workload import Workload
     from tests.integration.tensor_parallel_cases import save
 
     save("llama", folder / "llama")

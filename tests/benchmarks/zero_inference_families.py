@@ -14,10 +14,10 @@ import deepspeed
 import torch
 import transformers
 
+from planner.emit import emit
 from planner.errors import PlannerError
-from planner.graph.store import graph_for
 from planner.models.resolve import resolve
-from planner.runtimes.registry import emit
+from planner.tracing.store import graph_for
 from planner.verify.run import verify
 from tests.integration.zero_inference_cases import EIGHT, plan_for, save_wide
 

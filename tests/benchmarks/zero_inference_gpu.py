@@ -74,8 +74,8 @@ def plan(plans: Path, hardware: str) -> None:
     from planner.hardware.overrides import apply
     from planner.runtimes.folder import write_folder
     from planner.runtimes.zero_inference.emit import emit
-    from planner.runtimes.zero_inference.law import LAW
-    from planner.workload import Workload
+    from planner.runtimes.zero_inference.model import LAW
+    from planner.schema.workload import Workload
 
     for name, (memory_bytes, batch_size) in _CASES.items():
         profile = apply(load(hardware), gpu_memory_bytes=memory_bytes, num_gpus=1)

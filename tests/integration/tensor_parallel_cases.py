@@ -8,15 +8,16 @@ import pytest
 
 from fixtures import families, tiny
 from fixtures.plans import plan_with
+from planner.cost.runtime_model import Settings
+from planner.emit import emit
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
-from planner.plan import Plan
-from planner.roles.policy import injection_policy
-from planner.runtimes.base import Settings
 from planner.runtimes.deepspeed_tp.emit import CONFIG_FILE
-from planner.runtimes.registry import LAWS, emit
+from planner.runtimes.registry import LAWS
+from planner.schema.plan import Plan
+from planner.schema.workload import Workload
+from planner.tensor_parallel.policy import injection_policy
 from planner.verify.tiers import one_tier_down
-from planner.workload import Workload
 from reshard.job import Request
 from reshard.run import reshard
 

@@ -9,24 +9,24 @@ import transformers
 
 from fixtures.byte_tokenizer import byte_tokenizer
 from fixtures.families import FAMILIES
-from planner.evaluate.assignment import Assignment
+from planner.cost.assignment import Assignment
+from planner.cost.build_problem import price
+from planner.cost.placement_units import chain_of
+from planner.cost.problem import Problem
+from planner.emit import emit
+from planner.graph.model import Model
 from planner.graph.network import placement_units
-from planner.graph.store import graph_for
 from planner.hardware.load import load
 from planner.models.resolve import resolve
-from planner.models.traced import Model
-from planner.plan import Plan
-from planner.planning import plan_of
-from planner.pricing import price
-from planner.problem import Problem
-from planner.runtimes.registry import emit
-from planner.runtimes.zero_inference.law import LAW
+from planner.runtimes.zero_inference.model import LAW
 from planner.runtimes.zero_inference.parameters import parameters
 from planner.runtimes.zero_inference.sizes import MIN_SWAPPED_BYTES
-from planner.search.best import Candidate
-from planner.units import chain_of
+from planner.schema.plan import Plan
+from planner.schema.workload import Workload
+from planner.search.best_placement import Candidate
+from planner.search.choose import plan_of
+from planner.tracing.store import graph_for
 from planner.verify.tiers import one_tier_down
-from planner.workload import Workload
 
 EIGHT = ("gptj", "opt", "bloom", "gpt_neox", "gpt_neo", "gpt2", "llama", "t5")
 

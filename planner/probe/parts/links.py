@@ -12,8 +12,8 @@ from typing import Final
 
 import torch
 
-from planner.cores import Walk
 from planner.probe.clock import repeat
+from planner.probe.core_rotation import Walk
 from planner.probe.findings import Findings
 from planner.probe.fits import Line, fit_line, over_cores
 

@@ -19,8 +19,8 @@ from accelerate import dispatch_model
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from planner.cores import Walk
 from planner.probe.clock import alternate
+from planner.probe.core_rotation import Walk
 from planner.probe.findings import Findings
 from planner.probe.fits import excess, over_cores
 from planner.probe.parts import models, streamed

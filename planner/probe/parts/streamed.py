@@ -13,8 +13,8 @@ from accelerate import dispatch_model
 from accelerate.utils import modeling
 from safetensors.torch import save_file
 
-from planner.cores import Walk
 from planner.probe.clock import alternate
+from planner.probe.core_rotation import Walk
 from planner.probe.findings import Findings
 from planner.probe.fits import excess
 from planner.probe.parts import models

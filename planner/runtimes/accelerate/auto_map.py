@@ -8,11 +8,11 @@ are balanced.
 
 from typing import Final
 
-from planner.hardware.schema import HardwareProfile
-from planner.loggers import silent
-from planner.memory import host_process_bytes
+from planner.cost.memory_terms import host_process_bytes
 from planner.models.build import build
 from planner.models.spec import ModelSpec
+from planner.runtimes.quiet_logs import silent
+from planner.schema.hardware import HardwareProfile
 
 _ONE_GPU_SHARE: Final = 0.9
 _HOST_SHARE: Final = 0.9
@@ -27,7 +27,7 @@ def auto_device_map(spec: ModelSpec, profile: HardwareProfile, dtype: str) -> di
     import torch
     from transformers.integrations.accelerate import get_balanced_memory, infer_auto_device_map
 
-    from planner.graph.meta_model import build as build_meta
+    from planner.tracing.meta_model import build as build_meta
 
     config, model_class = build(spec)
     model = build_meta(config, model_class, getattr(torch, dtype))

@@ -3,11 +3,11 @@
 import json
 from typing import Final
 
-from planner.device_map import compress
+from planner.cost.runtime_model import Emitted
+from planner.device_map.check import compress
 from planner.graph.schema import ModuleGraph
-from planner.plan import Plan, device_map_value
-from planner.runtimes.base import Emitted
 from planner.runtimes.folder import SCRIPT, script
+from planner.schema.plan import Plan, device_map_value
 
 DEVICE_MAP_FILE: Final = "device_map.json"
 

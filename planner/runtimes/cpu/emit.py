@@ -1,9 +1,9 @@
 """Emits the same files as Accelerate's: a device map with one place in it is plain transformers."""
 
+from planner.cost.runtime_model import Emitted
 from planner.graph.schema import ModuleGraph
-from planner.plan import Plan
 from planner.runtimes.accelerate.emit import emit as emit_device_map
-from planner.runtimes.base import Emitted
+from planner.schema.plan import Plan
 
 
 def emit(plan: Plan, graph: ModuleGraph) -> Emitted:

@@ -3,12 +3,12 @@
 import json
 from typing import Any, Final
 
+from planner.cost.runtime_model import Emitted
 from planner.graph.schema import ModuleGraph
-from planner.plan import Plan
-from planner.roles.policy import injection_policy
-from planner.runtimes.base import Emitted
 from planner.runtimes.deepspeed_tp.families import AUTO_TP_MODEL_TYPES
 from planner.runtimes.folder import SCRIPT, script
+from planner.schema.plan import Plan
+from planner.tensor_parallel.policy import injection_policy
 
 CONFIG_FILE: Final = "inference_config.json"
 

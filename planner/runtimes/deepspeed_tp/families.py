@@ -6,7 +6,7 @@ Source: deepspeed.module_inject.auto_tp and fusedqkv_utils (0.19.8).
 from typing import Final
 
 from planner.graph.schema import ModuleGraph, Node
-from planner.roles.policy import injection_policy, relative_name
+from planner.tensor_parallel.policy import injection_policy, relative_name
 
 # fmt: off
 #: Model types in which DeepSpeed itself finds the row-parallel Linears, and cuts fused ones as they lie. Each

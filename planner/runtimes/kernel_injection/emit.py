@@ -3,12 +3,12 @@
 import json
 from typing import Any, Final
 
+from planner.cost.runtime_model import Emitted
 from planner.graph.schema import ModuleGraph
-from planner.plan import Plan
-from planner.runtimes.base import Emitted
 from planner.runtimes.folder import SCRIPT, script
 from planner.runtimes.kernel_injection.environment import REQUIREMENTS
-from planner.runtimes.kernel_injection.law import max_out_tokens
+from planner.runtimes.kernel_injection.model import max_out_tokens
+from planner.schema.plan import Plan
 from reshard.formats.injected import computed_settings
 
 KERNELS_FILE: Final = "kernels.json"

@@ -1,9 +1,9 @@
 """Emits the script alone: how the model is cut is said by its configuration's `base_model_tp_plan`."""
 
+from planner.cost.runtime_model import Emitted
 from planner.graph.schema import ModuleGraph
-from planner.plan import Plan
-from planner.runtimes.base import Emitted
 from planner.runtimes.folder import SCRIPT, script
+from planner.schema.plan import Plan
 
 
 def emit(plan: Plan, graph: ModuleGraph) -> Emitted:

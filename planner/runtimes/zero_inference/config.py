@@ -3,10 +3,10 @@
 from typing import Any, Final
 
 from planner.graph.schema import ModuleGraph
-from planner.plan import Plan
 from planner.runtimes.zero_inference.parameters import parameters, resident
 from planner.runtimes.zero_inference.quantization import weight_quantization
 from planner.runtimes.zero_inference.sizes import Sizes, buffer_elements, sizes_for
+from planner.schema.plan import Plan
 
 #: Stands for the folder of swap files until the script that is started knows it.
 NVME_PATH: Final = "OFFLOAD_FOLDER"

@@ -3,11 +3,11 @@
 import json
 from typing import Final
 
+from planner.cost.runtime_model import Emitted
 from planner.graph.schema import ModuleGraph
-from planner.plan import Plan
-from planner.runtimes.base import Emitted
 from planner.runtimes.folder import SCRIPT, script
 from planner.runtimes.zero_inference.config import ds_config, store_of
+from planner.schema.plan import Plan
 
 CONFIG_FILE: Final = "ds_config.json"
 

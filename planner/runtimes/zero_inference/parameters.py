@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from planner.expansion import join
+from planner.device_map.keys import join
 from planner.graph.schema import ModuleGraph
-from planner.plan import Plan
+from planner.schema.plan import Plan
 
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from planner.errors import InvalidInputError
-from planner.loggers import silent
+from planner.runtimes.quiet_logs import silent
 from planner.runtimes.zero_inference.sizes import MIN_SWAPPED_BYTES
 
 #: Asked for only where ranks are running.

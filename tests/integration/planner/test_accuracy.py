@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from planner.accuracy.compare import LADDER, LadderResult, Line, ladders, lines
+from planner.accuracy.configurations import outcome
 from planner.accuracy.published import Row, rows
 from planner.accuracy.report import markdown
 from planner.accuracy.setups import setups
 from planner.accuracy.summary import TABLES, Verdict, medians, require, verdicts
-from planner.accuracy.ways import outcome
 from planner.errors import VerificationError
 
 

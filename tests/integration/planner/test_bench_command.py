@@ -11,13 +11,13 @@ import pytest
 import cli.main
 from fixtures.train import TRAINED
 from planner.bench.rows import PlanRecord, Row, read
-from planner.graph.store import graph_for
+from planner.emit import emit
+from planner.graph.model import Model
 from planner.hardware.load import load
 from planner.models.resolve import resolve
-from planner.models.traced import Model
-from planner.planning import make_plan
-from planner.request import Request
-from planner.runtimes.registry import emit
+from planner.schema.request import Request
+from planner.search.choose import make_plan
+from planner.tracing.store import graph_for
 
 
 @pytest.fixture(scope="module")

@@ -17,20 +17,21 @@ from planner.bench.baselines import BASELINES, write_baseline
 from planner.bench.repricing import repriced
 from planner.bench.rows import PlanRecord, Row, read
 from planner.bench.run import Job, bench
+from planner.cost.predict import predict
+from planner.emit import emit
 from planner.errors import InvalidInputError, UnknownNameError
-from planner.evaluate.predict import predict
+from planner.graph.model import Model
 from planner.graph.schema import ModuleGraph
-from planner.graph.store import graph_for
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
 from planner.models.resolve import resolve
-from planner.models.traced import Model
-from planner.plan import Plan, encode
-from planner.planning import make_plan
-from planner.request import Request
-from planner.runtimes.registry import emit, laws
+from planner.runtimes.registry import laws
+from planner.schema.plan import Plan, encode
+from planner.schema.request import Request
+from planner.schema.workload import Workload
+from planner.search.choose import make_plan
+from planner.tracing.store import graph_for
 from planner.verify.tiers import one_tier_down
-from planner.workload import Workload
 
 LENGTHS: dict[str, Any] = {"prompt_tokens": 6, "new_tokens": 4}
 #: Sequences whose token ids alone are more than any address space.

@@ -13,8 +13,8 @@ from fixtures import tiny
 from planner.bench import weights
 from planner.bench.weights import stored_tensors, write_random
 from planner.errors import InvalidInputError
-from planner.graph.store import graph_for
 from planner.models.resolve import resolve
+from planner.tracing.store import graph_for
 
 FAMILIES = ("gptj", "opt", "bloom", "gpt_neox", "gpt2", "llama", "t5")
 

@@ -15,26 +15,26 @@ from safetensors.numpy import load_file, save_file
 
 from fixtures import tiny
 from fixtures.train import TRAINED
-from planner.device_map import check
+from planner.cost.assignment import Assignment
+from planner.cost.build_problem import price
+from planner.cost.placement_units import chain_of
+from planner.cost.runtime_model import Settings
+from planner.device_map.check import check
+from planner.emit import emit
 from planner.errors import InvalidInputError, ModelError, PlanFileError, RuntimeFailure
-from planner.evaluate.assignment import Assignment
+from planner.graph.model import Model
 from planner.graph.network import placement_units
-from planner.graph.store import graph_for
 from planner.hardware.load import load
 from planner.models.resolve import resolve
-from planner.models.traced import Model
-from planner.plan import Plan, decode, encode, read
-from planner.planning import plan_of
-from planner.pricing import price
 from planner.runtimes.accelerate.emit import device_map_of
-from planner.runtimes.accelerate.law import LAW
-from planner.runtimes.base import Settings
-from planner.runtimes.registry import emit
-from planner.search.best import Candidate
-from planner.units import chain_of
+from planner.runtimes.accelerate.model import LAW
+from planner.schema.plan import Plan, decode, encode, read
+from planner.schema.workload import Workload
+from planner.search.best_placement import Candidate
+from planner.search.choose import plan_of
+from planner.tracing.store import graph_for
 from planner.verify.run import verify
 from planner.verify.tiers import one_tier_down
-from planner.workload import Workload
 from reshard.errors import CheckpointError
 
 FAMILIES = ("gptj", "opt", "bloom", "gpt_neox", "gpt_neo", "gpt2", "llama", "mixtral", "t5")

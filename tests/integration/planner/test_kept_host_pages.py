@@ -11,16 +11,16 @@ import pytest
 
 from fixtures.train import TRAINED
 from planner.bench.baselines import write_baseline
-from planner.graph.store import graph_for
+from planner.emit import emit
+from planner.graph.model import Model
 from planner.hardware.load import load
 from planner.models.resolve import resolve
 from planner.models.spec import ModelSpec
-from planner.models.traced import Model
-from planner.plan import Plan, read
-from planner.planning import make_plan
-from planner.request import Request
-from planner.runtimes.registry import emit
-from planner.workload import Workload
+from planner.schema.plan import Plan, read
+from planner.schema.request import Request
+from planner.schema.workload import Workload
+from planner.search.choose import make_plan
+from planner.tracing.store import graph_for
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 

@@ -20,8 +20,8 @@ from fixtures.plans import plan_with
 from planner.hardware.load import load
 from planner.runtimes.folder import write_folder
 from planner.runtimes.kernel_injection.emit import emit
-from planner.runtimes.kernel_injection.law import LAW
-from planner.workload import Workload
+from planner.runtimes.kernel_injection.model import LAW
+from planner.schema.workload import Workload
 from reshard.job import Request
 from reshard.run import reshard
 

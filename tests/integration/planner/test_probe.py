@@ -16,10 +16,10 @@ from cli.commands.plan import command as plan_command
 from cli.commands.probe import command as probe_command
 from planner.hardware.files import quantities
 from planner.hardware.load import load
-from planner.plan import decode
 from planner.probe.findings import Findings
 from planner.probe.run import probe, reading_ahead
-from planner.sources import Source
+from planner.schema.plan import decode
+from planner.schema.quantity import Source
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import pytest
 from safetensors import safe_open
 
 from fixtures.tiny import save
-from planner.graph.store import graph_for
 from planner.models.resolve import resolve
 from planner.tensor_parallel.rules import DEEPSPEED_TP, TRANSFORMERS_TP, Rules
 from planner.tensor_parallel.shard import sharded
+from planner.tracing.store import graph_for
 from reshard.job import Request
 from reshard.run import reshard
 

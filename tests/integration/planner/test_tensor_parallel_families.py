@@ -11,13 +11,13 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from fixtures.families import FAMILIES
-from planner.graph.meta_model import build as build_meta
-from planner.graph.store import graph_for
 from planner.models.build import build
 from planner.models.resolve import resolve
-from planner.roles.policy import injection_policy
 from planner.runtimes.deepspeed_tp.families import AUTO_TP_MODEL_TYPES, why_not
 from planner.runtimes.transformers_tp.families import PLANNED
+from planner.tensor_parallel.policy import injection_policy
+from planner.tracing.meta_model import build as build_meta
+from planner.tracing.store import graph_for
 from tests.integration.tensor_parallel_cases import save
 
 #: Fixtures of the families that are left to DeepSpeed's own rules.

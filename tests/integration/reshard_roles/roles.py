@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from planner.models.resolve import resolve
-from planner.roles.export import export
-from planner.roles.of_spec import roles_of
+from planner.tensor_parallel.roles_file import export
+from planner.tracing.partition.of_spec import roles_of
 from reshard.roles import Roles
 
 

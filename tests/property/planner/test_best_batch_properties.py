@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.search.best import AS_GOOD, best_batch
-from planner.workload import BATCH_LADDER
+from planner.schema.workload import BATCH_LADDER
+from planner.search.best_placement import AS_GOOD, best_batch
 
 
 class Placed(NamedTuple):

@@ -8,26 +8,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixtures.graphs import layered_graph
+from planner.cost.assignment import Assignment
+from planner.cost.build_problem import price
+from planner.cost.memory import memory, shortage
+from planner.cost.placement_units import chain_of
+from planner.cost.problem import Problem
+from planner.cost.runtime_model import Settings
+from planner.cost.time import objective_s, time
 from planner.errors import InfeasibleError
-from planner.evaluate.assignment import Assignment
-from planner.evaluate.memory import memory, shortage
-from planner.evaluate.time import objective_s, time
+from planner.graph.model import Model
 from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
-from planner.hardware.schema import HardwareProfile
-from planner.models.traced import Model
-from planner.planning import make_plan
-from planner.pricing import price
-from planner.problem import Problem
-from planner.request import Request
-from planner.runtimes.accelerate.law import LAW
-from planner.runtimes.base import Settings
-from planner.search.best import best_placement
-from planner.sources import Quantity, Source
-from planner.units import chain_of
-from planner.workload import Workload
+from planner.runtimes.accelerate.model import LAW
+from planner.schema.hardware import HardwareProfile
+from planner.schema.quantity import Quantity, Source
+from planner.schema.request import Request
+from planner.schema.workload import Workload
+from planner.search.best_placement import best_placement
+from planner.search.choose import make_plan
 
 _MIB = 2**20
 

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.graph.schema import ModuleGraph
-from planner.graph.store import graph_for
 from planner.models.resolve import resolve
 from planner.models.shipped import shipped_names
 from planner.tensor_parallel.rules import DEEPSPEED_TP, KERNEL_INJECTION, TRANSFORMERS_TP, Rules
 from planner.tensor_parallel.shard import degrees, sharded
+from planner.tracing.store import graph_for
 
 RULES = st.sampled_from((DEEPSPEED_TP, TRANSFORMERS_TP, KERNEL_INJECTION))
 

@@ -7,21 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixtures.graphs import layered_graph
-from planner.evaluate.assignment import Assignment
+from planner.cost.assignment import Assignment
+from planner.cost.build_problem import price
+from planner.cost.placement_units import chain_of
+from planner.graph.model import Model
 from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
-from planner.models.traced import Model
-from planner.plan import Plan
-from planner.planning import plan_of
-from planner.pricing import price
 from planner.runtimes.zero_inference.config import ds_config
-from planner.runtimes.zero_inference.law import LAW
+from planner.runtimes.zero_inference.model import LAW
 from planner.runtimes.zero_inference.parameters import marked, parameters, resident
 from planner.runtimes.zero_inference.validate import findings, problems, zero_block
-from planner.search.best import Candidate
-from planner.units import chain_of
-from planner.workload import Workload
+from planner.schema.plan import Plan
+from planner.schema.workload import Workload
+from planner.search.best_placement import Candidate
+from planner.search.choose import plan_of
 
 MACHINE = load("8xa100-80g")
 

@@ -5,20 +5,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixtures.graphs import layered_graph
-from planner.evaluate.assignment import Assignment
-from planner.evaluate.memory import memory, shortage
-from planner.evaluate.time import objective_s, time
+from planner.cost.assignment import Assignment
+from planner.cost.build_problem import price
+from planner.cost.memory import memory, shortage
+from planner.cost.placement_units import chain_of
+from planner.cost.problem import Problem
+from planner.cost.runtime_model import Settings
+from planner.cost.time import objective_s, time
 from planner.graph.network import placement_units
 from planner.hardware.load import load
-from planner.hardware.schema import HardwareProfile
-from planner.pricing import price
-from planner.problem import Problem
-from planner.runtimes.base import Settings
-from planner.runtimes.zero_inference.law import LAW
-from planner.search.best import best_placement
-from planner.sources import Quantity, Source
-from planner.units import chain_of
-from planner.workload import Workload
+from planner.runtimes.zero_inference.model import LAW
+from planner.schema.hardware import HardwareProfile
+from planner.schema.quantity import Quantity, Source
+from planner.schema.workload import Workload
+from planner.search.best_placement import best_placement
 
 MACHINE = load("8xa100-80g")
 MIB = 2**20

@@ -7,7 +7,7 @@ import pytest
 
 import cli.main
 from cli.commands import roles as roles_command
-from planner.roles.report import Derivation, Line, Report
+from planner.tensor_parallel.partition_report import Derivation, Line, Report
 from reshard.roles import Roles, WeightRoles, decode
 
 _UP = "transformer.h.*.self_attention.query_key_value.weight"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.cores import Walk, _large
+from planner.probe.core_rotation import Walk, _large
 
 needs_affinity = pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity"), reason="threads cannot be moved here"

@@ -6,21 +6,21 @@ import msgspec
 import pytest
 
 from fixtures.graphs import layered_graph
+from planner.cost.assignment import Assignment
+from planner.cost.build_problem import price
+from planner.cost.memory import memory
+from planner.cost.placement_units import chain_of
+from planner.cost.problem import Problem
+from planner.cost.runtime_model import Settings
+from planner.cost.time import objective_s, time
 from planner.errors import InvalidInputError
-from planner.evaluate.assignment import Assignment
-from planner.evaluate.memory import memory
-from planner.evaluate.time import objective_s, time
 from planner.graph.network import placement_units
 from planner.hardware.load import load
-from planner.hardware.schema import HardwareProfile
-from planner.pricing import price
-from planner.problem import Problem
-from planner.request import Request
-from planner.runtimes.accelerate.law import LAW
-from planner.runtimes.base import Settings
-from planner.sources import Quantity, Source
-from planner.units import chain_of
-from planner.workload import BATCH_LADDER, Workload
+from planner.runtimes.accelerate.model import LAW
+from planner.schema.hardware import HardwareProfile
+from planner.schema.quantity import Quantity, Source
+from planner.schema.request import Request
+from planner.schema.workload import BATCH_LADDER, Workload
 
 HIDDEN, VOCABULARY = 64, 256
 # A block has 4·64² (attention) + 2·4·64² (MLP) weights of 2 bytes.

@@ -5,12 +5,12 @@ import pytest
 
 from fixtures.graphs import layered_graph
 from planner.accuracy.own import graph_of_model
-from planner.breakdown import TimeBreakdown
-from planner.explain import bound, describe_modules, explain
+from planner.graph.model import Model
 from planner.hardware.load import load
-from planner.models.traced import Model
-from planner.planning import make_plan
-from planner.request import Request
+from planner.report.explain import bound, describe_modules, explain
+from planner.schema.breakdown import TimeBreakdown
+from planner.schema.request import Request
+from planner.search.choose import make_plan
 
 
 def _model() -> Model:

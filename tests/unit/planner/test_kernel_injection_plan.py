@@ -7,17 +7,17 @@ import msgspec
 import pytest
 
 from fixtures.plans import plan_with
+from planner.cost.runtime_model import Settings
 from planner.graph.schema import Edge, ModuleGraph, Tensor
-from planner.graph.store import graph_for
 from planner.hardware.load import load
 from planner.models.resolve import resolve
-from planner.plan import Plan
-from planner.runtimes.base import Settings
 from planner.runtimes.kernel_injection.emit import READS_ARCHIVES, emit, kernels
 from planner.runtimes.kernel_injection.environment import REQUIREMENTS
 from planner.runtimes.kernel_injection.families import FAMILIES, num_heads, unlike
-from planner.runtimes.kernel_injection.law import LAW, workspace_bytes
-from planner.workload import Workload
+from planner.runtimes.kernel_injection.model import LAW, workspace_bytes
+from planner.schema.plan import Plan
+from planner.schema.workload import Workload
+from planner.tracing.store import graph_for
 from reshard.formats.injected import FAMILIES as LOADABLE
 
 MODELS = ("bloom-7b1", "gpt-j-6b", "gpt-neo-1.3b", "gpt-neox-20b", "opt-6.7b")

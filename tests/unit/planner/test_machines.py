@@ -4,11 +4,11 @@ import pytest
 
 from fixtures.graphs import layered_graph
 from planner.errors import InvalidInputError
+from planner.graph.model import Model
 from planner.hardware.load import load
-from planner.machines import compare
-from planner.models.traced import Model
-from planner.planning import make_plan
-from planner.request import Request
+from planner.schema.request import Request
+from planner.search.choose import make_plan
+from planner.search.compare_machines import compare
 
 MODEL = Model(
     name="layered",

@@ -4,16 +4,16 @@ import msgspec
 import pytest
 
 from fixtures.graphs import layered_graph
-from planner.comparison import best_by_runtime
-from planner.contenders import dtypes_for
 from planner.errors import InfeasibleError, InvalidInputError
-from planner.graph.store import graph_for
+from planner.graph.model import Model
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
 from planner.models.resolve import resolve
-from planner.models.traced import Model
-from planner.planning import make_plan
-from planner.request import Request
+from planner.schema.request import Request
+from planner.search.alternatives import best_by_runtime
+from planner.search.candidates import dtypes_for
+from planner.search.choose import make_plan
+from planner.tracing.store import graph_for
 
 
 def _model(**changes: object) -> Model:

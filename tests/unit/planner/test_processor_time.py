@@ -4,13 +4,13 @@ import msgspec
 import pytest
 
 from fixtures.graphs import layered_graph, linear
+from planner.cost.time_terms import cpu_engine, kernel_s
 from planner.graph.schema import Node
 from planner.hardware.assemble import scaled
 from planner.hardware.load import load
-from planner.hardware.schema import Host
-from planner.sources import Quantity, Source
-from planner.time import cpu_engine, kernel_s
-from planner.workload import Workload
+from planner.schema.hardware import Host
+from planner.schema.quantity import Quantity, Source
+from planner.schema.workload import Workload
 
 INPUTS, OUTPUTS = 1000, 2000
 PRODUCT = linear("up", OUTPUTS, INPUTS, order=0, block=None)

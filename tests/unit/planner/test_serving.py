@@ -8,18 +8,18 @@ import msgspec
 import pytest
 
 from fixtures.plans import plan_with
+from planner.cost.runtime_model import Emitted
 from planner.errors import InvalidInputError, UnknownNameError
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
-from planner.plan import Plan
-from planner.runtimes.accelerate.law import LAW as ACCELERATE
-from planner.runtimes.base import Emitted
+from planner.runtimes.accelerate.model import LAW as ACCELERATE
 from planner.runtimes.kernel_injection.environment import REQUIREMENTS
 from planner.runtimes.zero_inference.emit import emit as emit_zero
-from planner.runtimes.zero_inference.law import LAW as ZERO
+from planner.runtimes.zero_inference.model import LAW as ZERO
+from planner.schema.plan import Plan
+from planner.schema.workload import Workload
 from planner.serving import djl, launch, mii, properties
 from planner.serving.registry import serve
-from planner.workload import Workload
 
 NOTHING = Emitted(files={"generate.py": b""}, needs="", readme="")
 WORKLOAD = Workload(batch_size=4, prompt_tokens=100, new_tokens=20, dtype="float16")

@@ -6,13 +6,13 @@ import msgspec
 import pytest
 
 from planner.graph.schema import ModuleGraph, Node, Tensor, TensorParallel
-from planner.graph.store import graph_for
 from planner.hardware.load import load
 from planner.models.resolve import resolve
-from planner.roles.policy import injection_policy
 from planner.runtimes.deepspeed_tp.families import mistaken, why_not
 from planner.runtimes.registry import LAWS
-from planner.workload import Workload
+from planner.schema.workload import Workload
+from planner.tensor_parallel.policy import injection_policy
+from planner.tracing.store import graph_for
 
 WORKLOAD = Workload(batch_size=1, prompt_tokens=16, new_tokens=4, dtype="float16")
 

@@ -1,9 +1,9 @@
 """Units, leaves and entries of a chain."""
 
 from fixtures.graphs import layered_graph
+from planner.cost.placement_units import chain_of
 from planner.graph.network import placement_units, to_networkx
 from planner.graph.schema import SCHEMA_VERSION, ModuleGraph, Node, Tensor
-from planner.units import chain_of
 
 
 def test_blocks_are_units_of_one_structure() -> None:

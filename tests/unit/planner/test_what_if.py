@@ -7,12 +7,12 @@ import pytest
 
 from fixtures.graphs import layered_graph
 from planner.accuracy.own import graph_of_model
+from planner.graph.model import Model
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
-from planner.models.traced import Model
-from planner.planning import make_plan
-from planner.request import Request
-from planner.what_if import int8_weights, what_if
+from planner.schema.request import Request
+from planner.search.choose import make_plan
+from planner.search.what_if import int8_weights, what_if
 
 MODEL = Model(
     name="layered",

@@ -11,12 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fixtures.families import FAMILIES
-from planner.graph.cost_tracer import CostTracer, PhaseSample
-from planner.graph.meta_model import build, cache_of, decode_inputs, prefill_inputs
 from planner.graph.schema import ModuleGraph, Node
-from planner.graph.trace import trace
 from planner.models.build import build as build_spec
 from planner.models.resolve import resolve
+from planner.tracing.cost_tracer import CostTracer, PhaseSample
+from planner.tracing.meta_model import build, cache_of, decode_inputs, prefill_inputs
+from planner.tracing.trace import trace
 
 META = torch.device("meta")
 CPU = torch.device("cpu")

@@ -9,9 +9,9 @@ from fixtures.families import FAMILIES
 from planner.errors import TraceError
 from planner.graph.compact import canonical, decode, encode
 from planner.graph.network import placement_units, to_networkx
-from planner.graph.placement import Placement, trace_placement
 from planner.graph.schema import ModuleGraph
-from planner.graph.trace import trace
+from planner.tracing.placement import Placement, trace_placement
+from planner.tracing.trace import trace
 
 
 @cache

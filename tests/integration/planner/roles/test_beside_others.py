@@ -13,15 +13,15 @@ from torch import nn
 
 from fixtures.families import FAMILIES
 from fixtures.tiny import save
-from planner.graph.meta_model import build
-from planner.graph.store import shipped_graph
 from planner.models.build import build as build_spec
 from planner.models.shipped import shipped_spec
-from planner.roles.derive import derive
-from planner.roles.export import export
-from planner.roles.patterns import pattern_of
-from planner.roles.policy import injection_policy, relative_name
-from planner.roles.schema import Roles
+from planner.tensor_parallel.patterns import pattern_of
+from planner.tensor_parallel.policy import injection_policy, relative_name
+from planner.tensor_parallel.roles_file import export
+from planner.tracing.meta_model import build
+from planner.tracing.partition.derive import derive
+from planner.tracing.partition.schema import Roles
+from planner.tracing.store import shipped_graph
 from reshard.errors import CannotSplitError
 from reshard.formats.per_rank import POLICY, ways_by_roles, ways_to_cut
 from reshard.job import open_source

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from fixtures.families import FAMILIES
-from planner.graph.meta_model import build
-from planner.graph.store import shipped_graph
 from planner.models.shipped import shipped_names, shipped_spec
-from planner.roles.derive import derive
-from planner.roles.of_spec import roles_of
-from planner.roles.policy import injection_policy
-from planner.roles.schema import Roles
+from planner.tensor_parallel.policy import injection_policy
+from planner.tracing.meta_model import build
+from planner.tracing.partition.derive import derive
+from planner.tracing.partition.of_spec import roles_of
+from planner.tracing.partition.schema import Roles
+from planner.tracing.store import shipped_graph
 
 
 def roles_of_family(family: str) -> Roles:

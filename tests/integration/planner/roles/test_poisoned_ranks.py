@@ -8,10 +8,10 @@ import torch
 
 from fixtures.families import FAMILIES
 from fixtures.tiny import build
-from planner.graph.meta_model import build as build_meta
-from planner.roles.derive import derive
-from planner.roles.export import export
-from planner.roles.schema import Roles
+from planner.tensor_parallel.roles_file import export
+from planner.tracing.meta_model import build as build_meta
+from planner.tracing.partition.derive import derive
+from planner.tracing.partition.schema import Roles
 from reshard.roles import Roles as File
 
 from .lockstep import run

@@ -20,10 +20,10 @@ from fixtures.train import TRAINED
 from planner.hardware.load import load
 from planner.runtimes.folder import write_folder
 from planner.runtimes.zero_inference.emit import emit
-from planner.runtimes.zero_inference.law import LAW
+from planner.runtimes.zero_inference.model import LAW
+from planner.schema.workload import Workload
 from planner.serving.djl import properties_of, serve
 from planner.verify.tiers import one_tier_down
-from planner.workload import Workload
 
 SETUP = os.environ.get("DJL_PYTHON")
 NUM_RANKS = 2

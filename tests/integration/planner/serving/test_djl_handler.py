@@ -13,20 +13,20 @@ import pytest
 
 from fixtures.plans import plan_with
 from fixtures.train import TRAINED
+from planner.cost.runtime_model import Emitted
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
-from planner.plan import Plan
 from planner.runtimes.accelerate.emit import emit as emit_accelerate
-from planner.runtimes.accelerate.law import LAW as ACCELERATE
-from planner.runtimes.base import Emitted
+from planner.runtimes.accelerate.model import LAW as ACCELERATE
 from planner.runtimes.deepspeed_tp.emit import emit as emit_tensor_parallel
-from planner.runtimes.deepspeed_tp.law import LAW as TENSOR_PARALLEL
+from planner.runtimes.deepspeed_tp.model import LAW as TENSOR_PARALLEL
 from planner.runtimes.folder import write_folder
 from planner.runtimes.zero_inference.emit import emit as emit_zero
-from planner.runtimes.zero_inference.law import LAW as ZERO
+from planner.runtimes.zero_inference.model import LAW as ZERO
+from planner.schema.plan import Plan
+from planner.schema.workload import Workload
 from planner.serving.djl import serve
 from planner.verify.tiers import one_tier_down
-from planner.workload import Workload
 
 HERE = Path(__file__).parent
 #: `engines/python/setup` of a djl-serving checkout, or what stands in for its package.

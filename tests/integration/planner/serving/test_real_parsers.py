@@ -19,16 +19,16 @@ from deepspeed.runtime.state_dict_factory import SDLoaderFactory
 from torch.distributed import run as torchrun
 
 from fixtures.plans import plan_with
+from planner.cost.runtime_model import Emitted
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
-from planner.plan import Plan
-from planner.runtimes.accelerate.law import LAW as ACCELERATE
-from planner.runtimes.base import Emitted
+from planner.runtimes.accelerate.model import LAW as ACCELERATE
 from planner.runtimes.folder import write_folder
 from planner.runtimes.zero_inference.emit import emit as emit_zero
-from planner.runtimes.zero_inference.law import LAW as ZERO
+from planner.runtimes.zero_inference.model import LAW as ZERO
+from planner.schema.plan import Plan
+from planner.schema.workload import Workload
 from planner.serving import djl, launch, mii, properties
-from planner.workload import Workload
 
 WORKLOAD = Workload(batch_size=4, prompt_tokens=100, new_tokens=20, dtype="float16")
 NOTHING = Emitted(files={"generate.py": b""}, needs="", readme="")

@@ -7,10 +7,10 @@ import pytest
 
 from planner.accuracy.own import OwnLine, borders, own_lines, planned_rows
 from planner.accuracy.own_report import fits_right, own_markdown, own_medians
-from planner.accuracy.points import own_points
+from planner.accuracy.points import Point, own_points
 from planner.bench.rows import PlanRecord, Row, append, read, record_of
 from planner.errors import BadFileError, InvalidInputError
-from planner.report.scatter import Point, save_scatter
+from planner.report.scatter import save_scatter
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 ROWS = RESULTS / "2026-11-21-h100-probed-rows.jsonl"

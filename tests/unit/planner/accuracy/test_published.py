@@ -5,10 +5,10 @@ from collections import Counter
 import pytest
 
 from planner.accuracy.compare import KINDS
+from planner.accuracy.configurations import WAYS
 from planner.accuracy.published import Row, rows
 from planner.accuracy.setups import machine_file, setup_of, setups
 from planner.accuracy.summary import TABLES
-from planner.accuracy.ways import WAYS
 from planner.errors import BadFileError
 from planner.hardware.load import load
 

@@ -6,17 +6,17 @@ import msgspec
 import pytest
 
 from planner.bench.repricing import largest_feasible, predicted, repriced
+from planner.cost.predict import predict
 from planner.errors import InfeasibleError, InvalidInputError
-from planner.evaluate.predict import predict
+from planner.graph.model import Model
 from planner.graph.schema import ModuleGraph
-from planner.graph.store import graph_for
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
 from planner.models.resolve import resolve
-from planner.models.traced import Model
-from planner.plan import Plan, decode, encode
-from planner.planning import make_plan
-from planner.request import Request
+from planner.schema.plan import Plan, decode, encode
+from planner.schema.request import Request
+from planner.search.choose import make_plan
+from planner.tracing.store import graph_for
 
 WAYS = [
     ("gpt-j-6b", "t4", "accelerate", {}),

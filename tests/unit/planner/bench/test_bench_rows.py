@@ -8,13 +8,13 @@ import pytest
 
 from planner.bench.rows import Measured, PlanRecord, Row, append, read, record_of
 from planner.errors import BadFileError
-from planner.graph.store import graph_for
+from planner.graph.model import Model
 from planner.hardware.load import load
 from planner.models.resolve import resolve
-from planner.models.traced import Model
-from planner.plan import Plan
-from planner.planning import make_plan
-from planner.request import Request
+from planner.schema.plan import Plan
+from planner.schema.request import Request
+from planner.search.choose import make_plan
+from planner.tracing.store import graph_for
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from planner.accuracy.own import graph_of_model, planned_rows, workload_of
 from planner.bench.repricing import repriced
 from planner.bench.rows import Row, append, record_of
 from planner.calibrate.terms import with_terms
-from planner.evaluate.time import time
-from planner.plan import Plan
+from planner.cost.time import time
+from planner.schema.plan import Plan
 
 
 def one_of_each(rows: Path) -> list[tuple[Row, Plan]]:

@@ -15,7 +15,7 @@ from planner.calibrate.terms import Sample, numbers_of, terms_of, with_terms
 from planner.calibrate.write import rewritten
 from planner.errors import BadFileError, InvalidInputError, ProfileError
 from planner.hardware.load import load
-from planner.hardware.schema import HardwareProfile
+from planner.schema.hardware import HardwareProfile
 
 from .made_rows import make_rows, one_of_each
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from planner.graph.flops import flops_of
-from planner.graph.forwards import ForwardTracer
-from planner.graph.fused_ops import ATTENTION
+from planner.tracing.flops import flops_of
+from planner.tracing.forwards import ForwardTracer
+from planner.tracing.fused_ops import ATTENTION
 
 
 class Asking(nn.Module):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from planner.graph.fits import (
+from planner.graph.schema import Poly
+from planner.tracing.fits import (
     DECODE_TERMS,
     PREFILL_TERMS,
     TERMS,
@@ -13,8 +14,7 @@ from planner.graph.fits import (
     poly,
     undominated,
 )
-from planner.graph.sampling import sizes_to_sample
-from planner.graph.schema import Poly
+from planner.tracing.sampling import sizes_to_sample
 
 SIZES = [Size(batch, prompt) for batch, prompt in sizes_to_sample(64)]
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from planner.graph.layers import equal_layers
+from planner.tracing.layers import equal_layers
 
 
 class Layer(nn.Module):

@@ -2,8 +2,8 @@
 
 import torch
 
-from planner.graph.caches import cached_tensors
-from planner.graph.liveness import Storage, StorageLedger, live_bytes
+from planner.tracing.caches import cached_tensors
+from planner.tracing.liveness import Storage, StorageLedger, live_bytes
 
 
 def test_a_storage_dies_with_its_last_view() -> None:

@@ -11,7 +11,7 @@ from planner.errors import InvalidInputError, ProfileError, UnknownNameError
 from planner.hardware.assemble import scaled
 from planner.hardware.load import load, names
 from planner.hardware.overrides import apply
-from planner.hardware.schema import HardwareProfile
+from planner.schema.hardware import HardwareProfile
 
 MACHINE = """
 description = "a test machine"

@@ -4,7 +4,7 @@ import pytest
 
 from planner.hardware.files import defaults, known, quantities
 from planner.hardware.load import load, names
-from planner.sources import Source
+from planner.schema.quantity import Source
 
 GIB = 2**30
 

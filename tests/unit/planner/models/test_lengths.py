@@ -5,7 +5,7 @@ import pytest
 
 from fixtures.graphs import layered_graph
 from planner.errors import InvalidInputError
-from planner.models.traced import Model
+from planner.graph.model import Model
 
 
 def model(**kind: object) -> Model:

@@ -8,7 +8,7 @@ import pytest
 from planner.models.config import auto_class_of, dtype_of
 from planner.models.shipped import shipped_config, shipped_name, shipped_names, shipped_spec
 from planner.models.spec import PublishedCount, config_sha256
-from planner.sources import Source
+from planner.schema.quantity import Source
 
 _CONFIG: dict[str, Any] = {"model_type": "x", "hidden_size": 8, "text_config": {"layers": 2}}
 

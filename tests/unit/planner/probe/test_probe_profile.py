@@ -5,15 +5,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from planner.cost.time_terms import cpu_engine
 from planner.errors import ProfileError, RuntimeFailure
 from planner.hardware.files import quantities
 from planner.hardware.load import load
-from planner.hardware.schema import HardwareProfile
 from planner.probe.findings import Findings
 from planner.probe.fits import Line, Measurement
 from planner.probe.profile import Probed, note, probed, to_toml
-from planner.sources import Source
-from planner.time import cpu_engine
+from planner.schema.hardware import HardwareProfile
+from planner.schema.quantity import Source
 
 LINKS = [f"{way}.{key}" for way in ("host_to_device", "device_to_host", "peer") for key in (
     "pinned_bytes_per_s", "pageable_bytes_per_s", "latency_s"

@@ -11,17 +11,18 @@ from matplotlib.figure import Figure
 
 from fixtures.graphs import layered_graph
 from planner.accuracy.own import graph_of_model
+from planner.accuracy.points import Point
+from planner.cost.time import time
 from planner.errors import InvalidInputError
-from planner.evaluate.time import time
+from planner.graph.model import Model
 from planner.hardware.load import load
-from planner.models.traced import Model
-from planner.planning import choose
-from planner.report.course import BatchPoint, Span, batches, spans
 from planner.report.figures import batch_picture, course_picture
 from planner.report.page import check_path, write_report
-from planner.report.scatter import Point, save_scatter
-from planner.request import Request
-from planner.search.best import Candidate
+from planner.report.scatter import save_scatter
+from planner.report.timeline import BatchPoint, Span, batches, spans
+from planner.schema.request import Request
+from planner.search.best_placement import Candidate
+from planner.search.choose import choose
 
 MODEL = Model(
     name="layered <b>",

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from planner.roles.export import coarse, export
-from planner.roles.patterns import folded, pattern_of
-from planner.roles.schema import ParameterRole, Roles
+from planner.tensor_parallel.patterns import folded, pattern_of
+from planner.tensor_parallel.roles_file import coarse, export
+from planner.tracing.partition.schema import ParameterRole, Roles
 
 NAMES = [f"h.{layer}.{name}" for layer in range(3) for name in ("up.weight", "down.weight", "down.bias")]
 

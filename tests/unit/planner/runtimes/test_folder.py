@@ -6,13 +6,13 @@ import msgspec
 import pytest
 
 from fixtures.plans import plan_with
+from planner.cost.runtime_model import Emitted
 from planner.errors import InvalidInputError
 from planner.hardware.load import load
-from planner.plan import Plan, read
-from planner.runtimes.base import Emitted
-from planner.runtimes.cpu.law import LAW
+from planner.runtimes.cpu.model import LAW
 from planner.runtimes.folder import write_folder
-from planner.workload import Workload
+from planner.schema.plan import Plan, read
+from planner.schema.workload import Workload
 
 
 @pytest.fixture(scope="module")

@@ -3,18 +3,18 @@
 import msgspec
 
 from fixtures.graphs import layered_graph
-from planner.evaluate.assignment import Assignment
-from planner.evaluate.memory import memory
+from planner.cost.assignment import Assignment
+from planner.cost.build_problem import price
+from planner.cost.memory import memory
+from planner.cost.memory_terms import peak_bytes
+from planner.cost.placement_units import chain_of
+from planner.cost.problem import Problem
 from planner.graph.network import placement_units
 from planner.hardware.load import load
-from planner.memory import peak_bytes
-from planner.pricing import price
-from planner.problem import Problem
-from planner.runtimes.zero_inference.ahead import Excess, excesses
-from planner.runtimes.zero_inference.law import ZeroInferenceLaw
+from planner.runtimes.zero_inference.model import ZeroInferenceLaw
+from planner.runtimes.zero_inference.prefetch_excess import Excess, excesses
 from planner.runtimes.zero_inference.sizes import sizes_for
-from planner.units import chain_of
-from planner.workload import Workload
+from planner.schema.workload import Workload
 
 HIDDEN, LAYERS = 64, 3
 #: Three in each block: attention, up and down.

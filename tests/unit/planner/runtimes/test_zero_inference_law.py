@@ -4,24 +4,24 @@ import msgspec
 import pytest
 
 from fixtures.graphs import layered_graph
-from planner.evaluate.assignment import Assignment
-from planner.evaluate.memory import memory
-from planner.evaluate.time import time
+from planner.cost.assignment import Assignment
+from planner.cost.build_problem import price
+from planner.cost.memory import memory
+from planner.cost.placement_units import chain_of
+from planner.cost.problem import Problem
+from planner.cost.runtime_model import Settings
+from planner.cost.time import time
+from planner.graph.model import Model
 from planner.graph.network import placement_units
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
-from planner.hardware.schema import HardwareProfile
-from planner.models.traced import Model
-from planner.planning import make_plan
-from planner.pricing import price
-from planner.problem import Problem
-from planner.request import Request
-from planner.runtimes.base import Settings
-from planner.runtimes.zero_inference.law import LAW
+from planner.runtimes.zero_inference.model import LAW
 from planner.runtimes.zero_inference.parameters import marked, parameters
 from planner.runtimes.zero_inference.sizes import sizes_for
-from planner.units import chain_of
-from planner.workload import Workload
+from planner.schema.hardware import HardwareProfile
+from planner.schema.request import Request
+from planner.schema.workload import Workload
+from planner.search.choose import make_plan
 
 HIDDEN, VOCABULARY, LAYERS = 64, 256, 3
 #: Of a block: 4·64² in its attention, and 4·64² in each of two linear layers.

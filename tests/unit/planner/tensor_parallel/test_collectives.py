@@ -2,18 +2,18 @@
 
 import pytest
 
-from planner.graph.store import graph_for
+from planner.cost.runtime_model import Settings
 from planner.hardware.load import load
-from planner.hardware.schema import Fabric
 from planner.models.resolve import resolve
-from planner.runtimes.base import Settings
-from planner.sources import Quantity, Source
+from planner.schema.hardware import Fabric
+from planner.schema.quantity import Quantity, Source
+from planner.schema.workload import Workload
 from planner.tensor_parallel.all_reduce import all_gather_s, all_reduce_s, communicator_bytes
 from planner.tensor_parallel.communication import communication_s
-from planner.tensor_parallel.law import TensorParallelLaw
 from planner.tensor_parallel.rules import DEEPSPEED_TP, KERNEL_INJECTION, TRANSFORMERS_TP, Rules
+from planner.tensor_parallel.runtime_model import TensorParallelLaw
 from planner.tensor_parallel.shard import sharded
-from planner.workload import Workload
+from planner.tracing.store import graph_for
 
 
 def _fabric(kind: str, rate: float) -> Fabric:

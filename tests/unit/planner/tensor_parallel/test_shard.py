@@ -15,11 +15,11 @@ from planner.graph.schema import (
     Tensor,
     TensorParallel,
 )
-from planner.graph.store import graph_for
 from planner.models.resolve import resolve
 from planner.tensor_parallel.fused import fused
 from planner.tensor_parallel.rules import DEEPSPEED_TP, KERNEL_INJECTION, TRANSFORMERS_TP
 from planner.tensor_parallel.shard import degrees, refusal, sharded
+from planner.tracing.store import graph_for
 
 HIDDEN, INNER, HEADS, VOCABULARY = 64, 256, 8, 1000
 

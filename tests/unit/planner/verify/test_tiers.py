@@ -7,10 +7,10 @@ from fixtures.plans import plan_with
 from planner.errors import UnknownNameError
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
-from planner.plan import Plan
 from planner.runtimes.registry import LAWS
+from planner.schema.plan import Plan
+from planner.schema.workload import Workload
 from planner.verify.tiers import one_tier_down
-from planner.workload import Workload
 
 MACHINE = apply(load("t4"), gpu_memory_bytes=2 * 2**30)
 WORKLOAD = Workload(batch_size=1, prompt_tokens=16, new_tokens=4, dtype="float16")

@@ -1,0 +1,235 @@
+"""The ways in which published runs were made, as placements that the cost model prices."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import msgspec
+
+from planner.accuracy.fragmentation import fragmented
+from planner.accuracy.old_accelerate import (
+    first_fit,
+    low_first,
+    offloading_s,
+    returned_cache_s,
+    with_returned_cache,
+)
+from planner.accuracy.setups import Setup, machine_file
+from planner.cost.assignment import Assignment
+from planner.cost.build_problem import price
+from planner.cost.memory import shortage
+from planner.cost.placement_units import chain_of
+from planner.cost.predict import predict
+from planner.cost.problem import PEERS, Problem
+from planner.cost.runtime_model import Law, Settings
+from planner.graph.network import placement_units
+from planner.graph.schema import ModuleGraph
+from planner.hardware.load import load
+from planner.models.resolve import resolve
+from planner.runtimes.accelerate.model import LAW as ACCELERATE
+from planner.runtimes.accelerate.model import places_beside
+from planner.runtimes.deepspeed_tp.model import LAW as DEEPSPEED_TP
+from planner.runtimes.kernel_injection.model import LAW as KERNEL_INJECTION
+from planner.runtimes.zero_inference.model import LAW as ZERO_INFERENCE
+from planner.schema.breakdown import PHASES, MemoryBreakdown
+from planner.schema.hardware import HardwareProfile
+from planner.schema.workload import DTYPE_BYTES, Workload
+from planner.tensor_parallel.all_reduce import communicator_bytes
+from planner.tracing.store import graph_for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What the cost model says of one run.
+
+    Attributes:
+        total_s: the whole `generate()` call.
+        new_tokens: of each sequence.
+        num_sequences: of all streams together.
+        num_ranks: GPUs that generated them.
+        load_s: until the model is ready.
+        memory: device → phase → bytes, with what the allocator of the time held besides.
+    """
+
+    total_s: float
+    new_tokens: int
+    num_sequences: int
+    num_ranks: int
+    load_s: float
+    memory: dict[str, dict[str, MemoryBreakdown]]
+
+    @property
+    def fits(self) -> bool:
+        """Whether it runs."""
+        return shortage(self.memory) is None
+
+
+def outcome(setup: Setup, batch_size: int) -> Outcome:
+    """Price one run of a setup.
+
+    Args:
+        setup: one with a way.
+        batch_size: of each stream, where there are several.
+    """
+    return WAYS[setup.way](setup, batch_size)
+
+
+def _accelerate(setup: Setup, batch_size: int, place: Callable[[Problem], Assignment]) -> Outcome:
+    profile = _machine(setup.machine)
+    settings = Settings(
+        runtime=ACCELERATE.name,
+        label="accelerate of 2022",
+        main="gpu:0",
+        streams_from=places_beside("gpu:0", profile),
+    )
+    problem = _problem(setup, batch_size, profile, settings, ACCELERATE)
+    assignment = place(problem)
+    prediction = predict(problem, assignment)
+    returned = sum(problem.weight(phase) * returned_cache_s(problem, assignment, phase) for phase in PHASES)
+    memory = with_returned_cache(problem, assignment, prediction.memory)
+    load_s = prediction.load_s + offloading_s(problem, assignment)
+    return _outcome(problem, prediction.total_s + returned, load_s, memory)
+
+
+def _on_ranks(
+    setup: Setup,
+    batch_size: int,
+    law: Law,
+    lives: str = "gpu:0",
+    *,
+    whole: bool = False,
+    staged_bytes: int = 0,
+    context_bytes: int = 0,
+) -> Outcome:
+    """Every GPU of the machine is a rank, and everything lives in the same place on each.
+
+    Args:
+        setup: which run.
+        batch_size: of each stream.
+        law: the runtime's.
+        lives: where every weight is.
+        whole: whether every rank reads the whole checkpoint.
+        staged_bytes: what comes and goes on each GPU besides what the law counts.
+        context_bytes: what stays there besides that.
+    """
+    profile = _machine(setup.machine)
+    (settings,) = [
+        one
+        for one in law.settings(profile)
+        if one.num_ranks == profile.num_gpus
+        and one.weight_bits is None
+        and one.kv_cache == "device"
+        and (PEERS in one.streams_from) == (lives == PEERS)
+    ]
+    problem = _problem(setup, batch_size, profile, settings, law)
+    assignment = Assignment(
+        executes=("gpu:0",) * len(problem.units),
+        lives=tuple((lives,) * len(unit.leaves) for unit in problem.units),
+    )
+    prediction = predict(problem, assignment)
+    load_s = _whole_load_s(setup, problem) if whole else prediction.load_s
+    memory = {
+        device: {
+            phase: msgspec.structs.replace(
+                part, staging=part.staging + staged_bytes, context=part.context + context_bytes
+            )
+            for phase, part in phases.items()
+        }
+        if device.startswith("gpu:")
+        else phases
+        for device, phases in prediction.memory.items()
+    }
+    return _outcome(problem, prediction.total_s, load_s, memory)
+
+
+def _whole_load_s(setup: Setup, problem: Problem) -> float:
+    model_bytes = graph_of(setup.model).num_parameters * problem.workload.itemsize_bytes
+    held = sum(unit.stored_bytes for unit in problem.units)
+    if PEERS in problem.settings.streams_from:
+        held //= problem.settings.num_ranks
+    return KERNEL_INJECTION.whole_load_s(
+        model_bytes=model_bytes,
+        device_bytes=held,
+        settings=problem.settings,
+        profile=problem.profile,
+    )
+
+
+def _zero(setup: Setup, batch_size: int) -> Outcome:
+    """Parameters cut over the GPUs; nothing is kept whole, as the script has it.
+
+    Its persistence threshold is 0, so a Linear's bias is gathered with its weight: they arrive in one flat
+    tensor besides the two that are made of it (AllGatherCoalescedHandle), and that is the weight's size.
+    """
+    graph = graph_of(setup.model)
+    widest = max(t.num_elements for n in graph.nodes if n.block is not None for t in n.tensors)
+    flat = widest * DTYPE_BYTES[setup.dtype]
+    profile = _machine(setup.machine)
+    nccl = communicator_bytes(profile.num_gpus, profile.fabric) if profile.fabric is not None else 0
+    return _on_ranks(
+        setup, batch_size, ZERO_INFERENCE, PEERS, whole=True, staged_bytes=flat, context_bytes=nccl
+    )
+
+
+def _resident(setup: Setup, batch_size: int) -> Outcome:
+    profile = _machine(setup.machine)
+    settings = Settings(runtime=ACCELERATE.name, label="one GPU", main="gpu:0")
+    problem = _problem(setup, batch_size, profile, settings, ACCELERATE)
+    assignment = Assignment(
+        executes=("gpu:0",) * len(problem.units),
+        lives=tuple(("gpu:0",) * len(unit.leaves) for unit in problem.units),
+    )
+    prediction = predict(problem, assignment)
+    return _outcome(problem, prediction.total_s, prediction.load_s, prediction.memory)
+
+
+def _outcome(
+    problem: Problem, total_s: float, load_s: float, memory: dict[str, dict[str, MemoryBreakdown]]
+) -> Outcome:
+    return Outcome(
+        total_s=total_s,
+        new_tokens=problem.workload.new_tokens,
+        num_sequences=problem.num_sequences,
+        num_ranks=problem.settings.num_ranks,
+        load_s=load_s,
+        memory=fragmented(problem, memory),
+    )
+
+
+def _problem(
+    setup: Setup, batch_size: int, profile: HardwareProfile, settings: Settings, law: Law
+) -> Problem:
+    graph = law.rank_graph(graph_of(setup.model), settings)
+    workload = Workload(
+        batch_size=batch_size,
+        prompt_tokens=setup.prompt_tokens,
+        new_tokens=setup.new_tokens,
+        dtype=setup.dtype,
+    )
+    return price(graph, chain_of(graph, placement_units(graph)), profile, workload, settings, law)
+
+
+@cache
+def graph_of(model: str) -> ModuleGraph:
+    """The whole model's graph."""
+    return graph_for(resolve(model))
+
+
+@cache
+def _machine(name: str) -> HardwareProfile:
+    return load(machine_file(name))
+
+
+#: Name in `setups.toml` → how it is priced.
+WAYS: Final[dict[str, Callable[[Setup, int], Outcome]]] = {
+    "accelerate-first-fit": lambda setup, batch_size: _accelerate(setup, batch_size, first_fit),
+    "accelerate-low-first": lambda setup, batch_size: _accelerate(setup, batch_size, low_first),
+    "kernel-injection": lambda setup, batch_size: _on_ranks(setup, batch_size, KERNEL_INJECTION),
+    "kernel-injection-whole": lambda setup, batch_size: _on_ranks(
+        setup, batch_size, KERNEL_INJECTION, whole=True
+    ),
+    "zero-peers": _zero,
+    "deepspeed-tp": lambda setup, batch_size: _on_ranks(setup, batch_size, DEEPSPEED_TP),
+    "resident": _resident,
+}

@@ -1,0 +1,92 @@
+"""Accelerate's transfer law: per tensor, blocking, nothing overlapped.
+
+A hook calls `tensor.to(device)` for each tensor of the module, waits, runs the module and puts the
+tensors back on meta. From pageable memory the driver stages the copy; from pinned memory it does not.
+From disk, each forward reads the tensor out of its safetensors file into pageable memory first. Accelerate
+also empties the allocator's cache for each tensor; the emitted script prevents that, and it is not priced.
+Source: accelerate.hooks.AlignDevicesHook, accelerate.utils.offload.OffloadedWeightsLoader (1.15).
+"""
+
+from planner.cost.runtime_model import Law, Movement, Settings
+from planner.cost.time_terms import copy_s
+from planner.schema.hardware import HardwareProfile
+from planner.schema.quantity import Quantity
+
+
+class AccelerateLaw(Law):
+    """See `planner.cost.runtime_model.Law`."""
+
+    name = "accelerate"
+    pipeline = True
+    # The first GPU in a device map is its main device.
+    needs_resident = True
+    hooks = "split"
+
+    def settings(self, profile: HardwareProfile) -> tuple[Settings, ...]:
+        """Pageable and pinned host copies, each with the cache on the device or in host memory."""
+        if profile.num_gpus == 0:
+            places = places_beside("cpu", profile)
+            if not places:
+                return ()
+            label = "accelerate, CPU with weights on disk"
+            return (Settings(runtime=self.name, label=label, main="cpu", streams_from=places),)
+        caches = ("device", "offloaded") if profile.num_gpus == 1 else ("device",)
+        return tuple(
+            Settings(
+                runtime=self.name,
+                label=_label(host_copies, kv_cache),
+                main="gpu:0",
+                host_copies=host_copies,
+                kv_cache=kv_cache,
+                cpu_execution=kv_cache == "device",
+                streams_from=places_beside("gpu:0", profile),
+            )
+            for kv_cache in caches
+            for host_copies in ("pageable", "pinned")
+        )
+
+    def movement(
+        self,
+        *,
+        num_bytes: int,
+        num_tensors: int,
+        lives: str,
+        executes: str,
+        settings: Settings,
+        profile: HardwareProfile,
+    ) -> Movement:
+        """See `planner.cost.runtime_model.Law.movement`."""
+        quantities: list[Quantity] = [profile.host.tensor_move_overhead_s]
+        seconds = 0.0
+        if lives == "disk":
+            disk = profile.disk
+            if disk is None:
+                raise ValueError(f"profile {profile.name!r} has no disk to stream from")
+            seconds += num_tensors * disk.latency_s.value + num_bytes / disk.read_bytes_per_s.value
+            quantities += [disk.latency_s, disk.read_bytes_per_s]
+        if executes != "cpu":
+            link = profile.host_to_device
+            if link is None:
+                raise ValueError(f"profile {profile.name!r} has no link to {executes}")
+            pinned = lives == "cpu" and settings.host_copies == "pinned"
+            seconds += copy_s(num_bytes, link, pinned=pinned, num_copies=num_tensors)
+            quantities += [link.latency_s, link.pinned_bytes_per_s if pinned else link.pageable_bytes_per_s]
+        return Movement(
+            copy_s=seconds,
+            host_s=num_tensors * profile.host.tensor_move_overhead_s.value,
+            quantities=tuple(quantities),
+        )
+
+
+def places_beside(main: str, profile: HardwareProfile) -> tuple[str, ...]:
+    """Where weights may be besides the main device: in host memory, and on a local disk."""
+    near = () if main == "cpu" else ("cpu",)
+    return near if profile.disk is None else (*near, "disk")
+
+
+def _label(host_copies: str, kv_cache: str) -> str:
+    words = f"accelerate, {host_copies} host copies"
+    return words if kv_cache == "device" else f"{words}, KV cache in host memory"
+
+
+LAW = AccelerateLaw()

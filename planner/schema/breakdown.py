@@ -1,0 +1,118 @@
+"""Predictions as breakdowns: never a bare number, always its parts and its weakest source."""
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from planner.schema.quantity import Source, weakest
+
+#: The two phases of generation, in order.
+PHASES = ("prefill", "decode")
+
+
+class MemoryBreakdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bytes on one device at the worst moment of one phase.
+
+    Attributes:
+        weights: parameters and buffers that live there.
+        kv: KV cache (and other recurrent state) at the phase's full length.
+        activations: live intermediate results.
+        staging: copies of streamed weights, or buffers that streaming needs.
+        context: CUDA context and library workspaces; on the host, the process itself.
+        slack: what the allocator holds beyond what is live.
+        capacity: what the device has.
+    """
+
+    weights: int = 0
+    kv: int = 0
+    activations: int = 0
+    staging: int = 0
+    context: int = 0
+    slack: int = 0
+    capacity: int = 0
+
+    @property
+    def moving(self) -> int:
+        """What comes and goes, and the cache, which grows by copying."""
+        return self.kv + self.activations + self.staging
+
+    @property
+    def total(self) -> int:
+        """All parts together."""
+        return self.weights + self.moving + self.context + self.slack
+
+    @property
+    def free(self) -> int:
+        """Capacity left over; negative when it does not fit."""
+        return self.capacity - self.total
+
+
+def worst_by_device(memory: Mapping[str, Mapping[str, MemoryBreakdown]]) -> dict[str, MemoryBreakdown]:
+    """Each device at its worse phase; GPUs that are equal in a row are one, as `gpu:0-7`."""
+    rows: list[tuple[str, str, MemoryBreakdown]] = []
+    for device, phases in memory.items():
+        worst = max(phases.values(), key=lambda part: part.total)
+        if rows and device.startswith("gpu:") and rows[-1][0].startswith("gpu:") and rows[-1][2] == worst:
+            rows[-1] = (rows[-1][0], device, worst)
+        else:
+            rows.append((device, device, worst))
+    return {
+        first if first == last else f"{first}-{last.removeprefix('gpu:')}": worst
+        for first, last, worst in rows
+    }
+
+
+class TimeBreakdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Seconds of one phase: one prefill, or one decode step for the whole batch.
+
+    Attributes:
+        compute: kernels on the device (or matrix work on the CPU) that host work does not hide.
+        weight_movement: copying streamed weights.
+        kv_movement: copying an offloaded KV cache.
+        communication: activations between devices.
+        host_overhead: dispatching operations and hooks, where it is longer than the kernels.
+        source: the weakest source of any number in it.
+    """
+
+    compute: float = 0.0
+    weight_movement: float = 0.0
+    kv_movement: float = 0.0
+    communication: float = 0.0
+    host_overhead: float = 0.0
+    source: Source = Source.MEASURED
+
+    @property
+    def total(self) -> float:
+        """All parts together."""
+        return (
+            self.compute + self.weight_movement + self.kv_movement + self.communication + self.host_overhead
+        )
+
+    def __add__(self, other: "TimeBreakdown") -> "TimeBreakdown":
+        return TimeBreakdown(
+            compute=self.compute + other.compute,
+            weight_movement=self.weight_movement + other.weight_movement,
+            kv_movement=self.kv_movement + other.kv_movement,
+            communication=self.communication + other.communication,
+            host_overhead=self.host_overhead + other.host_overhead,
+            source=weakest((self.source, other.source)),
+        )
+
+    def scaled(self, factor: float) -> "TimeBreakdown":
+        """`factor` of these, one after another."""
+        return TimeBreakdown(
+            compute=self.compute * factor,
+            weight_movement=self.weight_movement * factor,
+            kv_movement=self.kv_movement * factor,
+            communication=self.communication * factor,
+            host_overhead=self.host_overhead * factor,
+            source=self.source,
+        )
+
+
+def total_time(parts: Iterable[TimeBreakdown]) -> TimeBreakdown:
+    """The sum of `parts`."""
+    result = TimeBreakdown()
+    for part in parts:
+        result = result + part
+    return result

@@ -1,0 +1,171 @@
+"""What a machine is, as far as a plan cares: capacities, rates and links, each with a source."""
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from planner.schema.quantity import Quantity
+
+#: GPUs of one host where a machine's file says nothing: the most of any machine among the profiles.
+DEFAULT_GPUS_PER_HOST: Final = 8
+
+#: Rows of a matrix product; one row is a matrix-vector product.
+Rows = Annotated[int, msgspec.Meta(gt=1)]
+
+
+class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Frozen, keyword-only, and an unknown key in a file is an error."""
+
+
+class Gpu(_Strict, frozen=True, kw_only=True):
+    """One GPU.
+
+    Attributes:
+        name: the vendor's name, as in `T4`.
+        memory_bytes: what a process can use in all, its CUDA context included.
+        memory_bandwidth_bytes_per_s: device memory, datasheet or measured copy (read + write).
+        flops_per_s: dense matrix rate by dtype name; a missing dtype is not supported natively.
+        context_bytes: what a bare CUDA context and its libraries' workspaces take.
+        gemm_efficiency: fraction of `flops_per_s` that large matrix products reach.
+        bandwidth_efficiency: fraction of `memory_bandwidth_bytes_per_s` that kernels reach.
+    """
+
+    name: str
+    memory_bytes: Quantity
+    memory_bandwidth_bytes_per_s: Quantity
+    flops_per_s: dict[str, Quantity]
+    context_bytes: Quantity
+    gemm_efficiency: Quantity
+    bandwidth_efficiency: Quantity
+
+
+class Host(_Strict, frozen=True, kw_only=True, omit_defaults=True):
+    """The CPU side.
+
+    Attributes:
+        memory_bytes: DRAM a process may fill.
+        memory_bandwidth_bytes_per_s: DRAM read bandwidth that a matrix-vector product reaches.
+        flops_per_s: matrix rate of all cores by dtype name.
+        num_cores: physical cores.
+        gemv_bytes_per_s: what a matrix-vector product reads of weights of a dtype, where that is known; the
+            memory's bandwidth elsewhere. A processor that converts a dtype first may read half as much.
+        few_rows_flops_per_s: matrix rate that products of so few rows reach, by dtype and rows, where that is
+            known: less than memory and arithmetic would allow.
+        attention_bytes_per_s: what the attention of one query reads of a cache of a dtype, where that is
+            known; as products elsewhere. A processor that converts a dtype first may read a fourth as much.
+        op_overhead_s: host time to dispatch one operation (Python and framework, per aten operation).
+        hook_overhead_s: host time of one Accelerate hook around one module's forward.
+        tensor_move_overhead_s: host time, besides the copy itself, to put one offloaded tensor on a
+            device and take it away again (Accelerate's per-tensor work, allocator included).
+    """
+
+    memory_bytes: Quantity
+    memory_bandwidth_bytes_per_s: Quantity
+    flops_per_s: dict[str, Quantity]
+    num_cores: int
+    op_overhead_s: Quantity
+    hook_overhead_s: Quantity
+    tensor_move_overhead_s: Quantity
+    gemv_bytes_per_s: dict[str, Quantity] = {}
+    few_rows_flops_per_s: dict[str, dict[Rows, Quantity]] = {}
+    attention_bytes_per_s: dict[str, Quantity] = {}
+
+
+class Link(_Strict, frozen=True, kw_only=True):
+    """One direction of a link between host and device, or between two devices.
+
+    Attributes:
+        pinned_bytes_per_s: bandwidth from or to page-locked host memory (or device memory, peer to peer).
+        pageable_bytes_per_s: bandwidth from or to ordinary host memory.
+        latency_s: time of an empty copy.
+    """
+
+    pinned_bytes_per_s: Quantity
+    pageable_bytes_per_s: Quantity
+    latency_s: Quantity
+
+
+class Fabric(_Strict, frozen=True, kw_only=True):
+    """What collectives between the GPUs of one machine run over.
+
+    Attributes:
+        kind: `nvlink` or `pcie`; the latency of a step differs.
+        bus_bytes_per_s: NCCL's bus bandwidth for large messages: what every GPU sends at once.
+    """
+
+    kind: Literal["nvlink", "pcie"]
+    bus_bytes_per_s: Quantity
+
+
+class Disk(_Strict, frozen=True, kw_only=True):
+    """Local NVMe. A machine without one has no `disk`: a network volume does not count.
+
+    Attributes:
+        capacity_bytes: what can be written there.
+        read_bytes_per_s: cold sequential read.
+        latency_s: time to the first byte of a read.
+    """
+
+    capacity_bytes: Quantity
+    read_bytes_per_s: Quantity
+    latency_s: Quantity
+
+
+class HardwareProfile(_Strict, frozen=True, kw_only=True):
+    """A machine.
+
+    Attributes:
+        name: what people type, as in `v100-16g` or `p4d.24xlarge`.
+        description: one line.
+        num_gpus: GPUs of the kind `gpu`; 0 when the machine has none. More than `host_gpus` are in several
+            hosts.
+        gpu: one of them, or None.
+        host: the CPU side.
+        host_to_device, device_to_host: each GPU's link, or None without GPUs.
+        peer: GPU to GPU; needed for more than one, and used by none else. `pinned` is the bandwidth used.
+        fabric: what sums over all GPUs run over, or None.
+        disk: local NVMe, or None.
+        usd_per_hour: on-demand price with its date in the note, or None.
+        gpus_per_host: the most GPUs of one host, as the machine's file states it; readers take `host_gpus`.
+            Unset rather than None: a plan's file then has no key for a machine that says nothing.
+    """
+
+    name: str
+    description: str
+    num_gpus: int
+    gpu: Gpu | None
+    host: Host
+    host_to_device: Link | None
+    device_to_host: Link | None
+    peer: Link | None = None
+    disk: Disk | None = None
+    usd_per_hour: Quantity | None = None
+    fabric: Fabric | None = None
+    gpus_per_host: int | msgspec.UnsetType = msgspec.UNSET
+
+    def __post_init__(self) -> None:
+        if self.num_gpus < 0:
+            raise ValueError(f"num_gpus must not be negative, not {self.num_gpus}")
+        if self.host_gpus < 1:
+            raise ValueError(f"gpus_per_host must be at least 1, not {self.host_gpus}")
+        has_gpus = self.num_gpus > 0
+        for part, name in (
+            (self.gpu, "gpu"),
+            (self.host_to_device, "host_to_device"),
+            (self.device_to_host, "device_to_host"),
+        ):
+            if has_gpus and part is None:
+                raise ValueError(f"profile {self.name!r} has {self.num_gpus} GPUs but no {name}")
+        if self.num_gpus > 1 and self.peer is None:
+            raise ValueError(f"profile {self.name!r} has {self.num_gpus} GPUs but no peer link")
+
+    @property
+    def native_flops_per_s(self) -> dict[str, Quantity]:
+        """Matrix rates, by dtype, of what a model is meant to run on: the GPU, or the CPU without one."""
+        return self.gpu.flops_per_s if self.gpu is not None else self.host.flops_per_s
+
+    @property
+    def host_gpus(self) -> int:
+        """The most GPUs of one host: what is stated, or `DEFAULT_GPUS_PER_HOST`."""
+        stated = self.gpus_per_host
+        return DEFAULT_GPUS_PER_HOST if isinstance(stated, msgspec.UnsetType) else stated

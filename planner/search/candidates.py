@@ -1,0 +1,202 @@
+"""Every way to run a model on a machine, each at its best: what a plan is chosen from. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from planner.cost.build_problem import price
+from planner.cost.placement_units import Chain, chain_of
+from planner.cost.problem import Problem
+from planner.cost.runtime_model import Law, Settings
+from planner.errors import InvalidInputError
+from planner.graph.model import Model
+from planner.graph.network import placement_units
+from planner.graph.schema import ModuleGraph
+from planner.runtimes.registry import laws
+from planner.schema.hardware import HardwareProfile
+from planner.schema.request import ANY_DTYPE, Request
+from planner.schema.workload import BATCH_LADDER, DTYPE_BYTES
+from planner.search.best_placement import Candidate, best_batch, best_placement, nearest_placement
+
+#: Families with `_keep_in_fp32_modules`: loaded in float16, some of their weights are float32 all the same.
+KEEP_FLOAT32: Final = frozenset({"t5", "mt5", "umt5"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """The best of one way to run the model.
+
+    Attributes:
+        candidate: the placement, and whether it fits.
+        too_slow: it fits, and takes longer than the request allows.
+    """
+
+    candidate: Candidate
+    too_slow: bool = False
+
+    @property
+    def settings(self) -> Settings:
+        """The way."""
+        return self.candidate.problem.settings
+
+    @property
+    def dtype(self) -> str:
+        """What everything is in."""
+        return self.candidate.problem.workload.dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A runtime that cannot run the model on the machine, and why.
+
+    Attributes:
+        runtime: its name.
+        label: the way, or the runtime's name when it has none here.
+        reason: a clause.
+    """
+
+    runtime: str
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """All that was considered."""
+
+    contenders: tuple[Contender, ...]
+    refusals: tuple[Refusal, ...]
+
+
+def field_of(model: Model, profile: HardwareProfile, request: Request) -> Field:
+    """Price every way to run the model.
+
+    Raises:
+        InvalidInputError: the request cannot apply to this model or machine.
+        UnknownNameError: an unknown runtime.
+    """
+    whole = _chain(model.graph)
+    found = [
+        _considered(model, whole, profile, request, law, settings, dtype)
+        for dtype in dtypes_for(model, profile, request)
+        for law in laws(request.runtimes)
+        for settings in law.settings(profile)
+        if settings.weight_bits == request.weight_bits
+    ]
+    absent = [
+        Refusal(runtime=law.name, label=law.name, reason=law.absent(profile))
+        for law in laws(request.runtimes)
+        if not law.settings(profile)
+    ]
+    contenders = tuple(one for one in found if isinstance(one, Contender))
+    refused = [one for one in found if isinstance(one, Refusal)]
+    return Field(contenders=contenders, refusals=(*refused, *absent))
+
+
+def dtypes_for(model: Model, profile: HardwareProfile, request: Request) -> tuple[str, ...]:
+    """The dtypes to price; never one whose memory the graph does not know."""
+    wanted = request.dtypes(profile, model.dtype)
+    if model.graph.model_type not in KEEP_FLOAT32 or "float16" not in wanted:
+        return wanted
+    if request.dtype == "float16":
+        raise InvalidInputError(
+            f"in float16 transformers keeps parts of {model.name} in float32, which no plan counts; "
+            f"use --dtype bfloat16 or float32"
+        )
+    others = tuple(dtype for dtype in wanted if dtype != "float16")
+    return others or (("bfloat16",) if "bfloat16" in profile.native_flops_per_s else ("float32",))
+
+
+def dtype_for(model: Model, profile: HardwareProfile, asked: str | None) -> str:
+    """The dtype of what is run as it is given: what was asked for, or the model's own where it runs.
+
+    Raises:
+        InvalidInputError: any was asked for; or as `dtypes_for`.
+    """
+    if asked == ANY_DTYPE:
+        raise InvalidInputError(
+            f"--dtype {ANY_DTYPE} is for what is planned; name one of {', '.join(DTYPE_BYTES)}"
+        )
+    return dtypes_for(model, profile, Request(dtype=asked))[0]
+
+
+def distinct(contenders: Iterable[Contender]) -> list[Contender]:
+    """Without the ways that come out as one before them: pinned and pageable, when nothing is streamed."""
+    seen = set()
+    result = []
+    for one in contenders:
+        candidate = one.candidate
+        key = (
+            one.settings.runtime,
+            one.settings.num_ranks,
+            candidate.assignment,
+            candidate.batch_size,
+            candidate.total_s,
+            candidate.fits,
+            one.dtype,
+            one.settings.kv_cache,
+        )
+        if key not in seen:
+            seen.add(key)
+            result.append(one)
+    return result
+
+
+def _chain(graph: ModuleGraph) -> Chain:
+    return chain_of(graph, placement_units(graph))
+
+
+def _considered(
+    model: Model,
+    whole: Chain,
+    profile: HardwareProfile,
+    request: Request,
+    law: Law,
+    settings: Settings,
+    dtype: str,
+) -> Contender | Refusal:
+    """One way; `whole` is the chain of the model's graph, which most runtimes leave as it is."""
+    reason = None
+    if settings.main == "cpu" and dtype not in profile.host.flops_per_s:
+        reason = f"the CPU of {profile.name} has no rate for {dtype}"
+    reason = reason or law.why_not(model.graph, profile, request.workload(dtype), settings)
+    if reason is not None:
+        return Refusal(runtime=law.name, label=settings.label, reason=reason)
+    graph = law.rank_graph(model.graph, settings)
+    chain = whole if graph is model.graph else _chain(graph)
+    return _contender(graph, chain, profile, request, law, settings, dtype)
+
+
+def _contender(
+    graph: ModuleGraph,
+    chain: Chain,
+    profile: HardwareProfile,
+    request: Request,
+    law: Law,
+    settings: Settings,
+    dtype: str,
+) -> Contender:
+    streams = settings.num_streams
+    workload = request.workload(dtype)
+    smallest = -(-workload.batch_size // streams)
+
+    def problem_at(batch_size: int) -> Problem:
+        """With so many sequences in each stream."""
+        whole = workload.batch_size if request.batch_size is not None else batch_size * streams
+        share = workload.with_batch(batch_size)
+        return price(graph, chain, profile, share, settings, law, num_sequences=whole)
+
+    def solve_at(batch_size: int) -> Candidate | None:
+        return best_placement(problem_at(batch_size))
+
+    if request.batch_size is None and request.objective != "latency":
+        ladder = [batch for batch in BATCH_LADDER if batch >= smallest]
+        best = best_batch(solve_at, ladder, max_latency_s=request.max_latency_s)
+        if best is not None:
+            return Contender(candidate=best)
+    only = solve_at(smallest) or nearest_placement(problem_at(smallest))
+    limit = request.max_latency_s
+    return Contender(
+        candidate=only,
+        too_slow=limit is not None and only.fits and only.total_s > limit,
+    )

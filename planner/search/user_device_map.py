@@ -1,0 +1,99 @@
+"""What a given device map would do: any map, ours or not, priced by the same sums as a plan."""
+
+from collections.abc import Mapping
+
+from planner.cost.assignment import Assignment
+from planner.cost.build_problem import price
+from planner.cost.placement_units import chain_of
+from planner.cost.problem import Problem, UnitPrice
+from planner.cost.runtime_model import Settings
+from planner.errors import DeviceMapError, InfeasibleError
+from planner.graph.model import Model
+from planner.graph.network import placement_units
+from planner.runtimes.accelerate.model import places_beside
+from planner.runtimes.registry import laws
+from planner.schema.hardware import HardwareProfile
+from planner.schema.workload import Workload
+from planner.search.best_placement import Candidate, priced
+from planner.sizes import format_bytes
+
+
+def candidate_of(
+    model: Model,
+    profile: HardwareProfile,
+    workload: Workload,
+    places: Mapping[str, str | int],
+    *,
+    host_copies: str,
+) -> Candidate:
+    """A resolved map as a candidate, whether or not it fits.
+
+    Args:
+        model: what to place.
+        profile: the machine.
+        workload: lengths, batch and dtype.
+        places: fqn of every tensor-owning module → GPU index, `cpu` or `disk`, checked
+            (see `planner.device_map.check`).
+        host_copies: `pinned` or `pageable`; stock Accelerate's are pageable.
+
+    Raises:
+        DeviceMapError: the map names a GPU or a disk that the profile lacks.
+    """
+    _check_devices(places, profile)
+    main = "gpu:0" if any(isinstance(place, int) for place in places.values()) else "cpu"
+    settings = Settings(
+        runtime="accelerate",
+        label=f"the given map, {host_copies} host copies",
+        main=main,
+        host_copies=host_copies,
+        cpu_execution=False,
+        streams_from=places_beside(main, profile),
+    )
+    (law,) = laws(["accelerate"])
+    chain = chain_of(model.graph, placement_units(model.graph))
+    problem = price(model.graph, chain, profile, workload, settings, law)
+    return priced(problem, _assignment(problem, places))
+
+
+def refusal(candidate: Candidate) -> InfeasibleError:
+    """The error that says by how much a candidate does not fit."""
+    device, lacking = candidate.worst_shortage
+    return InfeasibleError(
+        f"this map does not fit at batch {candidate.batch_size}: {format_bytes(lacking)} short on {device}",
+        device=device,
+        deficit_bytes=lacking,
+    )
+
+
+def _assignment(problem: Problem, places: Mapping[str, str | int]) -> Assignment:
+    executes = tuple(_executes(problem, unit, places) for unit in problem.units)
+    lives = tuple(
+        tuple(_device(places[leaf.leaf.modules[0].name]) for leaf in unit.leaves) for unit in problem.units
+    )
+    return Assignment(executes=executes, lives=lives)
+
+
+def _executes(problem: Problem, unit: UnitPrice, places: Mapping[str, str | int]) -> str:
+    """A unit runs on the GPU that holds any of it; what is streamed runs on the main device."""
+    gpus = {
+        places[n.name]
+        for leaf in unit.leaves
+        for n in leaf.leaf.modules
+        if places[n.name] not in ("cpu", "disk")
+    }
+    return f"gpu:{gpus.pop()}" if gpus else problem.settings.main
+
+
+def _device(place: str | int) -> str:
+    return f"gpu:{place}" if isinstance(place, int) else place
+
+
+def _check_devices(places: Mapping[str, str | int], profile: HardwareProfile) -> None:
+    gpus = {place for place in places.values() if isinstance(place, int)}
+    beyond = sorted(gpu for gpu in gpus if gpu >= profile.num_gpus)
+    if beyond:
+        raise DeviceMapError(
+            f"the map uses GPU {beyond[0]}, but {profile.name!r} has {profile.num_gpus} (numbered from 0)"
+        )
+    if "disk" in places.values() and profile.disk is None:
+        raise DeviceMapError(f"the map puts modules on disk, but {profile.name!r} has no local disk")

@@ -1,0 +1,171 @@
+"""What the trace knows of every storage: the ids of its elements, and which parameters they come from.
+
+Facts are kept per storage, not per tensor, and laid out as the storage is. A view then sees the facts of
+what it views, and an operation in place changes them for every view, without a rule for any of them.
+"""
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from planner.tracing.partition.feature_sets import Ids
+
+#: Dimension of a parameter → its index at each position along one dimension of a tensor. Empty: unknown.
+Axis: TypeAlias = Mapping[int, Ids]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A parameter whose elements are a storage's, unchanged or changed one by one.
+
+    Attributes:
+        name: fqn of the parameter.
+        shape, strides, offset: of the tensor that `axes` describes.
+        axes: for each of its dimensions, where in the parameter it runs.
+        is_itself: whether the storage is the parameter's own.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+    axes: tuple[Axis, ...]
+    is_itself: bool = False
+
+    def axes_of(self, tensor: torch.Tensor) -> tuple[Axis, ...]:
+        """Where in the parameter each dimension of a view of the storage runs."""
+        start = tensor.storage_offset() - self.offset
+        return tuple(
+            self._axis(np.arange(extent) * int(stride) + int(start))
+            for extent, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        )
+
+    def _axis(self, positions: Ids) -> Axis:
+        found: dict[int, Ids] = {}
+        steps = sorted(
+            ((stride, dim) for dim, stride in enumerate(self.strides) if stride > 0 and self.shape[dim] > 1),
+            reverse=True,
+        )
+        rest = positions
+        for stride, dim in steps:
+            index, rest = rest // stride, rest % stride
+            if len(index) < 2 or (index == index[0]).all():
+                continue
+            if index.min() < 0 or index.max() >= self.shape[dim] or not self.axes[dim]:
+                return {}
+            found |= {of: coordinates[index] for of, coordinates in self.axes[dim].items()}
+        return found
+
+
+@dataclass(slots=True)
+class Facts:
+    """Of one storage.
+
+    Attributes:
+        itemsize: bytes of the elements that `ids` has an entry for.
+        ids: per element, or None: every rank has all of it.
+        sources: parameters it comes from.
+        is_data: whether any activation went into it.
+        summed: the row-parallel parameters whose partial sums it is.
+        known: the values themselves, for small constants.
+    """
+
+    itemsize: int
+    ids: Ids | None = None
+    sources: tuple[Source, ...] = ()
+    is_data: bool = False
+    summed: frozenset[str] = frozenset()
+    known: torch.Tensor | None = None
+    reference: Any = None
+
+
+class Storages:
+    """Facts by storage, dropped when it dies."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._facts: dict[int, Facts] = {}
+        self.aliases: dict[str, str] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            facts = self.facts(parameter)
+            if facts.sources:
+                self.aliases[name] = facts.sources[0].name
+                continue
+            axes = tuple({dim: np.arange(extent)} for dim, extent in enumerate(parameter.shape))
+            facts.sources = (_source(name, parameter, axes, is_itself=True),)
+
+    def facts(self, tensor: torch.Tensor) -> Facts:
+        """Of the tensor's storage; empty ones when nothing is known."""
+        memory = tensor.untyped_storage()
+        address = memory._cdata
+        known = self._facts.get(address)
+        if known is None:
+            known = self._facts[address] = Facts(itemsize=tensor.itemsize)
+            known.reference = weakref.ref(memory, lambda _: self._facts.pop(address, None))
+        return known
+
+    def find(self, tensor: torch.Tensor) -> Facts | None:
+        """The facts, when there are any."""
+        return self._facts.get(tensor.untyped_storage()._cdata)
+
+    def ids(self, tensor: torch.Tensor) -> Ids | None:
+        """The ids of a tensor's elements; None when every rank has all of them."""
+        facts = self.find(tensor)
+        if facts is None or facts.ids is None or not tensor.numel():
+            return None
+        found = _view(facts, tensor)
+        return found if found.any() else None
+
+    def set_ids(self, tensor: torch.Tensor, ids: Ids | None) -> None:
+        """Overwrites the ids of a tensor's elements."""
+        facts = self.facts(tensor)
+        if facts.ids is None:
+            if ids is None or not ids.any():
+                return
+            facts.itemsize = tensor.itemsize
+            facts.ids = np.zeros(tensor.untyped_storage().nbytes() // tensor.itemsize, dtype=np.int64)
+        if tensor.numel():
+            _view(facts, tensor)[...] = 0 if ids is None else np.broadcast_to(ids, tensor.shape)
+
+    def sources(self, tensor: torch.Tensor) -> tuple[Source, ...]:
+        """The parameters that a tensor without activations in it comes from."""
+        facts = self.find(tensor)
+        return () if facts is None or facts.is_data else facts.sources
+
+    def itself(self, tensor: torch.Tensor) -> Source | None:
+        """The parameter that a tensor is a view of."""
+        return next((source for source in self.sources(tensor) if source.is_itself), None)
+
+    def is_data(self, tensor: torch.Tensor) -> bool:
+        """Whether any activation went into it."""
+        facts = self.find(tensor)
+        return facts is not None and facts.is_data
+
+    def derive(self, tensor: torch.Tensor, name: str, axes: tuple[Axis, ...]) -> None:
+        """Notes that a new tensor holds elements of a parameter."""
+        facts = self.facts(tensor)
+        facts.sources = (*facts.sources, _source(name, tensor, axes))
+
+
+def _source(name: str, tensor: torch.Tensor, axes: tuple[Axis, ...], is_itself: bool = False) -> Source:
+    return Source(
+        name=name,
+        shape=tuple(tensor.shape),
+        strides=tuple(tensor.stride()),
+        offset=int(tensor.storage_offset()),
+        axes=axes,
+        is_itself=is_itself,
+    )
+
+
+def _view(facts: Facts, tensor: torch.Tensor) -> Ids:
+    """The ids under a tensor, writable. A complex element has the ids of its two halves' pair."""
+    assert facts.ids is not None
+    size, unit = tensor.itemsize, facts.itemsize
+    strides = [stride * size // unit for stride in tensor.stride()]
+    start = facts.ids[tensor.storage_offset() * size // unit :]
+    return np.lib.stride_tricks.as_strided(start, tensor.shape, [s * start.itemsize for s in strides])
