@@ -43,12 +43,12 @@ def show_prediction(prediction: Prediction) -> None:
 def show_places(places: Iterable[Place]) -> None:
     """Where weights live and execute."""
     columns = (
-        Column("lives"),
-        Column("runs"),
+        Column("stored on"),
+        Column("runs on"),
         Column("weights", is_number=True),
         Column("modules", wraps=True),
     )
-    show_table(columns, [(p.lives, p.executes, format_bytes(p.num_bytes), p.modules) for p in places])
+    show_table(columns, [(p.stored_on, p.runs_on, format_bytes(p.num_bytes), p.modules) for p in places])
 
 
 def show_comparison(plan: Plan) -> None:

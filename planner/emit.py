@@ -6,7 +6,7 @@ from pathlib import Path
 from planner.cost.runtime_model import Emitted
 from planner.graph.schema import ModuleGraph
 from planner.runtimes.folder import write_folder
-from planner.runtimes.registry import laws
+from planner.runtimes.registry import runtime_models
 from planner.schema.plan import Plan
 from planner.serving.launch import across_hosts
 from planner.serving.registry import serve
@@ -25,7 +25,7 @@ def emit(plan: Plan, graph: ModuleGraph, folder: Path, *, server: str | None = N
         UnknownNameError: the plan names a runtime that is not known, or `server` is none.
         InvalidInputError: `folder` holds something other than a plan, or the server cannot run this one.
     """
-    laws([plan.runtime])
+    runtime_models([plan.runtime])
     package = plan.runtime.replace("-", "_")
     module = importlib.import_module(f"planner.runtimes.{package}.emit")
     emitted: Emitted = across_hosts(module.emit(plan, graph), plan)

@@ -13,7 +13,7 @@ from ..render import Column, show_json, show_table, show_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from planner.accuracy.compare import Line
+    from planner.accuracy.compare import ComparedRow
     from planner.accuracy.own import Border, OwnLine
     from planner.accuracy.summary import Verdict
 
@@ -103,7 +103,7 @@ def command(out: Path | None, row_files: tuple[Path, ...], plot: Path | None, as
     return ExitCode.OK
 
 
-def _show(found: "Sequence[Line]", out: Path | None) -> None:
+def _show(found: "Sequence[ComparedRow]", out: Path | None) -> None:
     from planner.accuracy.report import median_cells
     from planner.accuracy.summary import medians, verdicts
 

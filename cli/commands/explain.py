@@ -31,7 +31,7 @@ def command(folder: Path, asks_what_if: bool, name: str | None, as_json: bool) -
         return
     show_text(explanation.headline)
     show_places(explanation.places)
-    show_text(*(f"{p.lives} → {p.executes}: {p.why}." for p in explanation.places))
+    show_text(*(f"{p.stored_on} → {p.runs_on}: {p.why}." for p in explanation.places))
     show_prediction(plan.prediction)
     show_text(*(f"{bound.sentence}." for bound in explanation.bounds))
     tightest = explanation.tightest

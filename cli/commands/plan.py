@@ -9,9 +9,9 @@ import msgspec
 from planner.emit import emit
 from planner.report.explain import explain
 from planner.report.page import check_path, write_report
-from planner.runtimes.registry import LAWS
+from planner.runtimes.registry import RUNTIME_MODELS
 from planner.schema.request import Request
-from planner.search.choose import choose
+from planner.search.choose import choose_plan
 from planner.serving.registry import SERVERS
 from planner.serving.registry import runtimes as serving_runtimes
 
@@ -25,7 +25,9 @@ from ..report import headline, show_alternatives, show_comparison, show_places, 
 @model_and_machine
 @aims("latency")
 @click.option("--min-batch", type=int, default=1, show_default=True, help="Smallest batch worth having.")
-@click.option("--runtime", "runtimes", multiple=True, help=f"Consider only these: {', '.join(LAWS)}.")
+@click.option(
+    "--runtime", "runtimes", multiple=True, help=f"Consider only these: {', '.join(RUNTIME_MODELS)}."
+)
 @click.option(
     "--weight-bits", type=click.Choice(["4", "8"]), help="Let the runtime quantize weights as it loads them."
 )
@@ -83,9 +85,9 @@ def command(
     _, traced = traced_model(model, trust_remote_code=trust_remote_code)
     if not runtimes:
         request = msgspec.structs.replace(request, runtimes=serving_runtimes(server, traced.graph))
-    plan, candidate = choose(traced, profile, request)
+    plan, priced = choose_plan(traced, profile, request)
     if report is not None:
-        write_report(plan, candidate, report, row_files)
+        write_report(plan, priced, report, row_files)
     files = emit(plan, traced.graph, out, server=server) if out is not None else ()
     if as_json:
         show_json(plan)

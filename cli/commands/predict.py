@@ -13,7 +13,7 @@ from planner.graph.model import Model
 from planner.report.explain import explain
 from planner.schema.hardware import HardwareProfile
 from planner.schema.workload import Workload
-from planner.search.best_placement import Candidate
+from planner.search.best_placement import PricedPlacement
 from planner.search.candidates import dtype_for
 from planner.search.choose import plan_of
 from planner.search.user_device_map import candidate_of, refusal
@@ -75,19 +75,19 @@ def command(
 
     ignored: list[str] = []
     if ds_config is not None:
-        candidate, ignored = _configured(ds_config, traced, profile, workload_in, dtype)
+        priced, ignored = _configured(ds_config, traced, profile, workload_in, dtype)
     else:
         chosen = dtype_for(traced, profile, dtype)
         given = _automatic(spec, profile, chosen) if device_map == "auto" else _read(Path(device_map or ""))
         places = check(given, traced.graph, num_gpus=profile.num_gpus)
         copies = "pinned" if pinned else "pageable"
-        candidate = candidate_of(traced, profile, workload_in(chosen), places, host_copies=copies)
-    plan = plan_of(traced, candidate, objective="latency", notes=tuple(ignored))
+        priced = candidate_of(traced, profile, workload_in(chosen), places, host_copies=copies)
+    plan = plan_of(traced, priced, objective="latency", notes=tuple(ignored))
     error: PlannerError | None = None
     if ignored:
         error = InvalidInputError(f"{ds_config}: {'; '.join(ignored)}")
-    elif not candidate.fits:
-        error = refusal(candidate)
+    elif not priced.fits:
+        error = refusal(priced)
     if as_json:
         show_json(plan)
         return ExitCode.OK if error is None else after_json(error)
@@ -105,7 +105,7 @@ def _configured(
     profile: HardwareProfile,
     workload_in: Callable[[str], Workload],
     asked: str | None,
-) -> tuple[Candidate, list[str]]:
+) -> tuple[PricedPlacement, list[str]]:
     """A DeepSpeed configuration as a candidate, and what DeepSpeed would ignore of it."""
     from planner.runtimes.zero_inference import validate
     from planner.search import user_ds_config as given
@@ -119,8 +119,8 @@ def _configured(
     dtype = given.dtype_of(config)
     if asked not in (None, dtype):
         raise InvalidInputError(f"{path} runs the model in {dtype}, not in {asked}: set fp16 or bf16 in it")
-    candidate = given.candidate_of(model, profile, workload_in(dtype), config)
-    return candidate, [one.sentence for one in found]
+    priced = given.candidate_of(model, profile, workload_in(dtype), config)
+    return priced, [one.sentence for one in found]
 
 
 def _automatic(spec: Any, profile: Any, dtype: str) -> dict[str, str | int]:

@@ -7,7 +7,7 @@ import click
 import reshard.roles as files
 from planner.files import write_atomically
 from planner.models.resolve import resolve
-from planner.tensor_parallel.partition_report import Derivation, Line, Report, derivation
+from planner.tensor_parallel.partition_report import Derivation, PartitionReport, WeightLine, derivation
 
 from ..options import output_options
 from ..render import Column, show_json, show_table, show_text
@@ -47,7 +47,7 @@ def _show(name: str, found: Derivation) -> None:
     show_text(*_notes(report))
 
 
-def _row(line: Line) -> tuple[str, ...]:
+def _row(line: WeightLine) -> tuple[str, ...]:
     meets = "" if line.meets == line.name else _beside(line.meets, line.name)
     return (line.name, line.role, str(line.dim), f"{line.num_groups:,}", f"{line.sharded:.0%}", meets)
 
@@ -64,7 +64,7 @@ def _beside(name: str, other: str) -> str:
     return ".".join(["…" if shared else "", *parts[shared:]]).removeprefix(".")
 
 
-def _notes(report: Report) -> list[str]:
+def _notes(report: PartitionReport) -> list[str]:
     if not report.lines:
         return ["Nothing can be cut: no weight sums over features that could be apart."]
     notes = ["Every other parameter is whole on every rank; an all-reduce follows each row."]

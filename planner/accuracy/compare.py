@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from planner.accuracy.configurations import Outcome, graph_of, outcome
-from planner.accuracy.published import Row, rows
+from planner.accuracy.published import PublishedRow, rows
 from planner.accuracy.setups import Setup, setup_of
 from planner.graph.schema import ModuleGraph
 from planner.tensor_parallel.cuts import features, is_embedding
@@ -33,7 +33,7 @@ KINDS: Final = {
 }
 
 
-class Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ComparedRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One published row with its prediction.
 
     Attributes:
@@ -43,7 +43,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         reason: why the row is not priced, or empty.
     """
 
-    row: Row
+    row: PublishedRow
     predicted: float | None = None
     fits: bool | None = None
     reason: str = ""
@@ -66,20 +66,20 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return None if self.fits is None else self.fits != self.row.is_out_of_memory
 
 
-def lines() -> tuple[Line, ...]:
+def lines() -> tuple[ComparedRow, ...]:
     """All rows, in the file's order."""
     return tuple(_line(row, setup_of(row)) for row in rows())
 
 
-def _line(row: Row, setup: Setup) -> Line:
+def _line(row: PublishedRow, setup: Setup) -> ComparedRow:
     if setup.reason:
-        return Line(row=row, reason=setup.reason)
+        return ComparedRow(row=row, reason=setup.reason)
     if row.metric == "max_batch":
-        return Line(row=row, predicted=float(largest_batch(setup)))
+        return ComparedRow(row=row, predicted=float(largest_batch(setup)))
     found = _outcome(setup, row.batch_size)
     if KINDS[row.metric] != "time":
-        return Line(row=row, predicted=_number(row, setup, found))
-    return Line(row=row, predicted=_number(row, setup, found), fits=found.fits)
+        return ComparedRow(row=row, predicted=_number(row, setup, found))
+    return ComparedRow(row=row, predicted=_number(row, setup, found), fits=found.fits)
 
 
 def _outcome(setup: Setup, batch_size: int) -> Outcome:
@@ -91,7 +91,7 @@ def _cached(setup: bytes, batch_size: int) -> Outcome:
     return outcome(msgspec.json.decode(setup, type=Setup), batch_size)
 
 
-def _number(row: Row, setup: Setup, found: Outcome) -> float:
+def _number(row: PublishedRow, setup: Setup, found: Outcome) -> float:
     """The prediction of a row's metric in its unit."""
     weights = {device: phases["decode"].weights for device, phases in found.memory.items()}
     match row.metric:
@@ -112,7 +112,7 @@ def _number(row: Row, setup: Setup, found: Outcome) -> float:
     raise ValueError(f"the metric {row.metric} has no prediction")
 
 
-def _teraflops(row: Row, setup: Setup, found: Outcome) -> float:
+def _teraflops(row: PublishedRow, setup: Setup, found: Outcome) -> float:
     """As DeepSpeed's script has it: 2 · 12 · layers · hidden² · batch per token's time, for each GPU."""
     graph = graph_of(setup.model)
     parameters = 12 * len(graph.blocks) * _hidden(graph) ** 2
@@ -152,9 +152,9 @@ def _step(batch_size: int) -> int:
     return LADDER.index(batch_size) if batch_size else -1
 
 
-def ladders(found: Iterable[Line]) -> tuple[LadderResult, ...]:
+def ladders(found: Iterable[ComparedRow]) -> tuple[LadderResult, ...]:
     """One result for each table that ends in a run out of memory."""
-    tables: dict[str, list[Row]] = {}
+    tables: dict[str, list[PublishedRow]] = {}
     for line in found:
         if line.row.metric == "time_per_token_per_sequence" and not line.reason:
             tables.setdefault(f"{line.row.runtime}, {line.row.dtype}", []).append(line.row)

@@ -22,16 +22,16 @@ from planner.cost.memory import shortage
 from planner.cost.placement_units import chain_of
 from planner.cost.predict import predict
 from planner.cost.problem import PEERS, Problem
-from planner.cost.runtime_model import Law, Settings
+from planner.cost.runtime_model import ExecutionConfig, RuntimeModel
 from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
 from planner.models.resolve import resolve
-from planner.runtimes.accelerate.model import LAW as ACCELERATE
+from planner.runtimes.accelerate.model import RUNTIME_MODEL as ACCELERATE
 from planner.runtimes.accelerate.model import places_beside
-from planner.runtimes.deepspeed_tp.model import LAW as DEEPSPEED_TP
-from planner.runtimes.kernel_injection.model import LAW as KERNEL_INJECTION
-from planner.runtimes.zero_inference.model import LAW as ZERO_INFERENCE
+from planner.runtimes.deepspeed_tp.model import RUNTIME_MODEL as DEEPSPEED_TP
+from planner.runtimes.kernel_injection.model import RUNTIME_MODEL as KERNEL_INJECTION
+from planner.runtimes.zero_inference.model import RUNTIME_MODEL as ZERO_INFERENCE
 from planner.schema.breakdown import PHASES, MemoryBreakdown
 from planner.schema.hardware import HardwareProfile
 from planner.schema.workload import DTYPE_BYTES, Workload
@@ -77,13 +77,13 @@ def outcome(setup: Setup, batch_size: int) -> Outcome:
 
 def _accelerate(setup: Setup, batch_size: int, place: Callable[[Problem], Assignment]) -> Outcome:
     profile = _machine(setup.machine)
-    settings = Settings(
+    execution = ExecutionConfig(
         runtime=ACCELERATE.name,
         label="accelerate of 2022",
         main="gpu:0",
         streams_from=places_beside("gpu:0", profile),
     )
-    problem = _problem(setup, batch_size, profile, settings, ACCELERATE)
+    problem = _problem(setup, batch_size, profile, execution, ACCELERATE)
     assignment = place(problem)
     prediction = predict(problem, assignment)
     returned = sum(problem.weight(phase) * returned_cache_s(problem, assignment, phase) for phase in PHASES)
@@ -95,8 +95,8 @@ def _accelerate(setup: Setup, batch_size: int, place: Callable[[Problem], Assign
 def _on_ranks(
     setup: Setup,
     batch_size: int,
-    law: Law,
-    lives: str = "gpu:0",
+    runtime_model: RuntimeModel,
+    stored_on: str = "gpu:0",
     *,
     whole: bool = False,
     staged_bytes: int = 0,
@@ -107,25 +107,25 @@ def _on_ranks(
     Args:
         setup: which run.
         batch_size: of each stream.
-        law: the runtime's.
-        lives: where every weight is.
+        runtime_model: the runtime's.
+        stored_on: where every weight is.
         whole: whether every rank reads the whole checkpoint.
         staged_bytes: what comes and goes on each GPU besides what the law counts.
         context_bytes: what stays there besides that.
     """
     profile = _machine(setup.machine)
-    (settings,) = [
+    (execution,) = [
         one
-        for one in law.settings(profile)
+        for one in runtime_model.configurations(profile)
         if one.num_ranks == profile.num_gpus
         and one.weight_bits is None
         and one.kv_cache == "device"
-        and (PEERS in one.streams_from) == (lives == PEERS)
+        and (PEERS in one.streams_from) == (stored_on == PEERS)
     ]
-    problem = _problem(setup, batch_size, profile, settings, law)
+    problem = _problem(setup, batch_size, profile, execution, runtime_model)
     assignment = Assignment(
-        executes=("gpu:0",) * len(problem.units),
-        lives=tuple((lives,) * len(unit.leaves) for unit in problem.units),
+        runs_on=("gpu:0",) * len(problem.units),
+        stored_on=tuple((stored_on,) * len(unit.leaves) for unit in problem.units),
     )
     prediction = predict(problem, assignment)
     load_s = _whole_load_s(setup, problem) if whole else prediction.load_s
@@ -146,12 +146,12 @@ def _on_ranks(
 def _whole_load_s(setup: Setup, problem: Problem) -> float:
     model_bytes = graph_of(setup.model).num_parameters * problem.workload.itemsize_bytes
     held = sum(unit.stored_bytes for unit in problem.units)
-    if PEERS in problem.settings.streams_from:
-        held //= problem.settings.num_ranks
+    if PEERS in problem.execution.streams_from:
+        held //= problem.execution.num_ranks
     return KERNEL_INJECTION.whole_load_s(
         model_bytes=model_bytes,
         device_bytes=held,
-        settings=problem.settings,
+        execution=problem.execution,
         profile=problem.profile,
     )
 
@@ -174,11 +174,11 @@ def _zero(setup: Setup, batch_size: int) -> Outcome:
 
 def _resident(setup: Setup, batch_size: int) -> Outcome:
     profile = _machine(setup.machine)
-    settings = Settings(runtime=ACCELERATE.name, label="one GPU", main="gpu:0")
-    problem = _problem(setup, batch_size, profile, settings, ACCELERATE)
+    execution = ExecutionConfig(runtime=ACCELERATE.name, label="one GPU", main="gpu:0")
+    problem = _problem(setup, batch_size, profile, execution, ACCELERATE)
     assignment = Assignment(
-        executes=("gpu:0",) * len(problem.units),
-        lives=tuple(("gpu:0",) * len(unit.leaves) for unit in problem.units),
+        runs_on=("gpu:0",) * len(problem.units),
+        stored_on=tuple(("gpu:0",) * len(unit.leaves) for unit in problem.units),
     )
     prediction = predict(problem, assignment)
     return _outcome(problem, prediction.total_s, prediction.load_s, prediction.memory)
@@ -191,23 +191,27 @@ def _outcome(
         total_s=total_s,
         new_tokens=problem.workload.new_tokens,
         num_sequences=problem.num_sequences,
-        num_ranks=problem.settings.num_ranks,
+        num_ranks=problem.execution.num_ranks,
         load_s=load_s,
         memory=fragmented(problem, memory),
     )
 
 
 def _problem(
-    setup: Setup, batch_size: int, profile: HardwareProfile, settings: Settings, law: Law
+    setup: Setup,
+    batch_size: int,
+    profile: HardwareProfile,
+    execution: ExecutionConfig,
+    runtime_model: RuntimeModel,
 ) -> Problem:
-    graph = law.rank_graph(graph_of(setup.model), settings)
+    graph = runtime_model.rank_graph(graph_of(setup.model), execution)
     workload = Workload(
         batch_size=batch_size,
         prompt_tokens=setup.prompt_tokens,
         new_tokens=setup.new_tokens,
         dtype=setup.dtype,
     )
-    return price(graph, chain_of(graph, placement_units(graph)), profile, workload, settings, law)
+    return price(graph, chain_of(graph, placement_units(graph)), profile, workload, execution, runtime_model)
 
 
 @cache

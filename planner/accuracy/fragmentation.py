@@ -26,7 +26,7 @@ def fragmented(
     ZeRO gathers and frees weights of many sizes between the cache's; a store, a workspace and NCCL's buffers
     stay where they are, and Accelerate empties the allocator around every module that it fetches.
     """
-    gathers = PEERS in problem.settings.streams_from
+    gathers = PEERS in problem.execution.streams_from
     return {
         device: phases
         if not device.startswith("gpu:")
@@ -36,5 +36,7 @@ def fragmented(
 
 
 def _with_holes(part: MemoryBreakdown, kept_bytes: int, gathers: bool) -> MemoryBreakdown:
-    moving = part.kv + part.activations + (max(0, part.staging - kept_bytes) if gathers else 0)
-    return msgspec.structs.replace(part, slack=part.slack + round((FRAGMENTATION.value - 1) * moving))
+    transient_bytes = part.kv + part.activations + (max(0, part.staging - kept_bytes) if gathers else 0)
+    return msgspec.structs.replace(
+        part, slack=part.slack + round((FRAGMENTATION.value - 1) * transient_bytes)
+    )

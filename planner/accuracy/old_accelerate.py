@@ -58,10 +58,12 @@ def _filled(problem: Problem, limits: dict[str, float]) -> Assignment:
         if names[0] != DISK:
             left[names[0]] -= unit.stored_bytes + unit.buffer_bytes
         places.append(names[0])
-    main = problem.settings.main
+    main = problem.execution.main
     return Assignment(
-        executes=tuple(place if place.startswith("gpu:") else main for place in places),
-        lives=tuple((place,) * len(unit.leaves) for place, unit in zip(places, problem.units, strict=True)),
+        runs_on=tuple(place if place.startswith("gpu:") else main for place in places),
+        stored_on=tuple(
+            (place,) * len(unit.leaves) for place, unit in zip(places, problem.units, strict=True)
+        ),
     )
 
 
@@ -74,8 +76,8 @@ def offloading_s(problem: Problem, assignment: Assignment) -> float:
     disk = problem.profile.disk
     places = [
         (place, leaf.stored_bytes)
-        for unit, lives in zip(problem.units, assignment.lives, strict=True)
-        for leaf, place in zip(unit.leaves, lives, strict=True)
+        for unit, stored_on in zip(problem.units, assignment.stored_on, strict=True)
+        for leaf, place in zip(unit.leaves, stored_on, strict=True)
     ]
     to_disk = sum(num_bytes for place, num_bytes in places if place == DISK)
     if disk is None or to_disk == 0:
@@ -106,11 +108,11 @@ def _cached(unit: UnitPrice, phase: str) -> float:
 
 
 def _away(problem: Problem, assignment: Assignment) -> list[UnitPrice]:
-    main = problem.settings.main
+    main = problem.execution.main
     return [
         unit
-        for unit, executes in zip(problem.units, assignment.executes, strict=True)
-        if executes != main and executes != CPU
+        for unit, runs_on in zip(problem.units, assignment.runs_on, strict=True)
+        if runs_on != main and runs_on != CPU
     ]
 
 
@@ -119,7 +121,7 @@ def with_returned_cache(
 ) -> dict[str, dict[str, MemoryBreakdown]]:
     """The memory of an assignment with the other GPUs' caches on the first one, twice, besides their own."""
     away = _away(problem, assignment)
-    main = problem.settings.main
+    main = problem.execution.main
     phases = {
         phase: msgspec.structs.replace(part, kv=part.kv + _CACHES * sum(unit.kv[phase] for unit in away))
         for phase, part in memory[main].items()

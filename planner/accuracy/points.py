@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from planner.accuracy.compare import Line
+from planner.accuracy.compare import ComparedRow
 from planner.accuracy.own import METRICS, OwnLine
-from planner.accuracy.published import Row
+from planner.accuracy.published import PublishedRow
 
 #: Metric → panel. Published times are of a whole call for each token, which decoding rules.
 PANELS: Final = {
@@ -43,7 +43,7 @@ def own_points(lines: Iterable[OwnLine]) -> list[Point]:
     return found
 
 
-def published_points(lines: Iterable[Line]) -> list[Point]:
+def published_points(lines: Iterable[ComparedRow]) -> list[Point]:
     """Times of a token and memory of GPUs, in the panels' units."""
     found = []
     for line in lines:
@@ -56,7 +56,7 @@ def published_points(lines: Iterable[Line]) -> list[Point]:
     return found
 
 
-def _scale(row: Row) -> float:
+def _scale(row: PublishedRow) -> float:
     """From a published number to its panel's unit."""
     if row.metric == "time_per_token_per_sequence":
         # Milliseconds of one sequence; ZeRO's batch is of each of its streams.

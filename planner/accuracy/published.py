@@ -10,7 +10,7 @@ import msgspec
 OUT_OF_MEMORY: Final = "OOM"
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PublishedRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One published number, as its source has it; an empty cell is an empty string.
 
     Attributes:
@@ -52,7 +52,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return int(self.batch or 1)
 
 
-def rows() -> tuple[Row, ...]:
+def rows() -> tuple[PublishedRow, ...]:
     """Every row, in the file's order."""
     text = resources.files("planner.accuracy").joinpath("published.csv").read_text(encoding="utf-8")
-    return tuple(msgspec.convert(row, Row) for row in csv.DictReader(text.splitlines()))
+    return tuple(msgspec.convert(row, PublishedRow) for row in csv.DictReader(text.splitlines()))

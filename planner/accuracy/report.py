@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from importlib import metadata
 from typing import Final
 
-from planner.accuracy.compare import Line
+from planner.accuracy.compare import ComparedRow
 from planner.accuracy.fragmentation import FRAGMENTATION
 from planner.accuracy.setups import Setup, setups
 from planner.accuracy.summary import (
@@ -48,7 +48,7 @@ _ASSUMED: Final = """\
 """
 
 
-def markdown(lines: Sequence[Line], own: str = "") -> str:
+def markdown(lines: Sequence[ComparedRow], own: str = "") -> str:
     """The whole report, with the part about rows of our own where there is one."""
     parts = [
         _INTRODUCTION,
@@ -117,7 +117,7 @@ def median_cells(one: Median) -> tuple[str, ...]:
     )
 
 
-def _rows(lines: Iterable[Line]) -> str:
+def _rows(lines: Iterable[ComparedRow]) -> str:
     return table(
         (
             "model",
@@ -135,12 +135,12 @@ def _rows(lines: Iterable[Line]) -> str:
     )
 
 
-def _named(line: Line) -> tuple[str, ...]:
+def _named(line: ComparedRow) -> tuple[str, ...]:
     row = line.row
     return row.model, row.runtime, row.dtype, row.n_gpus, row.batch, row.metric
 
 
-def _compared(line: Line) -> tuple[str, ...]:
+def _compared(line: ComparedRow) -> tuple[str, ...]:
     row = line.row
     published = row.value if row.is_out_of_memory else f"{row.value} {row.unit}"
     if line.reason:
@@ -152,7 +152,7 @@ def _compared(line: Line) -> tuple[str, ...]:
     return published, predicted, error, _remark(line)
 
 
-def _remark(line: Line) -> str:
+def _remark(line: ComparedRow) -> str:
     if line.fit_is_right is False:
         return "does not fit, and did" if line.row.value != "OOM" else "fits, and did not"
     return "does not fit, as published" if line.row.is_out_of_memory else ""

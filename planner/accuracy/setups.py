@@ -5,7 +5,7 @@ from importlib import resources
 
 import msgspec
 
-from planner.accuracy.published import Row
+from planner.accuracy.published import PublishedRow
 from planner.errors import BadFileError
 
 
@@ -33,7 +33,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     new_tokens: int = 0
     note: str = ""
 
-    def covers(self, row: Row) -> bool:
+    def covers(self, row: PublishedRow) -> bool:
         """Whether a row belongs to this group."""
         return all(getattr(row, column) == value for column, value in self.rows.items())
 
@@ -49,7 +49,7 @@ def setups() -> tuple[Setup, ...]:
     return tuple(msgspec.toml.decode(payload, type=_File).setup)
 
 
-def setup_of(row: Row) -> Setup:
+def setup_of(row: PublishedRow) -> Setup:
     """The group that a row belongs to.
 
     Raises:

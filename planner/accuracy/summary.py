@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from planner.accuracy.compare import LadderResult, Line, ladders
+from planner.accuracy.compare import ComparedRow, LadderResult, ladders
 from planner.errors import VerificationError
 
 #: The median absolute relative error of time that each table may have.
@@ -60,15 +60,15 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return within and self.median_error <= LARGEST_MEDIAN_ERROR
 
 
-def medians(found: Sequence[Line]) -> tuple[Median, ...]:
+def medians(found: Sequence[ComparedRow]) -> tuple[Median, ...]:
     """One for each runtime and kind of metric, in the order of their first rows."""
-    groups: dict[tuple[str, str], list[Line]] = {}
+    groups: dict[tuple[str, str], list[ComparedRow]] = {}
     for line in found:
         groups.setdefault((line.row.runtime, line.kind), []).append(line)
     return tuple(_median(runtime, kind, group) for (runtime, kind), group in groups.items())
 
 
-def _median(runtime: str, kind: str, group: Sequence[Line]) -> Median:
+def _median(runtime: str, kind: str, group: Sequence[ComparedRow]) -> Median:
     errors = _errors(group)
     judged = [line.fit_is_right for line in group if line.fit_is_right is not None]
     return Median(
@@ -83,11 +83,11 @@ def _median(runtime: str, kind: str, group: Sequence[Line]) -> Median:
     )
 
 
-def _errors(group: Iterable[Line]) -> list[float]:
+def _errors(group: Iterable[ComparedRow]) -> list[float]:
     return [line.relative_error for line in group if line.relative_error is not None]
 
 
-def verdicts(found: Sequence[Line]) -> tuple[Verdict, ...]:
+def verdicts(found: Sequence[ComparedRow]) -> tuple[Verdict, ...]:
     """The tables that the requirement names."""
     by_runtime = {one.runtime.rpartition(", ")[0]: one for one in ladders(found)}
     result = []

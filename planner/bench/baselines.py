@@ -11,18 +11,18 @@ from planner.bench.scripts import __name__ as _SCRIPTS
 from planner.cost.assignment import Assignment
 from planner.cost.build_problem import price
 from planner.cost.placement_units import chain_of
-from planner.cost.runtime_model import Emitted, Law, Settings
+from planner.cost.runtime_model import Emitted, ExecutionConfig, RuntimeModel
 from planner.device_map.check import check
 from planner.errors import InvalidInputError, PlannerError, UnknownNameError
 from planner.graph.model import Model
 from planner.graph.network import placement_units
 from planner.models.spec import ModelSpec
 from planner.runtimes.folder import SCRIPT, write_folder
-from planner.runtimes.registry import laws
+from planner.runtimes.registry import runtime_models
 from planner.schema.hardware import HardwareProfile
 from planner.schema.plan import Plan
 from planner.schema.workload import Workload
-from planner.search.best_placement import Candidate, priced
+from planner.search.best_placement import PricedPlacement, price_assignment
 from planner.search.choose import plan_of
 from planner.search.user_device_map import candidate_of
 
@@ -47,7 +47,7 @@ class Baseline(NamedTuple):
 
     plan: Plan
     speaks: bool
-    way: tuple[Law, Settings]
+    way: tuple[RuntimeModel, ExecutionConfig]
 
 
 def write_baseline(
@@ -75,23 +75,23 @@ def write_baseline(
     config = four_lines(workload)
     if name == "zero-four-lines":
         files["ds_config.json"] = json.dumps(config, indent=1).encode()
-    make: dict[str, Callable[[], Candidate]] = {
+    make: dict[str, Callable[[], PricedPlacement]] = {
         "accelerate-auto": lambda: _automatic(spec, model, profile, workload),
         "zero-four-lines": lambda: _four_lines(model, profile, workload, config),
         "cpu": lambda: _whole(model, profile, workload, "cpu"),
         "resident": lambda: _whole(model, profile, workload, "accelerate"),
     }
     try:
-        candidate, speaks = make[name](), True
+        priced, speaks = make[name](), True
     except (PlannerError, ImportError, AttributeError):
         # Another release of transformers may lack what its own map is computed with; the baseline still runs.
-        candidate, speaks = (
+        priced, speaks = (
             _whole(model, profile, workload, "accelerate" if profile.num_gpus else "cpu"),
             False,
         )
-    plan = plan_of(model, candidate, objective="latency")
+    plan = plan_of(model, priced, objective="latency")
     write_folder(plan, Emitted(files=files, needs="torch and transformers"), folder)
-    return Baseline(plan, speaks, (candidate.problem.law, candidate.problem.settings))
+    return Baseline(plan, speaks, (priced.problem.runtime_model, priced.problem.execution))
 
 
 def four_lines(workload: Workload) -> dict[str, Any]:
@@ -109,7 +109,9 @@ def _script(name: str) -> bytes:
     return resources.files(_SCRIPTS).joinpath(f"{_SCRIPT_OF[name]}.py").read_bytes()
 
 
-def _automatic(spec: ModelSpec, model: Model, profile: HardwareProfile, workload: Workload) -> Candidate:
+def _automatic(
+    spec: ModelSpec, model: Model, profile: HardwareProfile, workload: Workload
+) -> PricedPlacement:
     from planner.runtimes.accelerate.auto_map import auto_device_map
 
     given = auto_device_map(spec, profile, workload.dtype)
@@ -119,24 +121,24 @@ def _automatic(spec: ModelSpec, model: Model, profile: HardwareProfile, workload
 
 def _four_lines(
     model: Model, profile: HardwareProfile, workload: Workload, config: dict[str, Any]
-) -> Candidate:
+) -> PricedPlacement:
     from planner.search import user_ds_config as given
 
     return given.candidate_of(model, profile, workload, config)
 
 
-def _whole(model: Model, profile: HardwareProfile, workload: Workload, runtime: str) -> Candidate:
+def _whole(model: Model, profile: HardwareProfile, workload: Workload, runtime: str) -> PricedPlacement:
     """Everything on the first GPU, or on the CPU."""
-    (law,) = laws([runtime])
+    (runtime_model,) = runtime_models([runtime])
     main = "cpu" if runtime == "cpu" else "gpu:0"
-    settings = next((way for way in law.settings(profile) if way.main == main), None) or Settings(
-        runtime=runtime, label=runtime, main=main
-    )
+    execution = next(
+        (way for way in runtime_model.configurations(profile) if way.main == main), None
+    ) or ExecutionConfig(runtime=runtime, label=runtime, main=main)
     chain = chain_of(model.graph, placement_units(model.graph))
-    settings = replace(settings, keeps_host_pages=False)
-    problem = price(model.graph, chain, profile, workload, settings, law)
+    execution = replace(execution, keeps_host_pages=False)
+    problem = price(model.graph, chain, profile, workload, execution, runtime_model)
     assignment = Assignment(
-        executes=(main,) * len(problem.units),
-        lives=tuple((main,) * len(unit.leaves) for unit in problem.units),
+        runs_on=(main,) * len(problem.units),
+        stored_on=tuple((main,) * len(unit.leaves) for unit in problem.units),
     )
-    return priced(problem, assignment)
+    return price_assignment(problem, assignment)

@@ -180,11 +180,13 @@ class _Runner:
         The thread that issues a GPU's work moves on after each token: a row speaks for the machine, not for
         the core that its process is on.
         """
-        from planner.probe.core_rotation import Walk
+        from planner.probe.core_rotation import CoreRotation
 
         generation, spent = self.generation, 0.0
         reports: list[dict[str, Any]] = []
-        move = Walk(generation.RANK, generation.NUM_RANKS) if _is_gpus_alone(generation.PLAN) else None
+        move = (
+            CoreRotation(generation.RANK, generation.NUM_RANKS) if _is_gpus_alone(generation.PLAN) else None
+        )
         while len(reports) < self.args.repeat or (spent < _ENOUGH_S and len(reports) < _MOST_CALLS):
             reports.append(self.call(inputs, move))
             spent += reports[-1]["whole_s"]
@@ -222,7 +224,7 @@ def _is_gpus_alone(plan: dict[str, Any]) -> bool:
     """Whether the host has one thread at work: where there are more, one that moves may meet another."""
     if plan["main_device"] == "cpu":
         return False
-    return all(one["executes"] != "cpu" and one["lives"] != "disk" for one in plan["placements"])
+    return all(one["runs_on"] != "cpu" and one["stored_on"] != "disk" for one in plan["placements"])
 
 
 def _forget_batch() -> None:

@@ -9,12 +9,12 @@ from planner.cost.memory import memory, shortage
 from planner.cost.placement_units import chain_of
 from planner.cost.predict import predict
 from planner.cost.problem import Problem
-from planner.cost.runtime_model import Law, Settings
+from planner.cost.runtime_model import ExecutionConfig, RuntimeModel
 from planner.errors import InvalidInputError
 from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph
 from planner.hardware.overrides import apply
-from planner.runtimes.registry import laws
+from planner.runtimes.registry import runtime_models
 from planner.schema.hardware import HardwareProfile
 from planner.schema.plan import Plan, Prediction
 from planner.schema.workload import Workload
@@ -29,7 +29,7 @@ def repriced(
     workload: Workload,
     *,
     memory_cap_bytes: int | None = None,
-    way: tuple[Law, Settings] | None = None,
+    way: tuple[RuntimeModel, ExecutionConfig] | None = None,
 ) -> tuple[Problem, Assignment]:
     """The plan's placement under another workload.
 
@@ -47,17 +47,17 @@ def repriced(
     if memory_cap_bytes is not None and profile.gpu is not None:
         profile = apply(profile, gpu_memory_bytes=memory_cap_bytes)
     if way is None:
-        (runtime,) = laws([plan.runtime])
-        way = runtime, settings_of(plan, runtime, profile)
-    law, settings = way
-    part = law.rank_graph(graph, settings)
+        (runtime,) = runtime_models([plan.runtime])
+        way = runtime, execution_of(plan, runtime, profile)
+    runtime_model, execution = way
+    part = runtime_model.rank_graph(graph, execution)
     problem = price(
         part,
         chain_of(part, placement_units(part)),
         profile,
-        workload.with_batch(-(-workload.batch_size // settings.num_streams)),
-        settings,
-        law,
+        workload.with_batch(-(-workload.batch_size // execution.num_streams)),
+        execution,
+        runtime_model,
         num_sequences=workload.batch_size,
     )
     return problem, assignment_of(plan, problem)
@@ -79,47 +79,47 @@ def predicted(problem: Problem, assignment: Assignment) -> Predicted:
     )
 
 
-def settings_of(plan: Plan, law: Law, profile: HardwareProfile) -> Settings:
+def execution_of(plan: Plan, runtime_model: RuntimeModel, profile: HardwareProfile) -> ExecutionConfig:
     """The way of running that the plan was made with.
 
     Raises:
         InvalidInputError: the runtime knows no such way.
     """
-    streamed = {p.lives for p in plan.placements if p.lives != p.executes}
+    streamed = {p.stored_on for p in plan.placements if p.stored_on != p.runs_on}
     fitting = [
-        settings
-        for settings in law.settings(profile)
-        if settings.main == plan.main_device
-        and settings.host_copies == plan.host_copies
-        and settings.kv_cache == plan.kv_cache
-        and settings.num_ranks == plan.num_ranks
-        and settings.num_streams == plan.num_streams
-        and settings.weight_bits == plan.weight_bits
-        and streamed <= set(settings.streams_from)
+        execution
+        for execution in runtime_model.configurations(profile)
+        if execution.main == plan.main_device
+        and execution.host_copies == plan.host_copies
+        and execution.kv_cache == plan.kv_cache
+        and execution.num_ranks == plan.num_ranks
+        and execution.num_streams == plan.num_streams
+        and execution.weight_bits == plan.weight_bits
+        and streamed <= set(execution.streams_from)
     ]
     # Ways that differ only in what they may do are alike once the placement is given; the label decides.
-    named = [settings for settings in fitting if settings.label == plan.label]
+    named = [execution for execution in fitting if execution.label == plan.label]
     if not fitting:
         raise InvalidInputError(
-            f"the {law.name} runtime knows no way to run on {profile.name} that is {plan.label!r}; plan again"
+            f"{runtime_model.name} has no configuration {plan.label!r} on {profile.name}; plan again"
         )
     return (named or fitting)[0]
 
 
 def assignment_of(plan: Plan, problem: Problem) -> Assignment:
     """Where the plan puts everything."""
-    places = {p.module: (p.lives, p.executes) for p in plan.placements}
-    main = problem.settings.main
-    executes, lives = [], []
+    places = {p.module: (p.stored_on, p.runs_on) for p in plan.placements}
+    main = problem.execution.main
+    runs_on, stored_on = [], []
     for unit in problem.units:
         found = [
             next((places[entry] for entry in leaf.leaf.entries if entry in places), None)
             for leaf in unit.leaves
         ]
         runs = next((place[1] for place in found if place is not None), main)
-        executes.append(runs)
-        lives.append(tuple(runs if place is None else place[0] for place in found))
-    return Assignment(executes=tuple(executes), lives=tuple(lives))
+        runs_on.append(runs)
+        stored_on.append(tuple(runs if place is None else place[0] for place in found))
+    return Assignment(runs_on=tuple(runs_on), stored_on=tuple(stored_on))
 
 
 def _gpu_bytes(prediction: Prediction) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ import msgspec
 from planner.bench.batches import next_batch
 from planner.bench.repricing import predicted, repriced
 from planner.bench.rows import Measured, Predicted, Row, record_of
-from planner.cost.runtime_model import Law, Settings
+from planner.cost.runtime_model import ExecutionConfig, RuntimeModel
 from planner.errors import InvalidInputError, PlannerError
 from planner.graph.schema import ModuleGraph
 from planner.schema.plan import Plan
@@ -57,7 +57,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     batches: tuple[int, ...]
     weights: str = "random"
     speaks: bool = True
-    way: tuple[Law, Settings] | None = None
+    way: tuple[RuntimeModel, ExecutionConfig] | None = None
     until_oom: bool = False
     prompt_tokens: int = 128
     new_tokens: int = 32

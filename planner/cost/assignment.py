@@ -11,17 +11,17 @@ class Assignment:
     """One choice for every unit and leaf of a problem.
 
     Attributes:
-        executes: per unit, `gpu:N` or `cpu`.
-        lives: per unit and leaf, the unit's device, or a place to stream from: `cpu`, `disk` or `peers`.
+        runs_on: per unit, `gpu:N` or `cpu`.
+        stored_on: per unit and leaf, the unit's device, or a place to stream from: `cpu`, `disk` or `peers`.
     """
 
-    executes: tuple[str, ...]
-    lives: tuple[tuple[str, ...], ...]
+    runs_on: tuple[str, ...]
+    stored_on: tuple[tuple[str, ...], ...]
 
     @property
     def places(self) -> frozenset[str]:
         """Every device that something lives or executes on."""
-        return frozenset(self.executes).union(*self.lives) if self.lives else frozenset(self.executes)
+        return frozenset(self.runs_on).union(*self.stored_on) if self.stored_on else frozenset(self.runs_on)
 
 
 def kind_of(device: str) -> str:
@@ -31,6 +31,6 @@ def kind_of(device: str) -> str:
 
 def leaves(problem: Problem, assignment: Assignment) -> Iterable[tuple[str, LeafPrice, str]]:
     """Where each leaf's unit executes, the leaf, and where it lives."""
-    for unit, executes, lives in zip(problem.units, assignment.executes, assignment.lives, strict=True):
-        for leaf, place in zip(unit.leaves, lives, strict=True):
-            yield executes, leaf, place
+    for unit, runs_on, stored_on in zip(problem.units, assignment.runs_on, assignment.stored_on, strict=True):
+        for leaf, place in zip(unit.leaves, stored_on, strict=True):
+            yield runs_on, leaf, place

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from planner.cost.memory_terms import kv_bytes, largest, peak_bytes, phase_cost, sampling_bytes, self_context
 from planner.cost.placement_units import Chain, Leaf, Unit
-from planner.cost.problem import CPU, GPU, LeafPrice, Problem, Span, UnitPrice
-from planner.cost.runtime_model import Law, Settings
+from planner.cost.problem import CPU, GPU, LeafPrice, Problem, UnitPrice, UnitWork
+from planner.cost.runtime_model import ExecutionConfig, RuntimeModel
 from planner.cost.time_terms import Engine, cpu_engine, dispatch_s, gpu_engine, kernel_s
 from planner.graph.schema import ModuleGraph, Node
 from planner.schema.breakdown import PHASES
@@ -19,41 +19,43 @@ def price(
     chain: Chain,
     profile: HardwareProfile,
     workload: Workload,
-    settings: Settings,
-    law: Law,
+    execution: ExecutionConfig,
+    runtime_model: RuntimeModel,
     *,
     num_sequences: int | None = None,
 ) -> Problem:
     """Price a model for one machine, workload and way to run.
 
     Args:
-        graph: what one rank holds and computes (see `Law.rank_graph`).
+        graph: what one rank holds and computes (see `RuntimeModel.rank_graph`).
         chain: its units.
         profile: the whole machine.
         workload: one rank's sequences.
-        settings: the way to run.
-        law: the runtime's.
+        execution: the way to run.
+        runtime_model: the runtime's.
         num_sequences: of all streams together; streams times the rank's for None.
 
     Raises:
         InvalidInputError: the device does not run the workload's dtype.
     """
-    engines = _engines(profile, workload, settings)
-    main = CPU if settings.main == "cpu" else GPU
+    engines = _engines(profile, workload, execution)
+    main = CPU if execution.main == "cpu" else GPU
     contexts = Contexts.of(graph, workload)
     glue = {
-        phase: _span(chain.glue, {}, engines[main], phase, workload, contexts, profile, hook_s=0.0)
+        phase: _work(chain.glue, {}, engines[main], phase, workload, contexts, profile, hook_s=0.0)
         for phase in PHASES
     }
-    units = _price_units(chain.units, engines, workload, contexts, profile, law)
-    peaks = law.streamed_peaks(graph, workload, lambda node, phase: _live(node, phase, workload, contexts))
+    units = _price_units(chain.units, engines, workload, contexts, profile, runtime_model)
+    peaks = runtime_model.streamed_peaks(
+        graph, workload, lambda node, phase: _live(node, phase, workload, contexts)
+    )
     return Problem(
         graph=graph,
         profile=profile,
         workload=workload,
-        num_sequences=num_sequences or workload.batch_size * settings.num_streams,
-        settings=settings,
-        law=law,
+        num_sequences=num_sequences or workload.batch_size * execution.num_streams,
+        execution=execution,
+        runtime_model=runtime_model,
         units=units if peaks is None else tuple(_restaged(unit, peaks) for unit in units),
         glue=glue,
         glue_peak={
@@ -66,8 +68,8 @@ def price(
         crossing_bytes=_crossing_bytes(graph, chain, workload),
         num_decode_steps=workload.new_tokens - 1 if graph.generates else 0,
         engines=engines,
-        buffers=law.buffers(graph, profile, workload, settings),
-        communication_s=law.communication_s(graph, profile, workload, settings),
+        buffers=runtime_model.buffers(graph, profile, workload, execution),
+        communication_s=runtime_model.communication_s(graph, profile, workload, execution),
     )
 
 
@@ -98,11 +100,11 @@ class Contexts:
         return self.prefill if phase == "prefill" else self.mean
 
 
-def _engines(profile: HardwareProfile, workload: Workload, settings: Settings) -> dict[str, Engine]:
+def _engines(profile: HardwareProfile, workload: Workload, execution: ExecutionConfig) -> dict[str, Engine]:
     engines = {}
-    if settings.main != "cpu" and profile.gpu is not None:
+    if execution.main != "cpu" and profile.gpu is not None:
         engines[GPU] = gpu_engine(profile.gpu, workload.dtype)
-    if settings.main == "cpu" or settings.cpu_execution:
+    if execution.main == "cpu" or execution.cpu_execution:
         engines[CPU] = cpu_engine(profile.host, workload.dtype)
     return engines
 
@@ -113,7 +115,7 @@ def _price_units(
     workload: Workload,
     contexts: Contexts,
     profile: HardwareProfile,
-    law: Law,
+    runtime_model: RuntimeModel,
 ) -> tuple[UnitPrice, ...]:
     """Price each structure once; its twins differ in names only."""
     first: dict[bytes, UnitPrice] = {}
@@ -121,7 +123,7 @@ def _price_units(
     for unit in units:
         twin = first.get(unit.key)
         if twin is None:
-            first[unit.key] = twin = _price_unit(unit, engines, workload, contexts, profile, law)
+            first[unit.key] = twin = _price_unit(unit, engines, workload, contexts, profile, runtime_model)
         result.append(_renamed(twin, unit) if twin.unit is not unit else twin)
     return tuple(result)
 
@@ -137,7 +139,7 @@ def _price_unit(
     workload: Workload,
     contexts: Contexts,
     profile: HardwareProfile,
-    law: Law,
+    runtime_model: RuntimeModel,
 ) -> UnitPrice:
     itemsize = workload.itemsize_bytes
     weights = {
@@ -145,13 +147,13 @@ def _price_unit(
         for leaf in unit.leaves
         for module, owned in zip(leaf.modules, leaf.tensors, strict=True)
     }
-    hooked = [n for n in unit.nodes if law.hooks_on == "modules" or n.name in weights]
-    hook_s = law.hook(profile).value * sum(n.num_calls for n in hooked)
+    hooked = [n for n in unit.nodes if runtime_model.hooks_on == "modules" or n.name in weights]
+    hook_s = runtime_model.hook(profile).value * sum(n.num_calls for n in hooked)
     return UnitPrice(
         unit=unit,
-        spans={
+        work={
             kind: {
-                phase: _span(unit.nodes, weights, engine, phase, workload, contexts, profile, hook_s=hook_s)
+                phase: _work(unit.nodes, weights, engine, phase, workload, contexts, profile, hook_s=hook_s)
                 for phase in PHASES
             }
             for kind, engine in engines.items()
@@ -195,7 +197,7 @@ def _live(node: Node, phase: str, workload: Workload, contexts: Contexts) -> int
 
 
 def _restaged(unit: UnitPrice, peaks: Mapping[str, Mapping[str, int]]) -> UnitPrice:
-    """The unit as a runtime stages it that fetches ahead: see `Law.streamed_peaks`."""
+    """The unit as a runtime stages it that fetches ahead: see `RuntimeModel.streamed_peaks`."""
     leaves = []
     for leaf in unit.leaves:
         found = [peaks[module.name] for module in leaf.leaf.modules if module.name in peaks]
@@ -204,7 +206,7 @@ def _restaged(unit: UnitPrice, peaks: Mapping[str, Mapping[str, int]]) -> UnitPr
     return replace(unit, leaves=tuple(leaves))
 
 
-def _span(
+def _work(
     nodes: tuple[Node, ...],
     weights: dict[str, int],
     engine: Engine,
@@ -214,9 +216,9 @@ def _span(
     profile: HardwareProfile,
     *,
     hook_s: float,
-) -> Span:
+) -> UnitWork:
     context = contexts.typical(phase)
-    return Span(
+    return UnitWork(
         kernel_s=sum(
             kernel_s(n, engine, phase, workload, context=context, weight_bytes=weights.get(n.name, 0))
             for n in nodes

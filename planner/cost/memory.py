@@ -8,9 +8,9 @@ import msgspec
 from planner.cost.assignment import Assignment, leaves
 from planner.cost.memory_terms import (
     OFFLOADED_KV_LAYERS,
-    host_holes_bytes,
+    host_fragmentation_bytes,
     host_process_bytes,
-    kv_holes_bytes,
+    kv_fragmentation_bytes,
     largest,
     slack_bytes,
 )
@@ -32,23 +32,25 @@ def memory(problem: Problem, assignment: Assignment) -> dict[str, dict[str, Memo
     profile = problem.profile
     result: dict[str, dict[str, MemoryBreakdown]] = {}
     spread = _spread(problem, assignment)
-    if problem.settings.main != "cpu" and profile.gpu is not None:
+    if problem.execution.main != "cpu" and profile.gpu is not None:
         for index in range(problem.num_stages):
             device = f"gpu:{index}"
-            used = device == problem.settings.main or device in assignment.executes
+            used = device == problem.execution.main or device in assignment.runs_on
             if used:
                 capacity, context = (
                     round(profile.gpu.memory_bytes.value),
                     round(profile.gpu.context_bytes.value),
                 )
                 result[device] = _device(problem, assignment, spread, device, capacity, context)
-        for rank in range(1, problem.settings.num_ranks):
-            result[f"gpu:{rank}"] = result[problem.settings.main]
+        for rank in range(1, problem.execution.num_ranks):
+            result[f"gpu:{rank}"] = result[problem.execution.main]
     capacity = round(profile.host.memory_bytes.value)
-    processes = problem.settings.num_ranks * host_process_bytes(profile)
+    processes = problem.execution.num_ranks * host_process_bytes(profile)
     result[CPU] = _device(problem, assignment, spread, CPU, capacity, processes)
-    if any(DISK in lives for lives in assignment.lives) and profile.disk is not None:
-        stored = sum(leaf.stored_bytes for _, leaf, lives in leaves(problem, assignment) if lives == DISK)
+    if any(DISK in stored_on for stored_on in assignment.stored_on) and profile.disk is not None:
+        stored = sum(
+            leaf.stored_bytes for _, leaf, stored_on in leaves(problem, assignment) if stored_on == DISK
+        )
         rest = sum(unit.stored_bytes for unit in problem.units) - stored
         on_disk = MemoryBreakdown(
             weights=stored,
@@ -75,18 +77,18 @@ class _Spread(NamedTuple):
 def _spread(problem: Problem, assignment: Assignment) -> _Spread:
     """In one walk over the leaves, since a search asks it of many devices many times."""
     found = _Spread({}, {})
-    for executes, leaf, lives in leaves(problem, assignment):
-        if lives == executes or not problem.law.stores_all:
-            found.weights[lives] = found.weights.get(lives, 0) + leaf.stored_bytes
-        if lives != executes:
-            found.streamed.setdefault(executes, []).append(leaf)
+    for runs_on, leaf, stored_on in leaves(problem, assignment):
+        if stored_on == runs_on or not problem.runtime_model.stores_all:
+            found.weights[stored_on] = found.weights.get(stored_on, 0) + leaf.stored_bytes
+        if stored_on != runs_on:
+            found.streamed.setdefault(runs_on, []).append(leaf)
     return found
 
 
 def _device(
     problem: Problem, assignment: Assignment, spread: _Spread, device: str, capacity: int, context: int
 ) -> dict[str, MemoryBreakdown]:
-    here = [u for u, executes in zip(problem.units, assignment.executes, strict=True) if executes == device]
+    here = [u for u, runs_on in zip(problem.units, assignment.runs_on, strict=True) if runs_on == device]
     weights = spread.weights.get(device, 0) + sum(unit.buffer_bytes for unit in here)
     streamed = spread.streamed.get(device, [])
     buffered = _buffered(problem, spread, device)
@@ -94,31 +96,31 @@ def _device(
     for phase in PHASES:
         kv = _kv_on(problem, here, device, phase)
         activations = largest(unit.peak[phase] for unit in here)
-        if device == problem.settings.main:
+        if device == problem.execution.main:
             activations = max(activations, problem.glue_peak[phase])
         staged = largest(leaf.streamed_peak[phase] for leaf in streamed)
         staging = max(0, staged - activations) + buffered
-        moving = kv + activations + staging
+        transient_bytes = kv + activations + staging
         result[phase] = MemoryBreakdown(
             weights=weights,
             kv=kv,
             activations=activations,
             staging=staging,
             context=context,
-            slack=slack_bytes(moving) + _holes(problem, here, device, phase),
+            slack=slack_bytes(transient_bytes) + _fragmentation(problem, here, device, phase),
             capacity=capacity,
         )
-    keeps = problem.settings.keeps_host_pages and device == problem.settings.main == CPU
+    keeps = problem.execution.keeps_host_pages and device == problem.execution.main == CPU
     return _with_kept_pages(result) if keeps else result
 
 
 def _with_kept_pages(phases: dict[str, MemoryBreakdown]) -> dict[str, MemoryBreakdown]:
     """With the holes of what the C library keeps, if it keeps anything; they never make a plan too large."""
-    moving = max(part.moving for part in phases.values())
+    transient_bytes = max(part.transient_bytes for part in phases.values())
     room = min(part.capacity - part.weights - part.context for part in phases.values())
-    holes = host_holes_bytes(moving, room)
+    fragmentation = host_fragmentation_bytes(transient_bytes, room)
     return {
-        phase: msgspec.structs.replace(part, slack=part.slack + max(0, min(holes, part.free)))
+        phase: msgspec.structs.replace(part, slack=part.slack + max(0, min(fragmentation, part.free)))
         for phase, part in phases.items()
     }
 
@@ -126,21 +128,21 @@ def _with_kept_pages(phases: dict[str, MemoryBreakdown]) -> dict[str, MemoryBrea
 def _buffered(problem: Problem, spread: _Spread, device: str) -> int:
     """The runtime's buffers on a device; most only if anything is streamed through them or stored in them."""
     workspace = problem.buffers.workspace if device != CPU else 0
-    if not spread.streamed and not problem.law.stores_all:
+    if not spread.streamed and not problem.runtime_model.stores_all:
         return workspace
     return workspace + (problem.buffers.host if device == CPU else problem.buffers.device)
 
 
-def _holes(problem: Problem, here: list[UnitPrice], device: str, phase: str) -> int:
+def _fragmentation(problem: Problem, here: list[UnitPrice], device: str, phase: str) -> int:
     """Fragments of a cache that lives and grows on a GPU."""
     if device == CPU:
         return 0
-    return sum(kv_holes_bytes(problem.device_kv_bytes(unit, phase)) for unit in here)
+    return sum(kv_fragmentation_bytes(problem.device_kv_bytes(unit, phase)) for unit in here)
 
 
 def _kv_on(problem: Problem, here: list[UnitPrice], device: str, phase: str) -> int:
     """Cache bytes on a device: its own units', or a few layers and the host's store of an offloaded one."""
-    if problem.settings.kv_cache == "device":
+    if problem.execution.kv_cache == "device":
         return sum(problem.device_kv_bytes(unit, phase) for unit in here)
     if device == CPU:
         return problem.offloaded_kv_bytes

@@ -29,12 +29,12 @@ SLACK_FLOOR_BYTES: Final = 96 * _MIB
 #: A cache that grows by copying leaves holes: each step puts the longer keys and values elsewhere, and a
 #: page of an expandable segment is freed only whole. This share of each unit's cache is lost so, up to this
 #: much.
-KV_HOLES: Final = Quantity(
+KV_FRAGMENTATION: Final = Quantity(
     value=16 * _MIB,
     source=Source.MEASURED,
     note="OPT-13B on an H100: 250 to 604 MiB over 40 layers at batch 8 to 132 (tests/benchmarks/results)",
 )
-KV_HOLES_SHARE: Final = Quantity(
+KV_FRAGMENTATION_SHARE: Final = Quantity(
     value=0.3,
     source=Source.MEASURED,
     note="the same runs: 254 MiB of 870 at batch 8, 604 of 3480 at batch 32; less at larger ones",
@@ -48,22 +48,26 @@ OFFLOADED_KV_LAYERS: Final = {"prefill": 1.0, "decode": 2.5}
 
 #: What glibc keeps on a processor that runs everything has holes: so much of what comes and goes; in four
 #: models 0.4 to 1.2 of it.
-HOST_HOLES: Final = Quantity(
+HOST_FRAGMENTATION_SHARE: Final = Quantity(
     value=0.8, source=Source.MEASURED, note="tests/benchmarks/results/2026-11-29-cpu-kept-pages.md"
 )
 #: It is kept where there is room for what comes and goes and one and a half times as much again;
 #: `keep_host_pages` in `runtimes/ranks.py` decides by the same number.
-HOST_HOLES_ROOM: Final = 2.5
+KEPT_PAGES_ROOM: Final = 2.5
 
 
-def host_holes_bytes(moving_bytes: int, room_bytes: int) -> int:
+def host_fragmentation_bytes(transient_bytes: int, room_bytes: int) -> int:
     """What the pages that glibc keeps add, given the room beside what stays; 0 where it keeps none."""
-    return round(HOST_HOLES.value * moving_bytes) if HOST_HOLES_ROOM * moving_bytes <= room_bytes else 0
+    return (
+        round(HOST_FRAGMENTATION_SHARE.value * transient_bytes)
+        if KEPT_PAGES_ROOM * transient_bytes <= room_bytes
+        else 0
+    )
 
 
-def kv_holes_bytes(unit_kv_bytes: int) -> int:
+def kv_fragmentation_bytes(unit_kv_bytes: int) -> int:
     """What the growth of one unit's cache on a GPU fragments, at most."""
-    return min(round(KV_HOLES_SHARE.value * unit_kv_bytes), round(KV_HOLES.value))
+    return min(round(KV_FRAGMENTATION_SHARE.value * unit_kv_bytes), round(KV_FRAGMENTATION.value))
 
 
 def self_context(graph: ModuleGraph, workload: Workload, generated: int) -> int:
@@ -111,9 +115,9 @@ def sampling_bytes(graph: ModuleGraph, workload: Workload) -> int:
     return workload.batch_size * graph.vocab_size * (workload.itemsize_bytes + 4)
 
 
-def slack_bytes(moving_bytes: int) -> int:
+def slack_bytes(transient_bytes: int) -> int:
     """What the allocator holds beyond live bytes, given the bytes that come and go."""
-    return SLACK_FLOOR_BYTES + round(SLACK_SHARE.value * moving_bytes)
+    return SLACK_FLOOR_BYTES + round(SLACK_SHARE.value * transient_bytes)
 
 
 def host_process_bytes(profile: HardwareProfile) -> int:

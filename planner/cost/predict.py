@@ -37,12 +37,14 @@ def _load_s(problem: Problem, assignment: Assignment) -> float:
     """Reading what must be read once, and copying to the GPUs what lives there."""
     read = sum(
         leaf.stored_bytes
-        for _, leaf, lives in leaves(problem, assignment)
-        if lives != DISK or problem.law.stores_all
+        for _, leaf, stored_on in leaves(problem, assignment)
+        if stored_on != DISK or problem.runtime_model.stores_all
     )
     on_gpu = sum(
-        leaf.stored_bytes for _, leaf, lives in leaves(problem, assignment) if lives.startswith("gpu:")
+        leaf.stored_bytes
+        for _, leaf, stored_on in leaves(problem, assignment)
+        if stored_on.startswith("gpu:")
     )
-    return problem.law.load_s(
-        read_bytes=read, device_bytes=on_gpu, settings=problem.settings, profile=problem.profile
+    return problem.runtime_model.load_s(
+        read_bytes=read, device_bytes=on_gpu, execution=problem.execution, profile=problem.profile
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from planner.cost.placement_units import Leaf, Unit
-from planner.cost.runtime_model import Buffers, Law, Movement, Settings
+from planner.cost.runtime_model import Buffers, ExecutionConfig, Movement, RuntimeModel
 from planner.cost.time_terms import Engine, copy_s
 from planner.graph.schema import ModuleGraph
 from planner.schema.breakdown import TimeBreakdown
@@ -22,7 +22,7 @@ GPU, CPU, DISK, PEERS = "gpu", "cpu", "disk", "peers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
+class UnitWork:
     """Host and device work of one unit in one phase: the device runs behind the host, or is it.
 
     Attributes:
@@ -79,7 +79,7 @@ class UnitPrice:
 
     Attributes:
         unit: which.
-        spans: (`gpu` or `cpu`) → phase → work.
+        work: (`gpu` or `cpu`) → phase → work.
         kv: phase → cache bytes at the phase's end.
         peak: phase → live activation bytes while it runs.
         buffer_bytes: buffers; they stay where it executes.
@@ -87,7 +87,7 @@ class UnitPrice:
     """
 
     unit: Unit
-    spans: dict[str, dict[str, Span]]
+    work: dict[str, dict[str, UnitWork]]
     kv: dict[str, int]
     peak: dict[str, int]
     buffer_bytes: int
@@ -123,7 +123,7 @@ class Problem:
         workload: the rank's sequences.
         num_sequences: of all streams together.
         settings: the way to run.
-        law: the runtime's.
+        runtime_model: the runtime's.
         units: priced, in execution order.
         glue: phase → work of modules outside every unit, on the main device.
         glue_peak: phase → live activation bytes while that runs, sampling included.
@@ -138,10 +138,10 @@ class Problem:
     profile: HardwareProfile
     workload: Workload
     num_sequences: int
-    settings: Settings
-    law: Law
+    execution: ExecutionConfig
+    runtime_model: RuntimeModel
     units: tuple[UnitPrice, ...]
-    glue: dict[str, Span]
+    glue: dict[str, UnitWork]
     glue_peak: dict[str, int]
     crossing_bytes: dict[str, int]
     num_decode_steps: int
@@ -152,43 +152,43 @@ class Problem:
     @property
     def num_stages(self) -> int:
         """GPUs over which one rank can spread its units."""
-        return self.profile.num_gpus if self.law.pipeline else 1
+        return self.profile.num_gpus if self.runtime_model.pipeline else 1
 
     @property
     def main_kind(self) -> str:
         """`gpu` or `cpu`."""
-        return CPU if self.settings.main == "cpu" else GPU
+        return CPU if self.execution.main == "cpu" else GPU
 
     @property
     def offloaded_kv_bytes(self) -> int:
         """Host memory of an offloaded cache, of all streams together."""
-        return self.settings.num_streams * sum(unit.offloaded_kv_bytes for unit in self.units)
+        return self.execution.num_streams * sum(unit.offloaded_kv_bytes for unit in self.units)
 
     @property
     def disk_deficit_bytes(self) -> int:
         """What the disk lacks to hold the checkpoint and the runtime's own copy; 0 when it is not used."""
         disk = self.profile.disk
-        if disk is None or DISK not in self.settings.streams_from:
+        if disk is None or DISK not in self.execution.streams_from:
             return 0
         checkpoint = sum(unit.stored_bytes for unit in self.units)
         return max(0, checkpoint + self.buffers.disk - round(disk.capacity_bytes.value))
 
     def device_kv_bytes(self, unit: UnitPrice, phase: str) -> int:
         """A unit's cache where the unit runs; 0 when the cache is offloaded."""
-        return unit.kv[phase] if self.settings.kv_cache == "device" else 0
+        return unit.kv[phase] if self.execution.kv_cache == "device" else 0
 
     def weight(self, phase: str) -> int:
         """How many forwards of this phase one `generate()` makes."""
         return 1 if phase == "prefill" else self.num_decode_steps
 
-    def movement(self, leaf: LeafPrice, lives: str, executes: str) -> Movement:
+    def movement(self, leaf: LeafPrice, stored_on: str, runs_on: str) -> Movement:
         """One forward's movement of a leaf's weights."""
-        return self.law.movement(
+        return self.runtime_model.movement(
             num_bytes=leaf.moved_bytes,
             num_tensors=leaf.num_tensors,
-            lives=lives,
-            executes=executes,
-            settings=self.settings,
+            stored_on=stored_on,
+            runs_on=runs_on,
+            execution=self.execution,
             profile=self.profile,
         )
 
@@ -200,7 +200,7 @@ class Problem:
         """
         out, back = self.profile.device_to_host, self.profile.host_to_device
         num_bytes = unit.kv[phase]
-        if self.settings.kv_cache == "device" or out is None or back is None or num_bytes == 0:
+        if self.execution.kv_cache == "device" or out is None or back is None or num_bytes == 0:
             return 0.0
         out_s = copy_s(num_bytes, out, pinned=True, num_copies=2)
         return out_s if phase == "prefill" else max(out_s, copy_s(num_bytes, back, pinned=True, num_copies=2))

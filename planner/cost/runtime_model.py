@@ -1,7 +1,8 @@
 """The shape of a runtime: what it can be told to do, and how long it takes to bring weights to work.
 
-A runtime is one package under `planner/runtimes/` with a `law` (pure; `LAW` is its `Law`), an `emit` (pure:
-the files that run a plan) and a `generate` (the script among them, which imports nothing of the planner).
+A runtime is one package under `planner/runtimes/` with a `model` (pure; `RUNTIME_MODEL` is its
+`RuntimeModel`), an `emit` (pure: the files that run a plan) and a `generate` (the script among them, which
+imports nothing of the planner).
 `planner/runtimes/registry.py` names them.
 """
 
@@ -19,7 +20,7 @@ from planner.schema.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class ExecutionConfig:
     """One way to run a runtime; a search prices each.
 
     Attributes:
@@ -99,7 +100,7 @@ class Emitted:
     readme: str = ""
 
 
-class Law(ABC):
+class RuntimeModel(ABC):
     """What the cost model asks of a runtime. With several ranks every answer is about one of them.
 
     Attributes:
@@ -126,7 +127,7 @@ class Law(ABC):
     hooks_wait: bool = False
 
     @abstractmethod
-    def settings(self, profile: HardwareProfile) -> tuple[Settings, ...]:
+    def configurations(self, profile: HardwareProfile) -> tuple[ExecutionConfig, ...]:
         """Every way worth pricing on this machine, the simplest first; empty when it cannot run there."""
 
     @abstractmethod
@@ -135,24 +136,24 @@ class Law(ABC):
         *,
         num_bytes: int,
         num_tensors: int,
-        lives: str,
-        executes: str,
-        settings: Settings,
+        stored_on: str,
+        runs_on: str,
+        execution: ExecutionConfig,
         profile: HardwareProfile,
     ) -> Movement:
-        """Time to bring `num_tensors` tensors of `num_bytes` from `lives` to `executes`."""
+        """Time to bring `num_tensors` tensors of `num_bytes` from `stored_on` to `runs_on`."""
 
     def absent(self, profile: HardwareProfile) -> str:
         """When `settings` is empty: the reason, as a clause."""
         return f"{profile.name} has {profile.num_gpus} GPUs"
 
     def why_not(
-        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
+        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, execution: ExecutionConfig
     ) -> str | None:
         """Why this model cannot run this way, as a clause; None when it can."""
         return None
 
-    def rank_graph(self, graph: ModuleGraph, settings: Settings) -> ModuleGraph:
+    def rank_graph(self, graph: ModuleGraph, execution: ExecutionConfig) -> ModuleGraph:
         """What one rank holds and computes of the model: all of it, unless the runtime cuts it."""
         return graph
 
@@ -161,7 +162,7 @@ class Law(ABC):
         return profile.host.hook_overhead_s
 
     def buffers(
-        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
+        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, execution: ExecutionConfig
     ) -> Buffers:
         """What the runtime takes besides the weights."""
         return Buffers()
@@ -184,20 +185,20 @@ class Law(ABC):
         return None
 
     def communication_s(
-        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
+        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, execution: ExecutionConfig
     ) -> Mapping[str, float]:
         """Phase → seconds that the ranks spend on each other's results in one forward of `rank_graph`."""
         return dict.fromkeys(PHASES, 0.0)
 
     def load_s(
-        self, *, read_bytes: int, device_bytes: int, settings: Settings, profile: HardwareProfile
+        self, *, read_bytes: int, device_bytes: int, execution: ExecutionConfig, profile: HardwareProfile
     ) -> float:
         """Reading what must be read and copying to each GPU what lives there.
 
         Args:
             read_bytes: weights that do not stay on disk, of one rank.
             device_bytes: weights that live on the rank's GPU.
-            settings: the way to run.
+            execution: the way to run.
             profile: the machine.
         """
         return read_and_copy_s(profile, read_bytes=read_bytes, device_bytes=device_bytes)

@@ -101,7 +101,7 @@ class _View:
         keys = self.keys_of(module)
         return self.device_map[keys[-1]] if keys else self.main
 
-    def executes(self, module: str) -> Device:
+    def runs_on(self, module: str) -> Device:
         device = self.device_of(module)
         return device if isinstance(device, int) else self.main
 
@@ -178,7 +178,7 @@ class _View:
     def _near(self, module: str) -> Device:
         """Where a module without a key runs: with the modules below it."""
         below = [other for other in self.owners if covers(module, other) and self.keys_of(other)]
-        return self.executes(below[0]) if below else self.main
+        return self.runs_on(below[0]) if below else self.main
 
     def covered_twice(self) -> list[str]:
         problems: dict[tuple[str, ...], None] = {}
@@ -210,7 +210,7 @@ class _View:
         problems, before = [], self.main
         for block in self.graph.blocks:
             members = [n for n in self.owners if covers(block, n) and self.keys_of(n)]
-            devices = sorted({self.executes(n) for n in members}, key=str)
+            devices = sorted({self.runs_on(n) for n in members}, key=str)
             if len(devices) > 1:
                 problems.append(
                     f"block {block!r} would run on {_listed(map(_name, devices), quoted=False)}: it adds its"
@@ -237,8 +237,8 @@ class _View:
         problems = []
         for group in self.graph.co_located:
             members = [name for name in group if self._is_placed(name)]
-            if len({self.executes(name) for name in members}) > 1:
-                where = ", ".join(f"{name!r} on {_name(self.executes(name))}" for name in members)
+            if len({self.runs_on(name) for name in members}) > 1:
+                where = ", ".join(f"{name!r} on {_name(self.runs_on(name))}" for name in members)
                 problems.append(f"these are combined outside any block and must run on one device: {where}.")
         return problems
 

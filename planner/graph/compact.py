@@ -17,9 +17,9 @@ from planner.graph.schema import (
     ItemsizeCost,
     KvCost,
     ModuleGraph,
+    ModuleRole,
     Node,
     Tensor,
-    TensorParallel,
 )
 
 
@@ -31,7 +31,7 @@ class _Kind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     costs: dict[str, ItemsizeCost] = {}
     kv: KvCost | None = None
     num_calls: int = 1
-    tensor_parallel: TensorParallel | None = None
+    tensor_parallel: ModuleRole | None = None
 
 
 class _Run(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

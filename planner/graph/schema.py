@@ -111,7 +111,7 @@ class Tensor(_Strict, frozen=True, kw_only=True):
         return count
 
 
-class TensorParallel(_Strict, frozen=True, kw_only=True):
+class ModuleRole(_Strict, frozen=True, kw_only=True):
     """How a module's weight may be cut over ranks, as the traced operations allow.
 
     Attributes:
@@ -152,7 +152,7 @@ class Node(_Strict, frozen=True, kw_only=True):
     costs: dict[str, ItemsizeCost] = {}
     kv: KvCost | None = None
     num_calls: int = 1
-    tensor_parallel: TensorParallel | None = None
+    tensor_parallel: ModuleRole | None = None
 
 
 class Edge(_Strict, frozen=True, kw_only=True):

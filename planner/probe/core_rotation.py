@@ -17,7 +17,7 @@ from typing import Final
 _LARGE_CORES: Final = Path("/sys/devices/cpu_core/cpus")
 
 
-class Walk:
+class CoreRotation:
     """Moves the calling thread to the next core whenever it is called, round and round.
 
     The thread stays there of its own accord, for it is free to go at once: tied to the core it would wait

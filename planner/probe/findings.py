@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from planner.probe.fits import Line, Measurement, average_over
+from planner.probe.fits import LineFit, Measurement, average_over
 
 #: Of an error's text, so that a sentence stays one.
 _LONGEST: Final = 200
@@ -52,7 +52,7 @@ class Findings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     def record_line(
         self,
         path: str,
-        line: Line,
+        line: LineFit,
         samples: Mapping[int, Sequence[float]],
         how: str,
         *,

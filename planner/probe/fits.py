@@ -46,7 +46,7 @@ def over_cores(samples: Sequence[float], num_cores: int, method: str) -> Measure
     Of ten cores or more the slowest and the fastest tenth are left out.
 
     Args:
-        samples: taken on one core after the other, round and round (see `planner.probe.core_rotation.Walk`).
+        samples: taken on one core after the other, in turns (see `planner.probe.core_rotation`).
         num_cores: after so many the first core comes again.
         method: what was run, in words.
 
@@ -105,7 +105,7 @@ def _range(samples: Sequence[float]) -> float:
     return third - first
 
 
-class Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LineFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Time of moving n bytes: `latency_s + n / bytes_per_s`.
 
     Attributes:
@@ -119,7 +119,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     error: float
 
 
-def fit_line(seconds_by_size: Mapping[int, float]) -> Line:
+def fit_line(seconds_by_size: Mapping[int, float]) -> LineFit:
     """The line through (bytes, seconds) with the smallest relative errors.
 
     Errors are relative because sizes span five decades: by absolute ones the smallest, which alone show the
@@ -149,4 +149,4 @@ def fit_line(seconds_by_size: Mapping[int, float]) -> Line:
     if slope <= 0:
         raise ValueError("larger copies took no longer than smaller ones")
     errors = [abs((latency + slope * n) / t - 1) for n, t in points]
-    return Line(latency_s=latency, bytes_per_s=1 / slope, error=statistics.median(errors))
+    return LineFit(latency_s=latency, bytes_per_s=1 / slope, error=statistics.median(errors))

@@ -26,14 +26,14 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     """Weights that live and execute in one way.
 
     Attributes:
-        lives, executes: devices.
+        stored_on, runs_on: devices.
         num_modules, num_bytes: how much of the model.
         modules: a short description, as in `model.layers.0 … 17, lm_head`.
         why: the reason.
     """
 
-    lives: str
-    executes: str
+    stored_on: str
+    runs_on: str
     num_modules: int
     num_bytes: int
     modules: str
@@ -142,7 +142,7 @@ def _covers(plan: Plan) -> str | None:
     """
     if plan.runtime == "zero-inference":
         return "weight_movement" if plan.host_copies == "pinned" else None
-    resident = all(p.lives == p.executes and p.lives.startswith("gpu:") for p in plan.placements)
+    resident = all(p.stored_on == p.runs_on and p.stored_on.startswith("gpu:") for p in plan.placements)
     return "host_overhead" if resident else None
 
 
@@ -173,35 +173,35 @@ def _headline(plan: Plan) -> str:
 def _places(plan: Plan) -> tuple[Place, ...]:
     groups: dict[tuple[str, str], list[Placement]] = {}
     for placement in plan.placements:
-        groups.setdefault((placement.lives, placement.executes), []).append(placement)
+        groups.setdefault((placement.stored_on, placement.runs_on), []).append(placement)
     return tuple(
         Place(
-            lives=lives,
-            executes=executes,
+            stored_on=stored_on,
+            runs_on=runs_on,
             num_modules=len(members),
             num_bytes=sum(p.num_bytes for p in members),
             modules=describe_modules([p.module for p in members], [p.module for p in plan.placements]),
-            why=_why(plan, lives, executes),
+            why=_why(plan, stored_on, runs_on),
         )
-        for (lives, executes), members in groups.items()
+        for (stored_on, runs_on), members in groups.items()
     )
 
 
-def _why(plan: Plan, lives: str, executes: str) -> str:
-    if lives == executes:
-        if lives.startswith("gpu:"):
+def _why(plan: Plan, stored_on: str, runs_on: str) -> str:
+    if stored_on == runs_on:
+        if stored_on.startswith("gpu:"):
             return "resident: read at device memory speed, nothing to move"
         if plan.main_device == "cpu":
             return "there is no faster place in this plan"
         return "executing beside its weights beats moving them to the GPU at this batch size"
-    copies = "pinned copies" if lives == "cpu" and plan.host_copies == "pinned" else "pageable copies"
+    copies = "pinned copies" if stored_on == "cpu" and plan.host_copies == "pinned" else "pageable copies"
     room = "the GPU has no room left beside the KV cache and activations"
-    if executes == "cpu":
+    if runs_on == "cpu":
         room = "host memory has no room left"
-    if lives == "disk":
+    if stored_on == "disk":
         between = "" if plan.runtime == "zero-inference" else ", and nor has the tier between"
         return f"read from disk at every forward: {room}{between}"
-    if lives == "peers":
+    if stored_on == "peers":
         return f"cut over the ranks' GPUs and gathered at every forward: {room} for all of it"
     return f"streamed from {copies} at every forward: {room}"
 

@@ -63,7 +63,7 @@ def memory_picture(memory: dict[str, dict[str, MemoryBreakdown]]) -> Picture:
     return Picture("Memory at the worst moment", 1.1 + 0.4 * len(rows), draw)
 
 
-def course_picture(spans: Sequence[Span], title: str) -> Picture:
+def timeline_picture(spans: Sequence[Span], title: str) -> Picture:
     """One step as it passes: a line for each kind of work that there is."""
     colours = dict(zip(LANES, _COLOURS, strict=False))
     lanes = [lane for lane in LANES if any(span.lane == lane for span in spans)]

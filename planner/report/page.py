@@ -10,13 +10,13 @@ from planner.accuracy.points import own_points
 from planner.errors import InvalidInputError
 from planner.files import write_atomically
 from planner.report.explain import explain
-from planner.report.figures import Picture, batch_picture, course_picture, drawn, memory_picture, svg
+from planner.report.figures import Picture, batch_picture, drawn, memory_picture, svg, timeline_picture
 from planner.report.scatter import scatter_picture
 from planner.report.timeline import batches, spans
 from planner.schema.breakdown import PHASES
 from planner.schema.plan import Alternative, Plan, Prediction
 from planner.search.alternatives import best_by_runtime
-from planner.search.best_placement import Candidate
+from planner.search.best_placement import PricedPlacement
 from planner.sizes import format_bytes, format_dollars, format_seconds
 
 _SUFFIXES: Final = (".html", ".png", ".svg")
@@ -48,12 +48,12 @@ def check_path(path: Path) -> None:
         raise InvalidInputError(f"{path} is a folder; give the name of a file for the report")
 
 
-def write_report(plan: Plan, candidate: Candidate, path: Path, row_files: Sequence[Path] = ()) -> None:
+def write_report(plan: Plan, priced: PricedPlacement, path: Path, row_files: Sequence[Path] = ()) -> None:
     """Write the report of a plan; the file appears whole or not at all.
 
     Args:
         plan: what was chosen.
-        candidate: what it was made from.
+        priced: what it was made from.
         path: `.html` for the page, `.png` or `.svg` for its pictures.
         row_files: benchmark rows; those of the plan's model are drawn predicted against measured.
 
@@ -62,7 +62,7 @@ def write_report(plan: Plan, candidate: Candidate, path: Path, row_files: Sequen
         InvalidInputError: as `check_path`, or matplotlib is missing.
     """
     check_path(path)
-    pictures = [*_pictures(plan, candidate), *_measured(plan, row_files)]
+    pictures = [*_pictures(plan, priced), *_measured(plan, row_files)]
     if path.suffix == ".html":
         payload = _page(plan, pictures).encode()
     else:
@@ -73,13 +73,13 @@ def write_report(plan: Plan, candidate: Candidate, path: Path, row_files: Sequen
         raise InvalidInputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _pictures(plan: Plan, candidate: Candidate) -> list[Picture]:
-    phase, what = ("decode", "decode step") if candidate.problem.num_decode_steps else ("prefill", "forward")
+def _pictures(plan: Plan, priced: PricedPlacement) -> list[Picture]:
+    phase, what = ("decode", "decode step") if priced.problem.num_decode_steps else ("prefill", "forward")
     takes = format_seconds(plan.prediction.time[phase].total)
     return [
         memory_picture(plan.prediction.memory),
-        course_picture(spans(candidate), f"One {what}, as predicted: {takes}"),
-        batch_picture(batches(candidate), candidate.batch_size),
+        timeline_picture(spans(priced), f"One {what}, as predicted: {takes}"),
+        batch_picture(batches(priced), priced.batch_size),
     ]
 
 

@@ -10,7 +10,7 @@ from planner.cost.problem import CPU, Problem
 from planner.cost.time import hops_s, is_hooked, objective_s, time, unit_time
 from planner.graph.network import placement_units
 from planner.schema.breakdown import TimeBreakdown
-from planner.search.best_placement import Candidate, best_placement
+from planner.search.best_placement import PricedPlacement, best_placement
 
 #: What happens in a step, each on a line of its own.
 LANES: Final = ("copy", "compute", "host", "exchange")
@@ -50,7 +50,7 @@ class BatchPoint:
 
 
 @dataclass(slots=True)
-class _Course:
+class _Timeline:
     """A step as it is laid out: what has happened until now, and copies that still run ahead.
 
     The host waits for the copies that it has started, so they pause while it works. The cost model says the
@@ -91,82 +91,86 @@ class _Course:
         return seconds
 
 
-def spans(candidate: Candidate) -> tuple[Span, ...]:
+def spans(priced: PricedPlacement) -> tuple[Span, ...]:
     """One decode step of a placement (or its prefill, where nothing is decoded), unit by unit.
 
     A runtime that waits for each copy does one thing after another, so that the last span ends when the
     predicted step does. One that overlaps copies ahead; it ends no earlier than predicted.
     """
-    problem, assignment = candidate.problem, candidate.assignment
+    problem, assignment = priced.problem, priced.assignment
     phase = "decode" if problem.num_decode_steps else "prefill"
-    hooked = is_hooked(problem.law, assignment)
+    hooked = is_hooked(problem.runtime_model, assignment)
     parts = [
-        unit_time(problem, unit, executes, lives, phase, hooked=hooked)
-        for unit, executes, lives in zip(problem.units, assignment.executes, assignment.lives, strict=True)
+        unit_time(problem, unit, runs_on, stored_on, phase, hooked=hooked)
+        for unit, runs_on, stored_on in zip(
+            problem.units, assignment.runs_on, assignment.stored_on, strict=True
+        )
     ]
     names = [unit.unit.name for unit in problem.units]
     moved = list(zip(names, (part.weight_movement for part in parts), strict=True))
-    overlaps = problem.settings.overlaps
-    course = _Course(ahead=[one for one in moved if one[1] > 0] if overlaps else [])
-    _lay(course, OUTSIDE, problem.glue[phase].time(hooked=False))
-    exchanges = _exchanges(problem, assignment.executes, phase)
+    overlaps = problem.execution.overlaps
+    timeline = _Timeline(ahead=[one for one in moved if one[1] > 0] if overlaps else [])
+    _lay(timeline, OUTSIDE, problem.glue[phase].time(hooked=False))
+    exchanges = _exchanges(problem, assignment.runs_on, phase)
     for name, part, exchanged in zip(names, parts, exchanges, strict=True):
         if overlaps:
-            course.fetch(name)
+            timeline.fetch(name)
         else:
-            course.run("copy", name, part.weight_movement)
-        _lay(course, name, part)
-        course.run("exchange", name, exchanged)
-    return tuple(course.found)
+            timeline.run("copy", name, part.weight_movement)
+        _lay(timeline, name, part)
+        timeline.run("exchange", name, exchanged)
+    return tuple(timeline.found)
 
 
-def _lay(course: _Course, unit: str, part: TimeBreakdown) -> None:
+def _lay(timeline: _Timeline, unit: str, part: TimeBreakdown) -> None:
     """All of a unit but its weights: its cache and activations come over the same link."""
-    course.run("copy", unit, part.kv_movement + part.communication)
-    course.run("host", unit, part.host_overhead)
-    course.compute(unit, part.compute)
+    timeline.run("copy", unit, part.kv_movement + part.communication)
+    timeline.run("host", unit, part.host_overhead)
+    timeline.compute(unit, part.compute)
 
 
-def _exchanges(problem: Problem, executes: Sequence[str], phase: str) -> list[float]:
+def _exchanges(problem: Problem, runs_on: Sequence[str], phase: str) -> list[float]:
     """Seconds between GPUs after each unit: ranks' sums in every block alike, hops where the GPU changes."""
     blocks = [unit.unit.is_block for unit in problem.units]
     sharing = blocks if any(blocks) else [True] * len(blocks)
     summed = problem.communication_s[phase] / max(1, sum(sharing))
-    gpus = [index for index, device in enumerate(executes) if device != CPU]
-    stops = [*(executes[index] for index in gpus), problem.settings.main]
+    gpus = [index for index, device in enumerate(runs_on) if device != CPU]
+    stops = [*(runs_on[index] for index in gpus), problem.execution.main]
     hops = {index for index, device, then in zip(gpus, stops, stops[1:], strict=False) if device != then}
-    hop = hops_s(problem, tuple(executes), phase) / max(1, len(hops))
+    hop = hops_s(problem, tuple(runs_on), phase) / max(1, len(hops))
     return [summed * shares + hop * (index in hops) for index, shares in enumerate(sharing)]
 
 
-def batches(candidate: Candidate) -> tuple[BatchPoint, ...]:
+def batches(priced: PricedPlacement) -> tuple[BatchPoint, ...]:
     """Powers of two up to the largest that fits, and the chosen batch, run in the same way."""
-    return tuple(sorted(_batches(candidate), key=lambda point: point.batch_size))
+    return tuple(sorted(_batches(priced), key=lambda point: point.batch_size))
 
 
-def _batches(candidate: Candidate) -> Iterator[BatchPoint]:
-    yield _point(candidate)
-    problem = candidate.problem
+def _batches(priced: PricedPlacement) -> Iterator[BatchPoint]:
+    yield _point(priced)
+    problem = priced.problem
     chain = chain_of(problem.graph, placement_units(problem.graph))
     size = 1
     while True:
         workload = problem.workload.with_batch(size)
-        other = price(problem.graph, chain, problem.profile, workload, problem.settings, problem.law)
+        other = price(
+            problem.graph, chain, problem.profile, workload, problem.execution, problem.runtime_model
+        )
         found = best_placement(other)
         if found is None:
             return
-        if found.batch_size != candidate.batch_size:
+        if found.batch_size != priced.batch_size:
             yield _point(found)
         size *= 2
 
 
-def _point(candidate: Candidate) -> BatchPoint:
-    problem: Problem = candidate.problem
-    times = time(problem, candidate.assignment)
+def _point(priced: PricedPlacement) -> BatchPoint:
+    problem: Problem = priced.problem
+    times = time(problem, priced.assignment)
     phase = "decode" if problem.num_decode_steps else "prefill"
     tokens = problem.workload.new_tokens if problem.graph.generates else problem.workload.prompt_tokens
     return BatchPoint(
-        batch_size=candidate.batch_size,
+        batch_size=priced.batch_size,
         step_s=times[phase].total,
-        tokens_per_s=candidate.batch_size * tokens / objective_s(problem, times),
+        tokens_per_s=priced.batch_size * tokens / objective_s(problem, times),
     )

@@ -52,7 +52,10 @@ def check_gpus() -> None:
     """Stop if fewer GPUs are visible than this machine's ranks run on."""
     if ON_CPU:
         return
-    places = {PLAN["main_device"], *(one[key] for one in PLAN["placements"] for key in ("lives", "executes"))}
+    places = {
+        PLAN["main_device"],
+        *(one[key] for one in PLAN["placements"] for key in ("stored_on", "runs_on")),
+    }
     needed = 1 + max(int(place.removeprefix("gpu:")) for place in places if place.startswith("gpu:"))
     if NUM_RANKS > 1:
         # A launcher may have spread them over several machines.
@@ -110,9 +113,9 @@ def keep_host_pages(num_tokens: int) -> bool:
         return False
     workload, phases = PLAN["workload"], PLAN["prediction"]["memory"]["cpu"].values()
     planned = workload["batch_size"] * (workload["prompt_tokens"] + workload["new_tokens"])
-    moving = max(part["kv"] + part["activations"] + part["staging"] for part in phases)
+    transient_bytes = max(part["kv"] + part["activations"] + part["staging"] for part in phases)
     room = min(part["capacity"] - part["weights"] - part["context"] for part in phases)
-    keeps: bool = 2.5 * moving * num_tokens / planned <= room
+    keeps: bool = 2.5 * transient_bytes * num_tokens / planned <= room
     # M_MMAP_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h, and what glibc itself comes to without.
     limits = {-4: 0, -1: -1} if keeps else {-4: 65536, -3: 32 << 20, -1: 64 << 20}
     mallopt = ctypes.CDLL(None).mallopt

@@ -32,14 +32,14 @@ class MemoryBreakdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     capacity: int = 0
 
     @property
-    def moving(self) -> int:
+    def transient_bytes(self) -> int:
         """What comes and goes, and the cache, which grows by copying."""
         return self.kv + self.activations + self.staging
 
     @property
     def total(self) -> int:
         """All parts together."""
-        return self.weights + self.moving + self.context + self.slack
+        return self.weights + self.transient_bytes + self.context + self.slack
 
     @property
     def free(self) -> int:

@@ -47,14 +47,14 @@ class Placement(_Strict, frozen=True, kw_only=True):
 
     Attributes:
         module: fqn, a key of the device map.
-        lives: `gpu:N`, `cpu`, `disk` or `peers` (cut over the GPUs of all ranks).
-        executes: `gpu:N` or `cpu`.
+        stored_on: `gpu:N`, `cpu`, `disk` or `peers` (cut over the GPUs of all ranks).
+        runs_on: `gpu:N` or `cpu`.
         num_bytes: its parameters and buffers, a tied tensor counted at its first owner.
     """
 
     module: str
-    lives: str
-    executes: str
+    stored_on: str
+    runs_on: str
     num_bytes: int
 
 
@@ -161,7 +161,7 @@ class Plan(_Strict, frozen=True, kw_only=True):
 
     def device_map(self) -> dict[str, str | int]:
         """The map that `from_pretrained(device_map=…)` takes: module → GPU index, `cpu` or `disk`."""
-        return {p.module: device_map_value(p.lives) for p in self.placements}
+        return {p.module: device_map_value(p.stored_on) for p in self.placements}
 
 
 def device_map_value(device: str) -> str | int:

@@ -6,45 +6,45 @@ from planner.cost.predict import predict
 from planner.errors import InfeasibleError
 from planner.schema.plan import Alternative, Plan, Prediction
 from planner.schema.request import Request
-from planner.search.best_placement import Candidate
-from planner.search.candidates import Contender, Field, Refusal, distinct
+from planner.search.best_placement import PricedPlacement
+from planner.search.candidates import Candidate, Refusal, SearchResult, distinct
 from planner.sizes import format_bytes, format_seconds
 
 
-def badness(contender: Contender, request: Request) -> float:
+def objective_value(candidate: Candidate, request: Request) -> float:
     """What the objective minimises; a price per hour is the same for all on one machine."""
-    total_s = contender.candidate.total_s
-    return total_s if request.objective == "latency" else total_s / contender.candidate.batch_size
+    total_s = candidate.priced.total_s
+    return total_s if request.objective == "latency" else total_s / candidate.priced.batch_size
 
 
-def label_of(candidate: Candidate) -> str:
+def label_of(priced: PricedPlacement) -> str:
     """The way in words; how host copies are made is beside the point when there are none."""
-    settings, assignment = candidate.problem.settings, candidate.assignment
+    execution, assignment = priced.problem.execution, priced.assignment
     moves = any(
-        place != executes
-        for executes, lives in zip(assignment.executes, assignment.lives, strict=True)
-        for place in lives
+        place != runs_on
+        for runs_on, stored_on in zip(assignment.runs_on, assignment.stored_on, strict=True)
+        for place in stored_on
     )
-    is_split = "cpu" in assignment.executes and settings.main != "cpu"
-    if settings.runtime != "accelerate" or moves or is_split or settings.kv_cache != "device":
-        return settings.label
+    is_split = "cpu" in assignment.runs_on and execution.main != "cpu"
+    if execution.runtime != "accelerate" or moves or is_split or execution.kv_cache != "device":
+        return execution.label
     return "accelerate, everything resident"
 
 
-def alternatives_to(winner: Contender, field: Field, request: Request) -> tuple[Alternative, ...]:
+def alternatives_to(winner: Candidate, result: SearchResult, request: Request) -> tuple[Alternative, ...]:
     """Everything else: what fits by the objective, then what does not fit, then what cannot run here."""
-    contenders = [winner, *(c for c in field.contenders if c is not winner)]
-    losers = sorted(distinct(contenders)[1:], key=lambda c: _order(c, request))
+    candidates = [winner, *(c for c in result.candidates if c is not winner)]
+    losers = sorted(distinct(candidates)[1:], key=lambda c: _order(c, request))
     priced = [_alternative(loser, winner, request) for loser in losers]
-    refused = {(one.label, one.reason): _refused(one) for one in field.refusals}
+    refused = {(one.label, one.reason): _refused(one) for one in result.refusals}
     return (*priced, *refused.values())
 
 
-def _order(loser: Contender, request: Request) -> tuple[bool, bool, float]:
+def _order(loser: Candidate, request: Request) -> tuple[bool, bool, float]:
     """What fits by the objective; what does not by what it lacks, on the device that lacks most."""
-    if not loser.candidate.fits:
-        return (True, False, float(loser.candidate.worst_shortage[1]))
-    return (False, loser.too_slow, badness(loser, request))
+    if not loser.priced.fits:
+        return (True, False, float(loser.priced.worst_shortage[1]))
+    return (False, loser.too_slow, objective_value(loser, request))
 
 
 def best_by_runtime(plan: Plan) -> tuple[Alternative, ...]:
@@ -84,22 +84,22 @@ def _refused(one: Refusal) -> Alternative:
     return Alternative(runtime=one.runtime, label=one.label, batch_size=0, fits=False, reason=one.reason)
 
 
-def _alternative(loser: Contender, winner: Contender, request: Request) -> Alternative:
-    candidate = loser.candidate
-    way = label_of(candidate)
+def _alternative(loser: Candidate, winner: Candidate, request: Request) -> Alternative:
+    priced = loser.priced
+    way = label_of(priced)
     label = way if loser.dtype == winner.dtype else f"{way}, {loser.dtype}"
     line = Alternative(
-        runtime=loser.settings.runtime,
+        runtime=loser.execution.runtime,
         label=label,
-        num_ranks=loser.settings.num_ranks,
-        batch_size=candidate.batch_size,
-        fits=candidate.fits,
+        num_ranks=loser.execution.num_ranks,
+        batch_size=priced.batch_size,
+        fits=priced.fits,
         reason="",
     )
-    if candidate.fits:
+    if priced.fits:
         line = msgspec.structs.replace(line, reason=_why_lost(loser, winner, request))
-        return _predicted(line, predict(candidate.problem, candidate.assignment))
-    device, lacking = candidate.worst_shortage
+        return _predicted(line, predict(priced.problem, priced.assignment))
+    device, lacking = priced.worst_shortage
     return msgspec.structs.replace(
         line,
         deficit_bytes=lacking,
@@ -108,11 +108,11 @@ def _alternative(loser: Contender, winner: Contender, request: Request) -> Alter
     )
 
 
-def _why_lost(loser: Contender, winner: Contender, request: Request) -> str:
+def _why_lost(loser: Candidate, winner: Candidate, request: Request) -> str:
     if loser.too_slow:
-        return f"takes {format_seconds(loser.candidate.total_s)}, over the limit"
-    best = badness(winner, request)
-    ratio = badness(loser, request) / best if best > 0 else 1.0
+        return f"takes {format_seconds(loser.priced.total_s)}, over the limit"
+    best = objective_value(winner, request)
+    ratio = objective_value(loser, request) / best if best > 0 else 1.0
     if 0.999 < ratio < 1.001:
         return "as fast; the chosen one is simpler"
     if ratio < 1:
@@ -123,27 +123,27 @@ def _why_lost(loser: Contender, winner: Contender, request: Request) -> str:
     return f"{ratio:.2f}× {what}" if ratio >= 1.1 else f"{100 * (ratio - 1):.1f} % {what}"
 
 
-def infeasible(field: Field, request: Request) -> InfeasibleError:
+def infeasible(result: SearchResult, request: Request) -> InfeasibleError:
     """The error that says what the nearest way lacks, or by how much the fastest is too slow."""
-    contenders = field.contenders
-    slow = [c for c in contenders if c.candidate.fits]
+    candidates = result.candidates
+    slow = [c for c in candidates if c.priced.fits]
     if slow:
-        fastest = min(slow, key=lambda c: c.candidate.total_s)
+        fastest = min(slow, key=lambda c: c.priced.total_s)
         return InfeasibleError(
             f"nothing finishes within {format_seconds(request.max_latency_s or 0.0)}: the fastest, "
-            f"{label_of(fastest.candidate)} at batch {fastest.candidate.batch_size}, takes "
-            f"{format_seconds(fastest.candidate.total_s)}",
+            f"{label_of(fastest.priced)} at batch {fastest.priced.batch_size}, takes "
+            f"{format_seconds(fastest.priced.total_s)}",
             device="",
             deficit_bytes=0,
         )
-    nearest = min(contenders, key=lambda c: sum(c.candidate.shortage_bytes.values()))
-    shortages = nearest.candidate.shortage_bytes
-    device, lacking = nearest.candidate.worst_shortage
+    nearest = min(candidates, key=lambda c: sum(c.priced.shortage_bytes.values()))
+    shortages = nearest.priced.shortage_bytes
+    device, lacking = nearest.priced.worst_shortage
     words = " and ".join(f"{format_bytes(n)} on {d}" for d, n in sorted(shortages.items()))
-    workload = nearest.candidate.problem.workload
+    workload = nearest.priced.problem.workload
     return InfeasibleError(
         f"does not fit at batch {workload.batch_size} with {workload.prompt_tokens} + "
-        f"{workload.new_tokens} tokens in {nearest.dtype}: the nearest way, {nearest.settings.label}, "
+        f"{workload.new_tokens} tokens in {nearest.dtype}: the nearest way, {nearest.execution.label}, "
         f"lacks {words}",
         device=device,
         deficit_bytes=lacking,

@@ -14,7 +14,7 @@ from planner.cost.assignment import Assignment
 from planner.cost.memory import memory, shortage
 from planner.cost.problem import DISK, GPU, Problem
 from planner.cost.time import objective_s, time
-from planner.search.placement_program import Placed, nearest, solve
+from planner.search.placement_program import SolvedPlacement, nearest, solve
 from planner.search.stages import fill_from_end
 
 #: Share of the most tokens per second that a smaller batch must reach to be as good. Where arithmetic bounds
@@ -24,7 +24,7 @@ AS_GOOD: Final = 0.99
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class PricedPlacement:
     """A placement with its problem and what it takes.
 
     Attributes:
@@ -53,10 +53,10 @@ class Candidate:
         return self.problem.num_sequences
 
 
-def priced(problem: Problem, assignment: Assignment) -> Candidate:
+def price_assignment(problem: Problem, assignment: Assignment) -> PricedPlacement:
     """An assignment that somebody chose, priced, whether or not it fits."""
     lack = shortage(memory(problem, assignment))
-    return Candidate(
+    return PricedPlacement(
         problem=problem,
         assignment=assignment,
         total_s=objective_s(problem, time(problem, assignment)),
@@ -64,22 +64,22 @@ def priced(problem: Problem, assignment: Assignment) -> Candidate:
     )
 
 
-def best_placement(problem: Problem) -> Candidate | None:
+def best_placement(problem: Problem) -> PricedPlacement | None:
     """The fastest placement that fits, or None."""
     fitting = _all_resident(problem)
-    if problem.settings.streams_from and (not fitting or problem.settings.cpu_execution):
+    if problem.execution.streams_from and (not fitting or problem.execution.cpu_execution):
         placed = solve(problem, _staged_elsewhere(problem))
         fitting += [c for c in [_candidate(problem, placed)] if c.fits] if placed is not None else []
     return min(fitting, key=lambda c: c.total_s, default=None)
 
 
-def nearest_placement(problem: Problem) -> Candidate:
+def nearest_placement(problem: Problem) -> PricedPlacement:
     """When nothing fits: the placement that lacks the fewest bytes."""
-    if not problem.settings.streams_from:
+    if not problem.execution.streams_from:
         return _all_on_main(problem)
     placed = _candidate(problem, nearest(problem, _staged_elsewhere(problem)))
     lacking = problem.disk_deficit_bytes
-    if lacking > 0 and problem.law.stores_all:
+    if lacking > 0 and problem.runtime_model.stores_all:
         # Its only store is too small: whatever the GPU lacks then comes of that.
         return replace(placed, shortage_bytes={DISK: lacking})
     return placed
@@ -89,7 +89,7 @@ def _staged_elsewhere(problem: Problem) -> dict[int, str]:
     return fill_from_end(problem, problem.num_stages) if problem.main_kind == GPU else {}
 
 
-def _all_resident(problem: Problem) -> list[Candidate]:
+def _all_resident(problem: Problem) -> list[PricedPlacement]:
     """Everything resident on the fewest GPUs that hold it: they take turns, so more only add hops."""
     alone = _all_on_main(problem)
     if alone.fits or problem.main_kind != GPU:
@@ -98,17 +98,17 @@ def _all_resident(problem: Problem) -> list[Candidate]:
     return list(islice((one for one in spread if one.fits), 1))
 
 
-def _all_on_main(problem: Problem) -> Candidate:
+def _all_on_main(problem: Problem) -> PricedPlacement:
     """Everything resident on one device: no hooks, no movement."""
-    main = problem.settings.main
+    main = problem.execution.main
     assignment = Assignment(
-        executes=(main,) * len(problem.units),
-        lives=tuple((main,) * len(unit.leaves) for unit in problem.units),
+        runs_on=(main,) * len(problem.units),
+        stored_on=tuple((main,) * len(unit.leaves) for unit in problem.units),
     )
-    return priced(problem, assignment)
+    return price_assignment(problem, assignment)
 
 
-def _resident(problem: Problem, num_gpus: int) -> Candidate:
+def _resident(problem: Problem, num_gpus: int) -> PricedPlacement:
     """Everything resident on `num_gpus` GPUs, as evenly as the units allow."""
     best = _staged(problem, num_gpus, 1.0)
     if not best.fits:
@@ -124,37 +124,39 @@ def _resident(problem: Problem, num_gpus: int) -> Candidate:
     return best
 
 
-def _staged(problem: Problem, num_gpus: int, share: float) -> Candidate:
+def _staged(problem: Problem, num_gpus: int, share: float) -> PricedPlacement:
     staged = fill_from_end(problem, num_gpus, share=share)
-    executes = tuple(staged.get(index, problem.settings.main) for index in range(len(problem.units)))
-    lives = tuple((device,) * len(unit.leaves) for device, unit in zip(executes, problem.units, strict=True))
-    return priced(problem, Assignment(executes=executes, lives=lives))
+    runs_on = tuple(staged.get(index, problem.execution.main) for index in range(len(problem.units)))
+    stored_on = tuple(
+        (device,) * len(unit.leaves) for device, unit in zip(runs_on, problem.units, strict=True)
+    )
+    return price_assignment(problem, Assignment(runs_on=runs_on, stored_on=stored_on))
 
 
-def _fullest(candidate: Candidate) -> int:
+def _fullest(priced: PricedPlacement) -> int:
     """Bytes on the GPU that holds most."""
     return max(
         part.total
-        for device, phases in memory(candidate.problem, candidate.assignment).items()
+        for device, phases in memory(priced.problem, priced.assignment).items()
         if device.startswith("gpu:")
         for part in phases.values()
     )
 
 
-def _candidate(problem: Problem, placed: Placed) -> Candidate:
+def _candidate(problem: Problem, placed: SolvedPlacement) -> PricedPlacement:
     """Price a placement by evaluation: the search's own sums are never trusted for the verdict.
 
     Of what lacks, they know all devices where evaluation names the worst one.
     """
-    candidate = priced(problem, placed.assignment)
-    if candidate.fits or not placed.shortage_bytes:
-        return candidate
-    return replace(candidate, shortage_bytes=placed.shortage_bytes)
+    priced = price_assignment(problem, placed.assignment)
+    if priced.fits or not placed.shortage_bytes:
+        return priced
+    return replace(priced, shortage_bytes=placed.shortage_bytes)
 
 
 def best_batch(
-    solve_at: Callable[[int], Candidate | None], ladder: Sequence[int], *, max_latency_s: float | None
-) -> Candidate | None:
+    solve_at: Callable[[int], PricedPlacement | None], ladder: Sequence[int], *, max_latency_s: float | None
+) -> PricedPlacement | None:
     """The batch of the ladder with most tokens per second, or None when not even the smallest will do.
 
     Of batches that hardly differ in it the smallest: see `AS_GOOD`.
@@ -176,12 +178,12 @@ class _Climb:
 
     def __init__(
         self,
-        solve_at: Callable[[int], Candidate | None],
+        solve_at: Callable[[int], PricedPlacement | None],
         ladder: Sequence[int],
         max_latency_s: float | None,
     ) -> None:
         self.solve_at, self.ladder, self.max_latency_s = solve_at, ladder, max_latency_s
-        self.solved: dict[int, Candidate] = {}
+        self.solved: dict[int, PricedPlacement] = {}
 
     def admissible(self, position: int) -> bool:
         """Whether the batch fits, and is done in time."""
@@ -191,7 +193,7 @@ class _Climb:
         self.solved[position] = found
         return True
 
-    def at(self, position: int) -> Candidate:
+    def at(self, position: int) -> PricedPlacement:
         """The batch's best placement, at a position below one that is admissible."""
         if position not in self.solved and not self.admissible(position):
             raise AssertionError(f"batch {self.ladder[position]} does not fit although a larger one does")
@@ -209,7 +211,7 @@ class _Climb:
                 pending += [(low, middle), (middle, high)]
         return best
 
-    def first(self, last: int, enough: float) -> Candidate:
+    def first(self, last: int, enough: float) -> PricedPlacement:
         """The smallest batch with such a rate, which one up to `last` has."""
         # Batches below `low` are too slow; those between it and the last of `uppers` come next.
         low, uppers = 0, [last]
@@ -226,8 +228,8 @@ class _Climb:
         return self.ladder[high - 1] / self.ladder[low] * _rate(self.at(low))
 
 
-def _rate(candidate: Candidate) -> float:
-    return candidate.batch_size / candidate.total_s
+def _rate(priced: PricedPlacement) -> float:
+    return priced.batch_size / priced.total_s
 
 
 def _last_true(holds: Callable[[int], bool], count: int) -> int | None:

@@ -7,42 +7,42 @@ from typing import Final
 from planner.cost.build_problem import price
 from planner.cost.placement_units import Chain, chain_of
 from planner.cost.problem import Problem
-from planner.cost.runtime_model import Law, Settings
+from planner.cost.runtime_model import ExecutionConfig, RuntimeModel
 from planner.errors import InvalidInputError
 from planner.graph.model import Model
 from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph
-from planner.runtimes.registry import laws
+from planner.runtimes.registry import runtime_models
 from planner.schema.hardware import HardwareProfile
 from planner.schema.request import ANY_DTYPE, Request
 from planner.schema.workload import BATCH_LADDER, DTYPE_BYTES
-from planner.search.best_placement import Candidate, best_batch, best_placement, nearest_placement
+from planner.search.best_placement import PricedPlacement, best_batch, best_placement, nearest_placement
 
 #: Families with `_keep_in_fp32_modules`: loaded in float16, some of their weights are float32 all the same.
 KEEP_FLOAT32: Final = frozenset({"t5", "mt5", "umt5"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contender:
+class Candidate:
     """The best of one way to run the model.
 
     Attributes:
-        candidate: the placement, and whether it fits.
+        priced: the placement, and whether it fits.
         too_slow: it fits, and takes longer than the request allows.
     """
 
-    candidate: Candidate
+    priced: PricedPlacement
     too_slow: bool = False
 
     @property
-    def settings(self) -> Settings:
+    def execution(self) -> ExecutionConfig:
         """The way."""
-        return self.candidate.problem.settings
+        return self.priced.problem.execution
 
     @property
     def dtype(self) -> str:
         """What everything is in."""
-        return self.candidate.problem.workload.dtype
+        return self.priced.problem.workload.dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +61,14 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Field:
+class SearchResult:
     """All that was considered."""
 
-    contenders: tuple[Contender, ...]
+    candidates: tuple[Candidate, ...]
     refusals: tuple[Refusal, ...]
 
 
-def field_of(model: Model, profile: HardwareProfile, request: Request) -> Field:
+def evaluate_all(model: Model, profile: HardwareProfile, request: Request) -> SearchResult:
     """Price every way to run the model.
 
     Raises:
@@ -77,20 +77,20 @@ def field_of(model: Model, profile: HardwareProfile, request: Request) -> Field:
     """
     whole = _chain(model.graph)
     found = [
-        _considered(model, whole, profile, request, law, settings, dtype)
+        _considered(model, whole, profile, request, runtime_model, execution, dtype)
         for dtype in dtypes_for(model, profile, request)
-        for law in laws(request.runtimes)
-        for settings in law.settings(profile)
-        if settings.weight_bits == request.weight_bits
+        for runtime_model in runtime_models(request.runtimes)
+        for execution in runtime_model.configurations(profile)
+        if execution.weight_bits == request.weight_bits
     ]
     absent = [
-        Refusal(runtime=law.name, label=law.name, reason=law.absent(profile))
-        for law in laws(request.runtimes)
-        if not law.settings(profile)
+        Refusal(runtime=runtime_model.name, label=runtime_model.name, reason=runtime_model.absent(profile))
+        for runtime_model in runtime_models(request.runtimes)
+        if not runtime_model.configurations(profile)
     ]
-    contenders = tuple(one for one in found if isinstance(one, Contender))
+    candidates = tuple(one for one in found if isinstance(one, Candidate))
     refused = [one for one in found if isinstance(one, Refusal)]
-    return Field(contenders=contenders, refusals=(*refused, *absent))
+    return SearchResult(candidates=candidates, refusals=(*refused, *absent))
 
 
 def dtypes_for(model: Model, profile: HardwareProfile, request: Request) -> tuple[str, ...]:
@@ -120,21 +120,21 @@ def dtype_for(model: Model, profile: HardwareProfile, asked: str | None) -> str:
     return dtypes_for(model, profile, Request(dtype=asked))[0]
 
 
-def distinct(contenders: Iterable[Contender]) -> list[Contender]:
+def distinct(candidates: Iterable[Candidate]) -> list[Candidate]:
     """Without the ways that come out as one before them: pinned and pageable, when nothing is streamed."""
     seen = set()
     result = []
-    for one in contenders:
-        candidate = one.candidate
+    for one in candidates:
+        priced = one.priced
         key = (
-            one.settings.runtime,
-            one.settings.num_ranks,
-            candidate.assignment,
-            candidate.batch_size,
-            candidate.total_s,
-            candidate.fits,
+            one.execution.runtime,
+            one.execution.num_ranks,
+            priced.assignment,
+            priced.batch_size,
+            priced.total_s,
+            priced.fits,
             one.dtype,
-            one.settings.kv_cache,
+            one.execution.kv_cache,
         )
         if key not in seen:
             seen.add(key)
@@ -151,20 +151,20 @@ def _considered(
     whole: Chain,
     profile: HardwareProfile,
     request: Request,
-    law: Law,
-    settings: Settings,
+    runtime_model: RuntimeModel,
+    execution: ExecutionConfig,
     dtype: str,
-) -> Contender | Refusal:
+) -> Candidate | Refusal:
     """One way; `whole` is the chain of the model's graph, which most runtimes leave as it is."""
     reason = None
-    if settings.main == "cpu" and dtype not in profile.host.flops_per_s:
+    if execution.main == "cpu" and dtype not in profile.host.flops_per_s:
         reason = f"the CPU of {profile.name} has no rate for {dtype}"
-    reason = reason or law.why_not(model.graph, profile, request.workload(dtype), settings)
+    reason = reason or runtime_model.why_not(model.graph, profile, request.workload(dtype), execution)
     if reason is not None:
-        return Refusal(runtime=law.name, label=settings.label, reason=reason)
-    graph = law.rank_graph(model.graph, settings)
+        return Refusal(runtime=runtime_model.name, label=execution.label, reason=reason)
+    graph = runtime_model.rank_graph(model.graph, execution)
     chain = whole if graph is model.graph else _chain(graph)
-    return _contender(graph, chain, profile, request, law, settings, dtype)
+    return _contender(graph, chain, profile, request, runtime_model, execution, dtype)
 
 
 def _contender(
@@ -172,11 +172,11 @@ def _contender(
     chain: Chain,
     profile: HardwareProfile,
     request: Request,
-    law: Law,
-    settings: Settings,
+    runtime_model: RuntimeModel,
+    execution: ExecutionConfig,
     dtype: str,
-) -> Contender:
-    streams = settings.num_streams
+) -> Candidate:
+    streams = execution.num_streams
     workload = request.workload(dtype)
     smallest = -(-workload.batch_size // streams)
 
@@ -184,19 +184,19 @@ def _contender(
         """With so many sequences in each stream."""
         whole = workload.batch_size if request.batch_size is not None else batch_size * streams
         share = workload.with_batch(batch_size)
-        return price(graph, chain, profile, share, settings, law, num_sequences=whole)
+        return price(graph, chain, profile, share, execution, runtime_model, num_sequences=whole)
 
-    def solve_at(batch_size: int) -> Candidate | None:
+    def solve_at(batch_size: int) -> PricedPlacement | None:
         return best_placement(problem_at(batch_size))
 
     if request.batch_size is None and request.objective != "latency":
         ladder = [batch for batch in BATCH_LADDER if batch >= smallest]
         best = best_batch(solve_at, ladder, max_latency_s=request.max_latency_s)
         if best is not None:
-            return Contender(candidate=best)
+            return Candidate(priced=best)
     only = solve_at(smallest) or nearest_placement(problem_at(smallest))
     limit = request.max_latency_s
-    return Contender(
-        candidate=only,
+    return Candidate(
+        priced=only,
         too_slow=limit is not None and only.fits and only.total_s > limit,
     )

@@ -7,13 +7,13 @@ from typing import Final
 from planner.cost.predict import predict
 from planner.errors import InvalidInputError
 from planner.graph.model import Model
-from planner.runtimes.registry import LAWS
+from planner.runtimes.registry import RUNTIME_MODELS
 from planner.schema.hardware import HardwareProfile
 from planner.schema.plan import SCHEMA_VERSION, Alternative, Placement, Plan
 from planner.schema.request import Request
-from planner.search.alternatives import alternatives_to, badness, infeasible, label_of
-from planner.search.best_placement import Candidate
-from planner.search.candidates import Contender, Field, field_of
+from planner.search.alternatives import alternatives_to, infeasible, label_of, objective_value
+from planner.search.best_placement import PricedPlacement
+from planner.search.candidates import Candidate, SearchResult, evaluate_all
 
 #: Two ways whose objective differs by less are the same as far as an estimate goes: steps are predicted
 #: within about 10 % in the median, and errors of ways on one machine go together.
@@ -21,12 +21,12 @@ _CLOSE: Final = 1.05
 
 
 def make_plan(model: Model, profile: HardwareProfile, request: Request) -> Plan:
-    """The best plan; raises as `choose` does."""
-    plan, _ = choose(model, profile, request)
+    """The best plan; raises as `choose_plan` does."""
+    plan, _ = choose_plan(model, profile, request)
     return plan
 
 
-def choose(model: Model, profile: HardwareProfile, request: Request) -> tuple[Plan, Candidate]:
+def choose_plan(model: Model, profile: HardwareProfile, request: Request) -> tuple[Plan, PricedPlacement]:
     """The best plan, and the priced candidate that it records.
 
     Raises:
@@ -34,40 +34,40 @@ def choose(model: Model, profile: HardwareProfile, request: Request) -> tuple[Pl
         InvalidInputError: the request cannot apply to this model or machine.
     """
     _check(model, profile, request)
-    field = field_of(model, profile, request)
-    if not field.contenders:
-        raise InvalidInputError(_nothing_to_price(profile, request, field))
-    fitting = [c for c in field.contenders if c.candidate.fits and not c.too_slow]
+    result = evaluate_all(model, profile, request)
+    if not result.candidates:
+        raise InvalidInputError(_nothing_to_price(profile, request, result))
+    fitting = [c for c in result.candidates if c.priced.fits and not c.too_slow]
     if not fitting:
-        raise infeasible(field, request)
-    winner = min(_choosable(fitting, request), key=lambda c: badness(c, request))
+        raise infeasible(result, request)
+    winner = min(_choosable(fitting, request), key=lambda c: objective_value(c, request))
     plan = plan_of(
         model,
-        winner.candidate,
+        winner.priced,
         objective=request.objective,
-        alternatives=alternatives_to(winner, field, request),
+        alternatives=alternatives_to(winner, result, request),
         notes=_notes(model, winner, fitting, request),
     )
-    return plan, winner.candidate
+    return plan, winner.priced
 
 
-def _choosable(fitting: list[Contender], request: Request) -> list[Contender]:
+def _choosable(fitting: list[Candidate], request: Request) -> list[Candidate]:
     """Without runtimes that need an environment of their own, unless they were named or nothing else fits."""
     if request.runtimes is not None:
         return fitting
-    return [c for c in fitting if not c.candidate.problem.law.own_environment] or fitting
+    return [c for c in fitting if not c.priced.problem.runtime_model.own_environment] or fitting
 
 
 def plan_of(
     model: Model,
-    candidate: Candidate,
+    priced: PricedPlacement,
     *,
     objective: str,
     alternatives: tuple[Alternative, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> Plan:
     """A candidate as a plan, with its prediction."""
-    problem = candidate.problem
+    problem = priced.problem
     return Plan(
         schema_version=SCHEMA_VERSION,
         tool_version=metadata.version("offload-planner"),
@@ -75,45 +75,47 @@ def plan_of(
         hardware=problem.profile,
         workload=problem.workload.with_batch(problem.num_sequences),
         objective=objective,
-        runtime=problem.settings.runtime,
-        label=label_of(candidate),
-        host_copies=problem.settings.host_copies,
-        kv_cache=problem.settings.kv_cache,
-        main_device=problem.settings.main,
-        placements=placements_of(candidate),
-        split_blocks=split_blocks_of(candidate),
-        prediction=predict(problem, candidate.assignment),
+        runtime=problem.execution.runtime,
+        label=label_of(priced),
+        host_copies=problem.execution.host_copies,
+        kv_cache=problem.execution.kv_cache,
+        main_device=problem.execution.main,
+        placements=placements_of(priced),
+        split_blocks=split_blocks_of(priced),
+        prediction=predict(problem, priced.assignment),
         alternatives=alternatives,
         notes=notes,
-        num_ranks=problem.settings.num_ranks,
-        num_streams=problem.settings.num_streams,
-        weight_bits=problem.settings.weight_bits,
+        num_ranks=problem.execution.num_ranks,
+        num_streams=problem.execution.num_streams,
+        weight_bits=problem.execution.weight_bits,
     )
 
 
-def placements_of(candidate: Candidate) -> tuple[Placement, ...]:
+def placements_of(priced: PricedPlacement) -> tuple[Placement, ...]:
     """Every leaf with its place, in execution order."""
-    assignment = candidate.assignment
+    assignment = priced.assignment
     return tuple(
-        Placement(module=entry, lives=place, executes=executes, num_bytes=0 if number else leaf.stored_bytes)
-        for unit, executes, lives in zip(
-            candidate.problem.units, assignment.executes, assignment.lives, strict=True
+        Placement(
+            module=entry, stored_on=place, runs_on=runs_on, num_bytes=0 if number else leaf.stored_bytes
         )
-        for leaf, place in zip(unit.leaves, lives, strict=True)
+        for unit, runs_on, stored_on in zip(
+            priced.problem.units, assignment.runs_on, assignment.stored_on, strict=True
+        )
+        for leaf, place in zip(unit.leaves, stored_on, strict=True)
         for number, entry in enumerate(leaf.leaf.entries)
         if entry
     )
 
 
-def split_blocks_of(candidate: Candidate) -> dict[str, str]:
+def split_blocks_of(priced: PricedPlacement) -> dict[str, str]:
     """Blocks whose leaves live apart, with the device they execute on."""
-    assignment = candidate.assignment
+    assignment = priced.assignment
     return {
-        unit.unit.name: executes
-        for unit, executes, lives in zip(
-            candidate.problem.units, assignment.executes, assignment.lives, strict=True
+        unit.unit.name: runs_on
+        for unit, runs_on, stored_on in zip(
+            priced.problem.units, assignment.runs_on, assignment.stored_on, strict=True
         )
-        if unit.unit.is_block and len(set(lives)) > 1
+        if unit.unit.is_block and len(set(stored_on)) > 1
     }
 
 
@@ -126,45 +128,49 @@ def _check(model: Model, profile: HardwareProfile, request: Request) -> None:
         )
 
 
-def _notes(model: Model, winner: Contender, fitting: list[Contender], request: Request) -> tuple[str, ...]:
+def _notes(model: Model, winner: Candidate, fitting: list[Candidate], request: Request) -> tuple[str, ...]:
     notes = list(model.graph.leaks)
-    assignment = winner.candidate.assignment
-    if winner.settings.main != "cpu" and "cpu" in assignment.executes:
+    assignment = winner.priced.assignment
+    if winner.execution.main != "cpu" and "cpu" in assignment.runs_on:
         notes.append(
             "some blocks execute on the CPU: generate.py does that; device_map.json alone streams them to "
             "the GPU instead, which is slower and needs their KV cache there"
         )
-    used = {device for device in assignment.executes if device.startswith("gpu:")}
-    if len(used) > winner.candidate.problem.profile.host_gpus:
+    used = {device for device in assignment.runs_on if device.startswith("gpu:")}
+    if len(used) > winner.priced.problem.profile.host_gpus:
         notes.append(f"one process drives {len(used)} GPUs here: they must be in one machine")
     return (*notes, *_faster_elsewhere(winner, fitting, request), *_as_good(winner, fitting, request))
 
 
-def _faster_elsewhere(winner: Contender, fitting: list[Contender], request: Request) -> Iterator[str]:
+def _faster_elsewhere(winner: Candidate, fitting: list[Candidate], request: Request) -> Iterator[str]:
     """Runtimes that would have won, had they been asked for."""
     names = dict.fromkeys(
-        (c.settings.runtime, c.candidate.problem.law.own_environment)
+        (c.execution.runtime, c.priced.problem.runtime_model.own_environment)
         for c in fitting
-        if badness(c, request) < badness(winner, request)
+        if objective_value(c, request) < objective_value(winner, request)
     )
     for name, needs in names:
         yield f"{name} is faster and needs an environment of its own ({needs}): --runtime {name} chooses it"
 
 
-def _as_good(winner: Contender, fitting: list[Contender], request: Request) -> Iterator[str]:
+def _as_good(winner: Candidate, fitting: list[Candidate], request: Request) -> Iterator[str]:
     """The simplest runtime that loses by less than an estimate can tell apart."""
     if request.runtimes is not None:
         return
-    order = list(LAWS)
-    close = {c.settings.runtime for c in fitting if badness(c, request) < _CLOSE * badness(winner, request)}
-    name = min({*close, winner.settings.runtime}, key=order.index)
-    if name != winner.settings.runtime:
-        within = f"{name} is within {100 * (_CLOSE - 1):.0f} % of {winner.settings.runtime}"
+    order = list(RUNTIME_MODELS)
+    close = {
+        c.execution.runtime
+        for c in fitting
+        if objective_value(c, request) < _CLOSE * objective_value(winner, request)
+    }
+    name = min({*close, winner.execution.runtime}, key=order.index)
+    if name != winner.execution.runtime:
+        within = f"{name} is within {100 * (_CLOSE - 1):.0f} % of {winner.execution.runtime}"
         yield f"{within}, closer than an estimate can tell, and needs less: --runtime {name} chooses it"
 
 
-def _nothing_to_price(profile: HardwareProfile, request: Request, field: Field) -> str:
+def _nothing_to_price(profile: HardwareProfile, request: Request, result: SearchResult) -> str:
     asked = ", ".join(request.runtimes or ())
-    reasons = dict.fromkeys(f"{one.label}: {one.reason}" for one in field.refusals)
+    reasons = dict.fromkeys(f"{one.label}: {one.reason}" for one in result.refusals)
     why = f" ({'; '.join(reasons)})" if reasons else ""
     return f"no way to run {asked or 'anything'} on {profile.name!r}{why}"

@@ -15,7 +15,7 @@ from planner.cost.memory_terms import (
     SLACK_FLOOR_BYTES,
     SLACK_SHARE,
     host_process_bytes,
-    kv_holes_bytes,
+    kv_fragmentation_bytes,
     largest,
 )
 from planner.cost.problem import CPU, DISK, Problem, UnitPrice
@@ -29,11 +29,11 @@ _MIB: Final = 2**20
 #: Kept free of every capacity, so that a solution within tolerance still fits to the byte.
 _MARGIN_MIB: Final = 1.0
 #: Moving bytes cost this much capacity each: themselves and the allocator's share.
-_MOVING: Final = 1.0 + SLACK_SHARE.value
+_TRANSIENT: Final = 1.0 + SLACK_SHARE.value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
+class SolvedPlacement:
     """A solved placement.
 
     Attributes:
@@ -53,7 +53,7 @@ class _Columns:
     streamed: tuple[dict[str, int], ...]
 
 
-def solve(problem: Problem, staged: Mapping[int, str]) -> Placed | None:
+def solve(problem: Problem, staged: Mapping[int, str]) -> SolvedPlacement | None:
     """The fastest placement that fits, or None.
 
     Args:
@@ -63,7 +63,7 @@ def solve(problem: Problem, staged: Mapping[int, str]) -> Placed | None:
     return _Program(problem, staged, elastic=False).solve()
 
 
-def nearest(problem: Problem, staged: Mapping[int, str]) -> Placed:
+def nearest(problem: Problem, staged: Mapping[int, str]) -> SolvedPlacement:
     """The placement that lacks the fewest bytes: what to say when `solve` finds none."""
     placed = _Program(problem, staged, elastic=True).solve()
     if placed is None:
@@ -80,9 +80,9 @@ class _Program:
         self.elastic = elastic
         self.ip = IntegerProgram()
         self.classes = classes_of(problem, staged)
-        self.main = problem.settings.main
+        self.main = problem.execution.main
         has_room = problem.disk_deficit_bytes == 0
-        self.places = [place for place in problem.settings.streams_from if place != DISK or has_room]
+        self.places = [place for place in problem.execution.streams_from if place != DISK or has_room]
         # In a fixed order, so that of equally good placements the solver always finds the same one.
         self.used: dict[str, dict[str, dict[int, float]]] = {
             device: {phase: {} for phase in PHASES} for device in dict.fromkeys((self.main, CPU))
@@ -93,10 +93,10 @@ class _Program:
         }
         self.columns = [self._class_columns(one) for one in self.classes]
         self._capacities()
-        if self.main != CPU and problem.law.needs_resident:
+        if self.main != CPU and problem.runtime_model.needs_resident:
             self._keep_one()
 
-    def solve(self) -> Placed | None:
+    def solve(self) -> SolvedPlacement | None:
         """Run it and read the counts back."""
         solution = self.ip.solve()
         if solution is None:
@@ -107,19 +107,19 @@ class _Program:
             for device, column in self.shortage.items()
             if values[column] * _MIB >= 1
         }
-        return Placed(assignment=self._assignment(values), shortage_bytes=shortage)
+        return SolvedPlacement(assignment=self._assignment(values), shortage_bytes=shortage)
 
     # -- columns -----------------------------------------------------------------------------------
 
     def _class_columns(self, one: UnitClass) -> _Columns:
         count = len(one.indices)
         may_leave = (
-            self.problem.settings.cpu_execution
+            self.problem.execution.cpu_execution
             and self.main != CPU
             # A lone embedding or norm does next to nothing: moving it to the CPU is never a plan.
             and one.price.unit.is_block
             and not one.price.unit.pinned_to_main
-            and CPU in one.price.spans
+            and CPU in one.price.work
         )
         on_cpu = None
         self._add_units(one, count)
@@ -131,7 +131,7 @@ class _Program:
             is_moved = kind.price.streamable and kind.price.stored_bytes > 0
             limit = count * len(kind.positions)
             streamed.append(
-                {place: self._stream(kind, limit, lives=place) for place in self.places if is_moved}
+                {place: self._stream(kind, limit, stored_on=place) for place in self.places if is_moved}
             )
             self._bind(kind, count, on_cpu, streamed[-1].values())
         return _Columns(on_cpu, tuple(streamed))
@@ -145,7 +145,7 @@ class _Program:
         price = one.price
         for phase in PHASES:
             weights = price.stored_bytes + price.buffer_bytes
-            cache = self.problem.device_kv_bytes(price, phase) * _MOVING + self._holes(
+            cache = self.problem.device_kv_bytes(price, phase) * _TRANSIENT + self._fragmentation(
                 price, self.main, phase
             )
             self.fixed[self.main][phase] += count * (weights + cache) / _MIB
@@ -159,23 +159,23 @@ class _Program:
         self.ip.row({leaves: count, on_cpu: -1}, lower=0)
         for phase in PHASES:
             weights = price.stored_bytes + price.buffer_bytes
-            moved = weights + self.problem.device_kv_bytes(price, phase) * _MOVING
-            freed = moved + self._holes(price, self.main, phase)
+            moved = weights + self.problem.device_kv_bytes(price, phase) * _TRANSIENT
+            freed = moved + self._fragmentation(price, self.main, phase)
             _accumulate(self.used[self.main][phase], on_cpu, -freed / _MIB)
             _accumulate(self.used[CPU][phase], on_cpu, moved / _MIB)
             self._peak_at_least(self.main, phase, price.peak[phase], stays)
             self._peak_at_least(CPU, phase, price.peak[phase], leaves)
 
-    def _stream(self, kind: LeafKind, limit: int, *, lives: str) -> int:
+    def _stream(self, kind: LeafKind, limit: int, *, stored_on: str) -> int:
         """Leaves of this kind that live elsewhere and run on the main device."""
-        cost = self._cost(streaming_s(self.problem, kind.price, lives))
+        cost = self._cost(streaming_s(self.problem, kind.price, stored_on))
         column = self.ip.column(cost=cost, upper=limit)
         size = kind.price.stored_bytes / _MIB
         any_of_it = self.ip.column(upper=1)
         self.ip.row({any_of_it: limit, column: -1}, lower=0)
         for phase in PHASES:
             _accumulate(self.used[self.main][phase], column, -size)
-            if lives == CPU and not self.problem.law.stores_all:
+            if stored_on == CPU and not self.problem.runtime_model.stores_all:
                 _accumulate(self.used[CPU][phase], column, size)
             self._peak_at_least(self.main, phase, kind.price.streamed_peak[phase], any_of_it)
         return column
@@ -217,7 +217,7 @@ class _Program:
         profile = self.problem.profile
         self.shortage: dict[str, int] = {}
         gpu = profile.gpu
-        processes = self.problem.settings.num_ranks * host_process_bytes(profile)
+        processes = self.problem.execution.num_ranks * host_process_bytes(profile)
         for device in self.used:
             if device != CPU and gpu is not None:
                 capacity, context = gpu.memory_bytes.value, gpu.context_bytes.value
@@ -233,7 +233,7 @@ class _Program:
 
     def _capacity_row(self, device: str, phase: str, available_mib: float) -> None:
         coefficients = dict(self.used[device][phase])
-        coefficients[self.peaks[device, phase]] = _MOVING
+        coefficients[self.peaks[device, phase]] = _TRANSIENT
         if self.elastic:
             coefficients[self.shortage[device]] = -1.0
         fixed = self.fixed[device][phase] + self._offloaded_mib(device, phase) + self._buffers_mib(device)
@@ -250,12 +250,12 @@ class _Program:
 
     def _offloaded_mib(self, device: str, phase: str) -> float:
         """What an offloaded cache takes: a few layers on the main device, the store on the host."""
-        if self.problem.settings.kv_cache == "device":
+        if self.problem.execution.kv_cache == "device":
             return 0.0
         if device == CPU:
-            return _MOVING * self.problem.offloaded_kv_bytes / _MIB
+            return _TRANSIENT * self.problem.offloaded_kv_bytes / _MIB
         return (
-            _MOVING
+            _TRANSIENT
             * OFFLOADED_KV_LAYERS[phase]
             * largest(unit.kv[phase] for unit in self.problem.units)
             / _MIB
@@ -265,10 +265,10 @@ class _Program:
         """The runtime's own buffers; the program is asked only when something must be streamed."""
         buffers = self.problem.buffers
         on_device = buffers.device + buffers.workspace
-        return _MOVING * (buffers.host if device == CPU else on_device) / _MIB
+        return _TRANSIENT * (buffers.host if device == CPU else on_device) / _MIB
 
-    def _holes(self, price: UnitPrice, device: str, phase: str) -> int:
-        return 0 if device == CPU else kv_holes_bytes(self.problem.device_kv_bytes(price, phase))
+    def _fragmentation(self, price: UnitPrice, device: str, phase: str) -> int:
+        return 0 if device == CPU else kv_fragmentation_bytes(self.problem.device_kv_bytes(price, phase))
 
     # -- reading -----------------------------------------------------------------------------------
 

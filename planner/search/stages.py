@@ -6,7 +6,7 @@ its units take. The others are filled from the end of the chain; all GPUs of a p
 
 from collections.abc import Sequence
 
-from planner.cost.memory_terms import kv_holes_bytes, slack_bytes
+from planner.cost.memory_terms import kv_fragmentation_bytes, slack_bytes
 from planner.cost.problem import Problem, UnitPrice
 from planner.schema.breakdown import PHASES
 
@@ -46,8 +46,10 @@ def fits(problem: Problem, units: Sequence[UnitPrice], *, share: float = 1.0) ->
     available = share * (gpu.memory_bytes.value - gpu.context_bytes.value)
     weights = sum(unit.stored_bytes + unit.buffer_bytes for unit in units)
     for phase in PHASES:
-        moving = sum(unit.kv[phase] for unit in units) + max((u.peak[phase] for u in units), default=0)
-        holes = sum(kv_holes_bytes(unit.kv[phase]) for unit in units)
-        if weights + moving + slack_bytes(moving) + holes > available:
+        transient_bytes = sum(unit.kv[phase] for unit in units) + max(
+            (u.peak[phase] for u in units), default=0
+        )
+        fragmentation = sum(kv_fragmentation_bytes(unit.kv[phase]) for unit in units)
+        if weights + transient_bytes + slack_bytes(transient_bytes) + fragmentation > available:
             return False
     return True

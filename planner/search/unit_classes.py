@@ -84,17 +84,17 @@ def assignment_of(
         staged: units that other GPUs already hold, by index.
         counted: every class of the other units, with what leaves the main device.
     """
-    executes = [staged.get(index, problem.settings.main) for index in range(len(problem.units))]
-    lives = [[device] * len(unit.leaves) for device, unit in zip(executes, problem.units, strict=True)]
+    runs_on = [staged.get(index, problem.execution.main) for index in range(len(problem.units))]
+    stored_on = [[device] * len(unit.leaves) for device, unit in zip(runs_on, problem.units, strict=True)]
     for one, counts in counted:
         # The last units leave: a run of them hands the residual stream over once.
         stay = one.indices[: len(one.indices) - counts.on_cpu]
         for index in one.indices[len(stay) :]:
-            executes[index] = CPU
-            lives[index] = [CPU] * len(one.price.leaves)
+            runs_on[index] = CPU
+            stored_on[index] = [CPU] * len(one.price.leaves)
         for kind, streamed in zip(one.kinds, counts.streamed, strict=True):
             slots = [(index, position) for index in stay for position in kind.positions]
             places = [place for place, count in streamed.items() for _ in range(count)]
             for (index, position), place in zip(slots[len(slots) - len(places) :], places, strict=True):
-                lives[index][position] = place
-    return Assignment(executes=tuple(executes), lives=tuple(tuple(one) for one in lives))
+                stored_on[index][position] = place
+    return Assignment(runs_on=tuple(runs_on), stored_on=tuple(tuple(one) for one in stored_on))

@@ -6,15 +6,15 @@ from planner.cost.assignment import Assignment
 from planner.cost.build_problem import price
 from planner.cost.placement_units import chain_of
 from planner.cost.problem import Problem, UnitPrice
-from planner.cost.runtime_model import Settings
+from planner.cost.runtime_model import ExecutionConfig
 from planner.errors import DeviceMapError, InfeasibleError
 from planner.graph.model import Model
 from planner.graph.network import placement_units
 from planner.runtimes.accelerate.model import places_beside
-from planner.runtimes.registry import laws
+from planner.runtimes.registry import runtime_models
 from planner.schema.hardware import HardwareProfile
 from planner.schema.workload import Workload
-from planner.search.best_placement import Candidate, priced
+from planner.search.best_placement import PricedPlacement, price_assignment
 from planner.sizes import format_bytes
 
 
@@ -25,7 +25,7 @@ def candidate_of(
     places: Mapping[str, str | int],
     *,
     host_copies: str,
-) -> Candidate:
+) -> PricedPlacement:
     """A resolved map as a candidate, whether or not it fits.
 
     Args:
@@ -41,7 +41,7 @@ def candidate_of(
     """
     _check_devices(places, profile)
     main = "gpu:0" if any(isinstance(place, int) for place in places.values()) else "cpu"
-    settings = Settings(
+    execution = ExecutionConfig(
         runtime="accelerate",
         label=f"the given map, {host_copies} host copies",
         main=main,
@@ -49,31 +49,31 @@ def candidate_of(
         cpu_execution=False,
         streams_from=places_beside(main, profile),
     )
-    (law,) = laws(["accelerate"])
+    (runtime_model,) = runtime_models(["accelerate"])
     chain = chain_of(model.graph, placement_units(model.graph))
-    problem = price(model.graph, chain, profile, workload, settings, law)
-    return priced(problem, _assignment(problem, places))
+    problem = price(model.graph, chain, profile, workload, execution, runtime_model)
+    return price_assignment(problem, _assignment(problem, places))
 
 
-def refusal(candidate: Candidate) -> InfeasibleError:
+def refusal(priced: PricedPlacement) -> InfeasibleError:
     """The error that says by how much a candidate does not fit."""
-    device, lacking = candidate.worst_shortage
+    device, lacking = priced.worst_shortage
     return InfeasibleError(
-        f"this map does not fit at batch {candidate.batch_size}: {format_bytes(lacking)} short on {device}",
+        f"this map does not fit at batch {priced.batch_size}: {format_bytes(lacking)} short on {device}",
         device=device,
         deficit_bytes=lacking,
     )
 
 
 def _assignment(problem: Problem, places: Mapping[str, str | int]) -> Assignment:
-    executes = tuple(_executes(problem, unit, places) for unit in problem.units)
-    lives = tuple(
+    runs_on = tuple(_runs_on(problem, unit, places) for unit in problem.units)
+    stored_on = tuple(
         tuple(_device(places[leaf.leaf.modules[0].name]) for leaf in unit.leaves) for unit in problem.units
     )
-    return Assignment(executes=executes, lives=lives)
+    return Assignment(runs_on=runs_on, stored_on=stored_on)
 
 
-def _executes(problem: Problem, unit: UnitPrice, places: Mapping[str, str | int]) -> str:
+def _runs_on(problem: Problem, unit: UnitPrice, places: Mapping[str, str | int]) -> str:
     """A unit runs on the GPU that holds any of it; what is streamed runs on the main device."""
     gpus = {
         places[n.name]
@@ -81,7 +81,7 @@ def _executes(problem: Problem, unit: UnitPrice, places: Mapping[str, str | int]
         for n in leaf.leaf.modules
         if places[n.name] not in ("cpu", "disk")
     }
-    return f"gpu:{gpus.pop()}" if gpus else problem.settings.main
+    return f"gpu:{gpus.pop()}" if gpus else problem.execution.main
 
 
 def _device(place: str | int) -> str:

@@ -9,18 +9,18 @@ from planner.cost.assignment import Assignment
 from planner.cost.build_problem import price
 from planner.cost.placement_units import Leaf, chain_of
 from planner.cost.problem import Problem
-from planner.cost.runtime_model import Settings
+from planner.cost.runtime_model import ExecutionConfig
 from planner.errors import InvalidInputError
 from planner.graph.model import Model
 from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph
-from planner.runtimes.zero_inference.model import ZeroInferenceLaw, way
+from planner.runtimes.zero_inference.model import ZeroInferenceRuntime, way
 from planner.runtimes.zero_inference.parameters import marked, parameters
 from planner.runtimes.zero_inference.sizes import Sizes, sizes_for
 from planner.runtimes.zero_inference.validate import zero_block
 from planner.schema.hardware import HardwareProfile
 from planner.schema.workload import Workload
-from planner.search.best_placement import Candidate, priced
+from planner.search.best_placement import PricedPlacement, price_assignment
 
 #: DeepSpeed's word for a store → the planner's.
 _STORES: Final = {"cpu": "cpu", "nvme": "disk", "none": "peers"}
@@ -36,7 +36,7 @@ def dtype_of(config: dict[str, Any]) -> str:
 
 def candidate_of(
     model: Model, profile: HardwareProfile, workload: Workload, config: dict[str, Any]
-) -> Candidate:
+) -> PricedPlacement:
     """A configuration as a candidate, whether or not it fits, with a rank on every GPU of the profile.
 
     Args:
@@ -50,18 +50,20 @@ def candidate_of(
             buffers are smaller than a part of the model.
     """
     zero = zero_block(config)
-    settings = _settings(zero, profile)
+    execution = _settings(zero, profile)
     found = parameters(model.graph)
-    sizes = _sizes(zero, model.graph, settings)
-    law = ZeroInferenceLaw(sizes)
-    share = workload.with_batch(-(-workload.batch_size // settings.num_streams))
+    sizes = _sizes(zero, model.graph, execution)
+    runtime_model = ZeroInferenceRuntime(sizes)
+    share = workload.with_batch(-(-workload.batch_size // execution.num_streams))
     chain = chain_of(model.graph, placement_units(model.graph))
-    problem = price(model.graph, chain, profile, share, settings, law, num_sequences=workload.batch_size)
+    problem = price(
+        model.graph, chain, profile, share, execution, runtime_model, num_sequences=workload.batch_size
+    )
     kept = marked(found, each=zero.param_persistence_threshold, together=zero.model_persistence_threshold)
-    return priced(problem, _assignment(problem, kept))
+    return price_assignment(problem, _assignment(problem, kept))
 
 
-def _settings(zero: Any, profile: HardwareProfile) -> Settings:
+def _settings(zero: Any, profile: HardwareProfile) -> ExecutionConfig:
     offload = zero.offload_param
     device = "none" if offload is None else str(getattr(offload.device, "value", offload.device))
     store = _STORES[device]
@@ -76,7 +78,7 @@ def _settings(zero: Any, profile: HardwareProfile) -> Settings:
     return way(label, store, profile.num_gpus, pinned=pinned)
 
 
-def _sizes(zero: Any, graph: ModuleGraph, settings: Settings) -> Sizes:
+def _sizes(zero: Any, graph: ModuleGraph, execution: ExecutionConfig) -> Sizes:
     """The configuration's own; its buffers are used for NVMe alone."""
     chosen = sizes_for(graph)
     stated = msgspec.structs.replace(
@@ -85,13 +87,13 @@ def _sizes(zero: Any, graph: ModuleGraph, settings: Settings) -> Sizes:
         max_live=zero.max_live_parameters,
         reuse_distance=zero.max_reuse_distance,
     )
-    if settings.streams_from != ("disk",):
+    if execution.streams_from != ("disk",):
         return stated
-    offload, needed = zero.offload_param, -(-chosen.largest // settings.num_ranks)
+    offload, needed = zero.offload_param, -(-chosen.largest // execution.num_ranks)
     if offload.buffer_size < needed:
         raise InvalidInputError(
             f"offload_param.buffer_size is {offload.buffer_size} elements, and the largest part of "
-            f"{graph.model_class} over {settings.num_ranks} ranks has {needed}; make it at least that"
+            f"{graph.model_class} over {execution.num_ranks} ranks has {needed}; make it at least that"
         )
     per_module = Counter(one.module for one in parameters(graph) if not one.is_vector)
     least = max(per_module.values(), default=1)
@@ -105,10 +107,10 @@ def _sizes(zero: Any, graph: ModuleGraph, settings: Settings) -> Sizes:
 
 def _assignment(problem: Problem, kept: frozenset[str]) -> Assignment:
     """A leaf is resident when every matrix in it is kept, or every vector where it has no matrix."""
-    main, (store,) = problem.settings.main, problem.settings.streams_from
+    main, (store,) = problem.execution.main, problem.execution.streams_from
     return Assignment(
-        executes=(main,) * len(problem.units),
-        lives=tuple(
+        runs_on=(main,) * len(problem.units),
+        stored_on=tuple(
             tuple(main if _is_kept(leaf.leaf, kept) else store for leaf in unit.leaves)
             for unit in problem.units
         ),

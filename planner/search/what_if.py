@@ -9,7 +9,7 @@ from planner.errors import InfeasibleError, InvalidInputError
 from planner.graph.model import Model
 from planner.graph.schema import ModuleGraph, Node, Tensor
 from planner.hardware.overrides import apply
-from planner.runtimes.registry import LAWS
+from planner.runtimes.registry import RUNTIME_MODELS
 from planner.schema.hardware import HardwareProfile
 from planner.schema.plan import Plan
 from planner.schema.quantity import Quantity
@@ -92,7 +92,7 @@ def _as_it_is(model: Model, plan: Plan) -> tuple[Request, Plan]:
 def _considered(plan: Plan) -> tuple[str, ...] | None:
     """The runtimes that the plan was chosen from, or a change would gain by what was not asked for."""
     names = dict.fromkeys((plan.runtime, *(one.runtime for one in plan.alternatives)))
-    return None if LAWS.keys() <= names.keys() else tuple(names)
+    return None if RUNTIME_MODELS.keys() <= names.keys() else tuple(names)
 
 
 def _machines(plan: Plan) -> Iterator[tuple[str, HardwareProfile]]:
@@ -105,7 +105,7 @@ def _machines(plan: Plan) -> Iterator[tuple[str, HardwareProfile]]:
     if profile.num_gpus > 1 and profile.peer is not None:
         yield "twice the links between GPUs", _with_faster_peers(profile)
     disk = profile.disk
-    if disk is not None and any(placement.lives == "disk" for placement in plan.placements):
+    if disk is not None and any(placement.stored_on == "disk" for placement in plan.placements):
         faster = round(disk.capacity_bytes.value), 2 * disk.read_bytes_per_s.value
         yield "twice the disk's rate", apply(profile, nvme=faster)
     host = round(profile.host.memory_bytes.value)

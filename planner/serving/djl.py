@@ -106,7 +106,7 @@ def _processes(plan: Plan) -> dict[str, str]:
 
 def num_gpus_of(plan: Plan) -> int:
     """GPUs that the plan uses."""
-    used = {device for place in plan.placements for device in (place.lives, place.executes)}
+    used = {device for place in plan.placements for device in (place.stored_on, place.runs_on)}
     return max(plan.num_ranks, len({device for device in used if device.startswith("gpu:")}))
 
 
@@ -141,7 +141,7 @@ def _environment(plan: Plan) -> bytes:
     lines = ["HF_HOME=/tmp/huggingface"]
     if plan.main_device != "cpu":
         lines.append(f"TENSOR_PARALLEL_DEGREE={num_gpus_of(plan)}")
-    if any(place.lives == "disk" for place in plan.placements):
+    if any(place.stored_on == "disk" for place in plan.placements):
         lines.append("OFFLOAD_FOLDER=/offload")
     return "".join(f"{line}\n" for line in lines).encode()
 
@@ -154,7 +154,7 @@ def _readme(plan: Plan) -> str:
         else "Put the checkpoint's files into this folder, or say where they are with `option.model_id`."
     )
     offload = ""
-    if any(place.lives == "disk" for place in plan.placements):
+    if any(place.stored_on == "disk" for place in plan.placements):
         offload = ' -v "$OFFLOAD":/offload'
     gpus, image = ("", IMAGE) if plan.main_device == "cpu" else (" --gpus all", f"{IMAGE}-pytorch-gpu")
     path = PurePath("/opt/ml/model")

@@ -49,7 +49,7 @@ _TABLE: Final = "mii_keys.json"
 _REQUIREMENTS: Final = "requirements-mii.txt"
 
 
-class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class MiiKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The fields of MII's classes.
 
     Attributes:
@@ -62,9 +62,9 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 @functools.cache
-def table() -> Table:
+def table() -> MiiKeys:
     """The fields that MII's classes take; they refuse any other."""
-    return msgspec.json.decode((resources.files("planner.serving") / _TABLE).read_bytes(), type=Table)
+    return msgspec.json.decode((resources.files("planner.serving") / _TABLE).read_bytes(), type=MiiKeys)
 
 
 def serve(emitted: Emitted, plan: Plan, graph: ModuleGraph) -> Emitted:
@@ -105,7 +105,7 @@ def current_refusal(plan: Plan, graph: ModuleGraph) -> str | None:
         return "it computes in float16 or bfloat16"
     if plan.num_streams > 1 or not _is_resident(plan):
         return "it keeps all weights on its GPUs, and the plan does not"
-    if plan.num_ranks == 1 and len({place.executes for place in plan.placements}) > 1:
+    if plan.num_ranks == 1 and len({place.runs_on for place in plan.placements}) > 1:
         return "it cuts every layer over its GPUs, and the plan gives each GPU layers of its own"
     if plan.weight_bits is not None:
         return f"it does not quantize weights to {plan.weight_bits} bits"
@@ -128,7 +128,9 @@ def legacy_refusal(plan: Plan) -> str | None:
 
 
 def _is_resident(plan: Plan) -> bool:
-    return all(place.lives == place.executes and place.lives.startswith("gpu:") for place in plan.placements)
+    return all(
+        place.stored_on == place.runs_on and place.stored_on.startswith("gpu:") for place in plan.placements
+    )
 
 
 def current(plan: Plan) -> dict[str, Any]:

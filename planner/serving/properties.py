@@ -32,7 +32,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     values: tuple[str, ...] = ()
 
 
-class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DjlKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All keys.
 
     Attributes:
@@ -47,9 +47,9 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 @functools.cache
-def table() -> Table:
+def table() -> DjlKeys:
     """The keys that DJL Serving documents for a Python model."""
-    return msgspec.json.decode((resources.files("planner.serving") / _TABLE).read_bytes(), type=Table)
+    return msgspec.json.decode((resources.files("planner.serving") / _TABLE).read_bytes(), type=DjlKeys)
 
 
 def encode(properties: Mapping[str, str]) -> bytes:

@@ -9,11 +9,11 @@ from planner.schema.hardware import Fabric
 from planner.schema.workload import Workload
 from planner.tensor_parallel.all_reduce import all_gather_s, all_reduce_s
 from planner.tensor_parallel.cuts import features, is_embedding, is_head, is_row, is_stack
-from planner.tensor_parallel.rules import Rules
+from planner.tensor_parallel.rules import CutRules
 
 
 def communication_s(
-    graph: ModuleGraph, workload: Workload, rules: Rules, num_ranks: int, fabric: Fabric
+    graph: ModuleGraph, workload: Workload, rules: CutRules, num_ranks: int, fabric: Fabric
 ) -> dict[str, float]:
     """Phase → seconds of one forward.
 
@@ -31,7 +31,7 @@ def communication_s(
 
 
 def _module_s(
-    graph: ModuleGraph, workload: Workload, rules: Rules, num_ranks: int, fabric: Fabric, phase: str
+    graph: ModuleGraph, workload: Workload, rules: CutRules, num_ranks: int, fabric: Fabric, phase: str
 ) -> Iterator[float]:
     for node in graph.nodes:
         if is_embedding(node, graph, num_ranks):

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from planner.graph.schema import ModuleGraph, Node, Poly
-from planner.tensor_parallel.rules import Rules, Vocabulary
+from planner.tensor_parallel.rules import CutRules, Vocabulary
 
 #: Modules that keep their weight as (inputs, outputs).
 _TRANSPOSED: Final = frozenset({"Conv1D", "Embedding"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cut:
+class ModuleCut:
     """What becomes of one module on a rank.
 
     Attributes:
@@ -28,7 +28,7 @@ class Cut:
     inside: bool = False
 
 
-def cuts_of(graph: ModuleGraph, degree: int, rules: Rules) -> dict[str, Cut]:
+def cuts_of(graph: ModuleGraph, degree: int, rules: CutRules) -> dict[str, ModuleCut]:
     """Every module's cut, by fqn."""
     result = {}
     inside: dict[str | None, bool] = {}
@@ -44,19 +44,19 @@ def cuts_of(graph: ModuleGraph, degree: int, rules: Rules) -> dict[str, Cut]:
             share = 1.0 - role.sharded + role.sharded / degree
             column = role.role == "column"
             flipped = node.class_name in _TRANSPOSED
-            result[node.name] = Cut(dim=int(column == flipped), bias=column, share=share, inside=True)
+            result[node.name] = ModuleCut(dim=int(column == flipped), bias=column, share=share, inside=True)
             inside[node.block] = column
         else:
             within = inside.get(node.block, False) or _works_on_shares(node, below.get(node.name, ()))
             within = within and node.block is not None
-            result[node.name] = Cut(inside=within, share=1 / degree if within else 1.0)
+            result[node.name] = ModuleCut(inside=within, share=1 / degree if within else 1.0)
     return result
 
 
-def _vocabulary_cut(how: Vocabulary, degree: int) -> Cut:
+def _vocabulary_cut(how: Vocabulary, degree: int) -> ModuleCut:
     if how == "whole":
-        return Cut()
-    return Cut(dim=1 if how == "features" else 0, bias=how == "rows", share=1 / degree)
+        return ModuleCut()
+    return ModuleCut(dim=1 if how == "features" else 0, bias=how == "rows", share=1 / degree)
 
 
 def _descendants(graph: ModuleGraph) -> dict[str, list[Node]]:

@@ -5,10 +5,10 @@ import msgspec
 from planner.cost.time_terms import APPENDING_PASSES
 from planner.graph.schema import ItemsizeCost, ModuleGraph, Node, PhaseCost, Poly
 from planner.tensor_parallel.cuts import features, is_row
-from planner.tensor_parallel.rules import FusedBlock, Rules
+from planner.tensor_parallel.rules import CutRules, FusedBlock
 
 
-def fused(graph: ModuleGraph, rules: Rules) -> ModuleGraph:
+def fused(graph: ModuleGraph, rules: CutRules) -> ModuleGraph:
     """The graph with its blocks as the runtime runs them.
 
     Products stay one operation each, and take norms and biases along. An activation function is one kernel

@@ -8,11 +8,11 @@ from planner.models.spec import ModelSpec
 from planner.tensor_parallel.patterns import folded, pattern_of
 from planner.tensor_parallel.policy import injection_policy
 from planner.tensor_parallel.roles_file import export
-from planner.tracing.partition.schema import Roles
+from planner.tracing.partition.schema import PartitionSpec
 from planner.tracing.store import graph_for
 
 
-class Line(msgspec.Struct, frozen=True, kw_only=True):
+class WeightLine(msgspec.Struct, frozen=True, kw_only=True):
     """Weights that are cut alike.
 
     Attributes:
@@ -32,7 +32,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     meets: str
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class PartitionReport(msgspec.Struct, frozen=True, kw_only=True):
     """The roles of a model, for people and scripts.
 
     Attributes:
@@ -46,7 +46,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     model_class: str
-    lines: tuple[Line, ...]
+    lines: tuple[WeightLine, ...]
     bias_once: tuple[str, ...]
     replicated: tuple[str, ...]
     constants: tuple[str, ...]
@@ -57,7 +57,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 class Derivation(msgspec.Struct, frozen=True, kw_only=True):
     """A report and the file that `reshard --roles` reads."""
 
-    report: Report
+    report: PartitionReport
     file: files.Roles
 
 
@@ -67,16 +67,16 @@ def derivation(spec: ModelSpec) -> Derivation:
     Raises:
         TraceError: the model cannot be built or traced without weights.
     """
-    from planner.tracing.partition.of_spec import roles_of
+    from planner.tracing.partition.of_spec import partition_of
 
-    roles, names = roles_of(spec)
+    roles, names = partition_of(spec)
     file = export(roles, names, config_sha256=spec.config_sha256)
     return Derivation(report=_report(roles, names, file, graph_for(spec)), file=file)
 
 
-def _report(roles: Roles, names: list[str], file: files.Roles, graph: ModuleGraph) -> Report:
+def _report(roles: PartitionSpec, names: list[str], file: files.Roles, graph: ModuleGraph) -> PartitionReport:
     lines = {
-        name: Line(
+        name: WeightLine(
             name=name,
             role=role.role,
             dim=role.dim,
@@ -87,7 +87,7 @@ def _report(roles: Roles, names: list[str], file: files.Roles, graph: ModuleGrap
         for name, role in roles.parameters.items()
     }
     keys = {n: (line.role, line.dim, line.num_groups, line.sharded, line.meets) for n, line in lines.items()}
-    return Report(
+    return PartitionReport(
         model_class=graph.model_class,
         lines=tuple(msgspec.structs.replace(line, name=n) for n, line in folded(lines, keys, names).items()),
         bias_once=file.bias_once,

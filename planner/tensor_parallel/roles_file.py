@@ -8,7 +8,7 @@ import numpy as np
 
 import reshard.roles as files
 from planner.tensor_parallel.patterns import folded
-from planner.tracing.partition.schema import ParameterRole, Roles
+from planner.tracing.partition.schema import ParameterPartition, PartitionSpec
 
 #: Where there are more groups than this, neighbours are put together.
 _MANY: Final = 1024
@@ -16,7 +16,7 @@ _MANY: Final = 1024
 _LARGEST_DEGREE: Final = 256
 
 
-def export(roles: Roles, names: Iterable[str], *, config_sha256: str | None = None) -> files.Roles:
+def export(roles: PartitionSpec, names: Iterable[str], *, config_sha256: str | None = None) -> files.Roles:
     """The roles file of a model.
 
     Args:
@@ -40,11 +40,11 @@ def export(roles: Roles, names: Iterable[str], *, config_sha256: str | None = No
     )
 
 
-def _key(role: ParameterRole) -> tuple[object, ...]:
+def _key(role: ParameterPartition) -> tuple[object, ...]:
     return role.role, role.dim, role.num_groups, *(family.tobytes() for family in role.families)
 
 
-def _weight(role: ParameterRole) -> files.WeightRoles:
+def _weight(role: ParameterPartition) -> files.WeightRoles:
     num_groups = coarse(role.num_groups)
     groups: list[list[tuple[int, int]]] = [[] for _ in range(num_groups)]
     for family, size in zip(role.families, role.family_sizes, strict=True):

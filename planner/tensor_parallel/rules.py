@@ -24,7 +24,7 @@ class FusedBlock:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class CutRules:
     """One runtime's cut.
 
     Attributes:
@@ -51,11 +51,11 @@ class Rules:
 
 #: deepspeed.module_inject.layers, 0.19.8: embeddings and norms stay whole; LmHeadLinearAllreduce cuts the
 #: head along its inputs; LinearAllreduce issues product, all-reduce and bias apart.
-DEEPSPEED_TP: Final = Rules(name="deepspeed-tp", head="features", row_parallel_ops=2)
+DEEPSPEED_TP: Final = CutRules(name="deepspeed-tp", head="features", row_parallel_ops=2)
 
 #: transformers 5.23: `lm_head` is `colwise_gather_output`, and `embed_tokens` `embedding_rowwise` where the
 #: base model calls its embedding so; stacked experts are `packed_colwise` and `rowwise`.
-TRANSFORMERS_TP: Final = Rules(
+TRANSFORMERS_TP: Final = CutRules(
     name="transformers-tp", head="rows", embedding="rows", experts=True, row_parallel_ops=1
 )
 
@@ -63,7 +63,7 @@ TRANSFORMERS_TP: Final = Rules(
 #: MLPGemmOp, which is both products of the MLP), softmax_context takes scores, cache and context in one;
 #: a residual addition and two collectives remain. BLOOM's attention (BloomSelfAttention) is torch around one
 #: softmax: three slices made contiguous, two appends to the cache, two products, three on the mask.
-KERNEL_INJECTION: Final = Rules(
+KERNEL_INJECTION: Final = CutRules(
     name="kernel-injection",
     head="whole",
     fused={

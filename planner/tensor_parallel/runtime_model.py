@@ -5,7 +5,7 @@ A runtime's own law names itself and its rules, and says which models it does no
 
 from collections.abc import Mapping
 
-from planner.cost.runtime_model import Buffers, Law, Movement, Settings
+from planner.cost.runtime_model import Buffers, ExecutionConfig, Movement, RuntimeModel
 from planner.cost.time_terms import read_and_copy_s
 from planner.graph.schema import ModuleGraph
 from planner.schema.hardware import HardwareProfile
@@ -13,26 +13,26 @@ from planner.schema.workload import Workload
 from planner.tensor_parallel.all_reduce import communicator_bytes
 from planner.tensor_parallel.communication import communication_s
 from planner.tensor_parallel.fused import fused
-from planner.tensor_parallel.rules import Rules
+from planner.tensor_parallel.rules import CutRules
 from planner.tensor_parallel.shard import refusal, sharded
 
 
-class TensorParallelLaw(Law):
-    """See `planner.cost.runtime_model.Law`.
+class TensorParallelRuntime(RuntimeModel):
+    """See `planner.cost.runtime_model.RuntimeModel`.
 
     Attributes:
         rules: how the runtime cuts.
         least_ranks: the fewest ranks worth pricing; 1 where the runtime changes more than the cut.
     """
 
-    rules: Rules
+    rules: CutRules
     least_ranks: int = 2
 
-    def settings(self, profile: HardwareProfile) -> tuple[Settings, ...]:
+    def configurations(self, profile: HardwareProfile) -> tuple[ExecutionConfig, ...]:
         """Every power of two up to the GPUs, and all of them; everything is resident."""
         counts = {2**power for power in range(11)} | {profile.num_gpus}
         return tuple(
-            Settings(
+            ExecutionConfig(
                 runtime=self.name,
                 label=f"{self.name}, {num_ranks} GPU{'s' if num_ranks > 1 else ''}",
                 main="gpu:0",
@@ -43,68 +43,68 @@ class TensorParallelLaw(Law):
         )
 
     def absent(self, profile: HardwareProfile) -> str:
-        """See `planner.cost.runtime_model.Law.absent`."""
+        """See `planner.cost.runtime_model.RuntimeModel.absent`."""
         need = f"at least {self.least_ranks} GPUs" if self.least_ranks > 1 else "a GPU"
         return f"it needs {need}, and {profile.name} has {profile.num_gpus}"
 
     def why_not(
-        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
+        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, execution: ExecutionConfig
     ) -> str | None:
-        """See `planner.cost.runtime_model.Law.why_not`."""
-        if settings.num_ranks > 1 and profile.fabric is None:
+        """See `planner.cost.runtime_model.RuntimeModel.why_not`."""
+        if execution.num_ranks > 1 and profile.fabric is None:
             return f"{profile.name} says nothing of the fabric between its GPUs"
-        return refusal(graph, settings.num_ranks)
+        return refusal(graph, execution.num_ranks)
 
-    def rank_graph(self, graph: ModuleGraph, settings: Settings) -> ModuleGraph:
-        """See `planner.cost.runtime_model.Law.rank_graph`."""
-        return fused(sharded(graph, settings.num_ranks, self.rules), self.rules)
+    def rank_graph(self, graph: ModuleGraph, execution: ExecutionConfig) -> ModuleGraph:
+        """See `planner.cost.runtime_model.RuntimeModel.rank_graph`."""
+        return fused(sharded(graph, execution.num_ranks, self.rules), self.rules)
 
     def communication_s(
-        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
+        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, execution: ExecutionConfig
     ) -> Mapping[str, float]:
-        """See `planner.cost.runtime_model.Law.communication_s`."""
-        if settings.num_ranks == 1 or profile.fabric is None:
-            return super().communication_s(graph, profile, workload, settings)
-        return communication_s(graph, workload, self.rules, settings.num_ranks, profile.fabric)
+        """See `planner.cost.runtime_model.RuntimeModel.communication_s`."""
+        if execution.num_ranks == 1 or profile.fabric is None:
+            return super().communication_s(graph, profile, workload, execution)
+        return communication_s(graph, workload, self.rules, execution.num_ranks, profile.fabric)
 
     def buffers(
-        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
+        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, execution: ExecutionConfig
     ) -> Buffers:
-        """See `planner.cost.runtime_model.Law.buffers`: what NCCL keeps."""
+        """See `planner.cost.runtime_model.RuntimeModel.buffers`: what NCCL keeps."""
         if profile.fabric is None:
             return Buffers()
-        return Buffers(workspace=communicator_bytes(settings.num_ranks, profile.fabric))
+        return Buffers(workspace=communicator_bytes(execution.num_ranks, profile.fabric))
 
     def movement(
         self,
         *,
         num_bytes: int,
         num_tensors: int,
-        lives: str,
-        executes: str,
-        settings: Settings,
+        stored_on: str,
+        runs_on: str,
+        execution: ExecutionConfig,
         profile: HardwareProfile,
     ) -> Movement:
         """Never asked: every weight is resident."""
-        raise ValueError(f"{self.name} keeps all weights on its GPUs, so nothing can live on {lives}")
+        raise ValueError(f"{self.name} keeps all weights on its GPUs, so nothing can live on {stored_on}")
 
     def load_s(
-        self, *, read_bytes: int, device_bytes: int, settings: Settings, profile: HardwareProfile
+        self, *, read_bytes: int, device_bytes: int, execution: ExecutionConfig, profile: HardwareProfile
     ) -> float:
         """From pre-shards: the ranks share the disk, and each fills its own GPU."""
-        total = settings.num_ranks * read_bytes
+        total = execution.num_ranks * read_bytes
         return read_and_copy_s(profile, read_bytes=total, device_bytes=device_bytes)
 
     def whole_load_s(
-        self, *, model_bytes: int, device_bytes: int, settings: Settings, profile: HardwareProfile
+        self, *, model_bytes: int, device_bytes: int, execution: ExecutionConfig, profile: HardwareProfile
     ) -> float:
         """From a checkpoint that is not cut: every rank reads all of it.
 
         Args:
             model_bytes: of the whole checkpoint.
             device_bytes: weights that live on one rank's GPU.
-            settings: the way to run.
+            execution: the way to run.
             profile: the machine.
         """
-        total = settings.num_ranks * model_bytes
+        total = execution.num_ranks * model_bytes
         return read_and_copy_s(profile, read_bytes=total, device_bytes=device_bytes)

@@ -6,9 +6,9 @@ import msgspec
 
 from planner.errors import InvalidInputError
 from planner.graph.schema import ItemsizeCost, KvCost, ModuleGraph, Node, PhaseCost, Poly, Tensor
-from planner.tensor_parallel.cuts import Cut, cuts_of, features, is_head, is_row, is_stack
+from planner.tensor_parallel.cuts import ModuleCut, cuts_of, features, is_head, is_row, is_stack
 from planner.tensor_parallel.polynomials import lowest, scaled, shrunk
-from planner.tensor_parallel.rules import Rules
+from planner.tensor_parallel.rules import CutRules
 
 _MAX_DEGREE = 1024
 
@@ -34,7 +34,7 @@ def refusal(graph: ModuleGraph, degree: int) -> str | None:
     )
 
 
-def sharded(graph: ModuleGraph, degree: int, rules: Rules) -> ModuleGraph:
+def sharded(graph: ModuleGraph, degree: int, rules: CutRules) -> ModuleGraph:
     """What one of `degree` ranks holds and computes.
 
     Products are divided exactly; what a block keeps alive is divided where it exceeds what its norms keep
@@ -79,7 +79,7 @@ def _with_whole_experts(graph: ModuleGraph) -> ModuleGraph:
 _Base = dict[str, tuple[Poly, Poly]]
 
 
-def _bases(graph: ModuleGraph, cuts: Mapping[str, Cut]) -> dict[str, _Base]:
+def _bases(graph: ModuleGraph, cuts: Mapping[str, ModuleCut]) -> dict[str, _Base]:
     """Block → what its whole modules (its norms) keep alive; alike blocks share one."""
     whole: dict[str, list[Node]] = {}
     for node in graph.nodes:
@@ -106,12 +106,12 @@ def _base(nodes: Sequence[Node]) -> _Base:
     }
 
 
-def _sums(node: Node, graph: ModuleGraph, cut: Cut) -> bool:
+def _sums(node: Node, graph: ModuleGraph, cut: ModuleCut) -> bool:
     """Whether the ranks' results of a module are added up."""
     return is_row(node) or (is_head(node, graph) and cut.dim == 1)
 
 
-def _rank_costs(node: Node, cut: Cut, base: _Base, degree: int, extra: int) -> dict[str, ItemsizeCost]:
+def _rank_costs(node: Node, cut: ModuleCut, base: _Base, degree: int, extra: int) -> dict[str, ItemsizeCost]:
     costs = {}
     for size, cost in node.costs.items():
         prefill, decode = base.get(size, (None, None))
@@ -122,7 +122,9 @@ def _rank_costs(node: Node, cut: Cut, base: _Base, degree: int, extra: int) -> d
     return costs
 
 
-def _rank_node(node: Node, cut: Cut, degree: int, costs: dict[str, ItemsizeCost], cache_parts: int) -> Node:
+def _rank_node(
+    node: Node, cut: ModuleCut, degree: int, costs: dict[str, ItemsizeCost], cache_parts: int
+) -> Node:
     return msgspec.structs.replace(
         node,
         tensors=tuple(_rank_tensor(t, node, cut, degree) for t in node.tensors),
@@ -131,7 +133,7 @@ def _rank_node(node: Node, cut: Cut, degree: int, costs: dict[str, ItemsizeCost]
     )
 
 
-def _rank_tensor(tensor: Tensor, node: Node, cut: Cut, degree: int) -> Tensor:
+def _rank_tensor(tensor: Tensor, node: Node, cut: ModuleCut, degree: int) -> Tensor:
     """A matrix loses rows or columns, a bias entries; a rank's part is never less than its even share."""
     if cut.dim is None or tensor.kind != "parameter":
         return tensor
@@ -144,14 +146,16 @@ def _rank_tensor(tensor: Tensor, node: Node, cut: Cut, degree: int) -> Tensor:
     )
 
 
-def _dim(tensor: Tensor, node: Node, cut: Cut) -> int:
+def _dim(tensor: Tensor, node: Node, cut: ModuleCut) -> int:
     """Experts are cut along the inputs of the matrix that ends them, and along the outputs of the others."""
     if len(tensor.shape) == 3:
         return 2 if tensor is node.tensors[-1] else 1
     return 0 if len(tensor.shape) == 1 or cut.dim is None else cut.dim
 
 
-def _phase(cost: PhaseCost, node: Node, cut: Cut, base: Poly | None, degree: int, extra: int) -> PhaseCost:
+def _phase(
+    cost: PhaseCost, node: Node, cut: ModuleCut, base: Poly | None, degree: int, extra: int
+) -> PhaseCost:
     if cut.share == 1.0 and not cut.inside:
         return cost
     peaks = cost.peak_bytes
@@ -166,7 +170,7 @@ def _phase(cost: PhaseCost, node: Node, cut: Cut, base: Poly | None, degree: int
     )
 
 
-def _moved_share(node: Node, cut: Cut) -> float:
+def _moved_share(node: Node, cut: ModuleCut) -> float:
     """Inputs of a column-parallel Linear and outputs of a row-parallel one are whole."""
     if cut.dim is None:
         return cut.share
@@ -205,6 +209,6 @@ def _rank_kv(kv: KvCost | None, parts: int) -> KvCost | None:
     )
 
 
-def _alike(group: tuple[str, ...], cuts: Mapping[str, Cut]) -> bool:
+def _alike(group: tuple[str, ...], cuts: Mapping[str, ModuleCut]) -> bool:
     """Tied tensors stay one only if all their owners are cut alike."""
     return len({cuts[fqn.rpartition(".")[0]].dim for fqn in group}) == 1

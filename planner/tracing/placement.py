@@ -19,7 +19,7 @@ _PROMPT: Final = 16
 _TARGET: Final = 8
 
 
-class Placement(msgspec.Struct, frozen=True, kw_only=True):
+class TracedPlacement(msgspec.Struct, frozen=True, kw_only=True):
     """What constrains a model's placement.
 
     Attributes:
@@ -47,7 +47,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
 
 def trace_placement(
     config: PreTrainedConfig, model_class: type, *, prompt: int = _PROMPT, replay: bool = True
-) -> Placement:
+) -> TracedPlacement:
     """Derives the placement constraints of an architecture from two forwards on fake devices.
 
     Args:
@@ -90,7 +90,7 @@ def _placement(
     constraints: Constraints,
     ties: tuple[tuple[str, ...], ...],
     uncalled_use: set[tuple[str, str]],
-) -> Placement:
+) -> TracedPlacement:
     model: Any = tracer.model
     modules = dict(model.named_modules())
     by_order = sorted(units.blocks, key=lambda name: tracer.order.get(name, len(tracer.order)))
@@ -99,7 +99,7 @@ def _placement(
     # A replayed layer may hold a module that it shares with its template; that one is there already.
     called = {type(modules[name]).__name__ for name in tracer.order if name in modules}
     root = ("",) if own_tensors(model) and any(True for _ in model.children()) else ()
-    return Placement(
+    return TracedPlacement(
         units=units.units,
         blocks=tuple(by_order),
         block_classes=tuple(type(modules[name]).__name__ for name in by_order),

@@ -14,10 +14,10 @@ from planner.graph.schema import (
     SCHEMA_VERSION,
     ItemsizeCost,
     ModuleGraph,
+    ModuleRole,
     Node,
     PhaseCost,
     Tensor,
-    TensorParallel,
 )
 from planner.models.spec import AutoClass
 from planner.models.spec import config_sha256 as hash_config
@@ -29,8 +29,8 @@ from planner.tracing.layers import Layer, equal_layers
 from planner.tracing.meta_model import build
 from planner.tracing.node_costs import phase_costs, with_peaks_of
 from planner.tracing.partition.derive import derive
-from planner.tracing.partition.modules import by_module
-from planner.tracing.placement import Placement, trace_placement
+from planner.tracing.partition.modules import module_roles
+from planner.tracing.placement import TracedPlacement, trace_placement
 from planner.tracing.sampling import (
     Samples,
     max_positions,
@@ -119,10 +119,10 @@ def _hash(config: PreTrainedConfig, generates: bool) -> str:
     return hash_config(written, "seq2seq-lm" if config.is_encoder_decoder else auto_class)
 
 
-def _tensor_parallel(model: Any, layers: dict[str, Layer]) -> dict[str, TensorParallel]:
+def _tensor_parallel(model: Any, layers: dict[str, Layer]) -> dict[str, ModuleRole]:
     """How each module may be cut over ranks; nothing where that cannot be derived."""
     try:
-        return by_module(derive(model, layers), model)
+        return module_roles(derive(model, layers), model)
     except Exception as error:
         _logger.info("no tensor-parallel roles for %s: %s", type(model).__name__, error)
         return {}
@@ -131,8 +131,8 @@ def _tensor_parallel(model: Any, layers: dict[str, Layer]) -> dict[str, TensorPa
 def _nodes(
     models: dict[str, Any],
     samples: dict[str, Samples],
-    placement: Placement,
-    tensor_parallel: dict[str, TensorParallel],
+    placement: TracedPlacement,
+    tensor_parallel: dict[str, ModuleRole],
 ) -> tuple[Node, ...]:
     reference = samples["2"]
     terms = DECODE_TERMS_WITH_ENCODER if models["2"].config.is_encoder_decoder else DECODE_TERMS

@@ -23,7 +23,7 @@ from planner.verify.tiers import one_tier_down
 from reshard.checkpoint import read_specs
 
 
-class Measured(msgspec.Struct, frozen=True, kw_only=True):
+class MeasuredRun(msgspec.Struct, frozen=True, kw_only=True):
     """What one child measured of itself.
 
     Attributes:
@@ -68,8 +68,8 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     num_ranks: int
     script: Comparison
     map_alone: Comparison | None
-    plain: Measured
-    plan: Measured
+    plain: MeasuredRun
+    plan: MeasuredRun
     num_resident: int
     num_streamed: int
     comparable: str
@@ -197,7 +197,7 @@ def _report_of(run: _Run) -> VerifyReport:
         options = ["--device-map", str(device_map), "--input-ids", input_ids]
         alone = run.plain("the device map alone", options)
         by_map = _compared(plain, alone, plan.workload.dtype)
-    streamed = sum(p.lives != p.executes for p in plan.placements)
+    streamed = sum(p.stored_on != p.runs_on for p in plan.placements)
     return VerifyReport(
         passed=by_script.passed and (by_map is None or by_map.passed),
         on=run.on or "as planned",
@@ -233,9 +233,9 @@ def _report(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _measured(folder: Path) -> Measured:
+def _measured(folder: Path) -> MeasuredRun:
     report = _report(folder)
-    return Measured(
+    return MeasuredRun(
         load_s=report["load_s"],
         prefill_s=report["prefill_s"],
         decode_s=float(np.median(report["decode_s"])) if report["decode_s"] else 0.0,

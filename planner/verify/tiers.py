@@ -2,7 +2,7 @@
 
 import msgspec
 
-from planner.runtimes.registry import laws
+from planner.runtimes.registry import runtime_models
 from planner.schema.plan import Placement, Plan
 
 
@@ -17,9 +17,9 @@ def one_tier_down(plan: Plan) -> Plan:
     Raises:
         UnknownNameError: the plan names a runtime that is not known.
     """
-    (law,) = laws([plan.runtime])
+    (runtime_model,) = runtime_models([plan.runtime])
     down = msgspec.structs.replace(plan, main_device="cpu", kv_cache="device")
-    if law.stores_all:
+    if runtime_model.stores_all:
         return down
     return msgspec.structs.replace(
         down,
@@ -30,5 +30,5 @@ def one_tier_down(plan: Plan) -> Plan:
 
 
 def _down(placement: Placement) -> Placement:
-    streamed = placement.lives != placement.executes
-    return msgspec.structs.replace(placement, lives="disk" if streamed else "cpu", executes="cpu")
+    streamed = placement.stored_on != placement.runs_on
+    return msgspec.structs.replace(placement, stored_on="disk" if streamed else "cpu", runs_on="cpu")

@@ -45,11 +45,11 @@ def plan(folder: Path) -> None:
     from planner.hardware.load import load
     from planner.runtimes.folder import write_folder
     from planner.runtimes.kernel_injection.emit import emit
-    from planner.runtimes.kernel_injection.model import LAW
+    from planner.runtimes.kernel_injection.model import RUNTIME_MODEL
     from planner.schema.workload import Workload
 
     profile = load(_HARDWARE)
-    way = next(one for one in LAW.settings(profile) if one.num_ranks == _NUM_RANKS)
+    way = next(one for one in RUNTIME_MODEL.configurations(profile) if one.num_ranks == _NUM_RANKS)
     small = Workload(
         batch_size=len(_PROMPTS_AT), prompt_tokens=_PROMPT_TOKENS, new_tokens=_NEW_TOKENS, dtype="float16"
     )
@@ -59,7 +59,7 @@ def plan(folder: Path) -> None:
             ("small", scratch, small),
             ("large", _LARGE, Workload(**_LARGE_WORKLOAD)),  # type: ignore[arg-type]
         ):
-            made, graph = plan_with(source, profile, LAW, way, workload)
+            made, graph = plan_with(source, profile, RUNTIME_MODEL, way, workload)
             write_folder(made, emit(made, graph), folder / name)
 
 

@@ -62,7 +62,7 @@ def plan(folder: Path, hardware: str) -> None:
     from fixtures.train import TRAINED
     from planner.emit import emit
     from planner.hardware.load import load
-    from planner.runtimes.registry import LAWS
+    from planner.runtimes.registry import RUNTIME_MODELS
     from planner.schema.workload import Workload
     from tests.integration.tensor_parallel_cases import save
 
@@ -73,9 +73,9 @@ def plan(folder: Path, hardware: str) -> None:
     profile = load(hardware)
 
     def write(name: str, source: str, runtime: str, workload: Workload) -> None:
-        law = LAWS[runtime]
-        way = next(one for one in law.settings(profile) if one.num_ranks == _NUM_RANKS)
-        made, graph = plan_with(source, profile, law, way, workload)
+        runtime_model = RUNTIME_MODELS[runtime]
+        way = next(one for one in runtime_model.configurations(profile) if one.num_ranks == _NUM_RANKS)
+        made, graph = plan_with(source, profile, runtime_model, way, workload)
         emit(made, graph, folder / name)
 
     for one in _SMALL:

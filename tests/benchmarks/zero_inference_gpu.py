@@ -74,16 +74,16 @@ def plan(plans: Path, hardware: str) -> None:
     from planner.hardware.overrides import apply
     from planner.runtimes.folder import write_folder
     from planner.runtimes.zero_inference.emit import emit
-    from planner.runtimes.zero_inference.model import LAW
+    from planner.runtimes.zero_inference.model import RUNTIME_MODEL
     from planner.schema.workload import Workload
 
     for name, (memory_bytes, batch_size) in _CASES.items():
         profile = apply(load(hardware), gpu_memory_bytes=memory_bytes, num_gpus=1)
-        way = next(one for one in LAW.settings(profile) if one.streams_from == ("cpu",))
+        way = next(one for one in RUNTIME_MODEL.configurations(profile) if one.streams_from == ("cpu",))
         workload = Workload(
             batch_size=batch_size, prompt_tokens=_PROMPT_TOKENS, new_tokens=_NEW_TOKENS, dtype="float16"
         )
-        made, graph = plan_with(_MODEL, profile, LAW, way, workload)
+        made, graph = plan_with(_MODEL, profile, RUNTIME_MODEL, way, workload)
         write_folder(made, emit(made, graph), plans / name)
 
 
@@ -134,7 +134,7 @@ def _case(folder: Path, checkpoint: Path, scratch: Path) -> dict[str, Any]:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     row: dict[str, Any] = {
         "batch": made["workload"]["batch_size"],
-        "kept_bytes": sum(p["num_bytes"] for p in made["placements"] if p["lives"] == p["executes"]),
+        "kept_bytes": sum(p["num_bytes"] for p in made["placements"] if p["stored_on"] == p["runs_on"]),
         "wall_s": time.perf_counter() - start,
         "predicted": _predicted(made),
     }

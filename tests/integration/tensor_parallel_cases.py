@@ -8,12 +8,12 @@ import pytest
 
 from fixtures import families, tiny
 from fixtures.plans import plan_with
-from planner.cost.runtime_model import Settings
+from planner.cost.runtime_model import ExecutionConfig
 from planner.emit import emit
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
 from planner.runtimes.deepspeed_tp.emit import CONFIG_FILE
-from planner.runtimes.registry import LAWS
+from planner.runtimes.registry import RUNTIME_MODELS
 from planner.schema.plan import Plan
 from planner.schema.workload import Workload
 from planner.tensor_parallel.policy import injection_policy
@@ -60,21 +60,23 @@ def cut(checkpoint: Path, runtime: str, num_ranks: int, output: Path) -> Path:
     return output
 
 
-def way(runtime: str, num_ranks: int) -> Settings:
+def way(runtime: str, num_ranks: int) -> ExecutionConfig:
     """How the runtime runs over so many ranks."""
-    found = [s for s in LAWS[runtime].settings(load("8xa100-80g")) if s.num_ranks == num_ranks]
+    found = [
+        s for s in RUNTIME_MODELS[runtime].configurations(load("8xa100-80g")) if s.num_ranks == num_ranks
+    ]
     return found[0]
 
 
 def why_not(graph: ModuleGraph, runtime: str, num_ranks: int) -> str | None:
     """The runtime's reason against a model."""
-    return LAWS[runtime].why_not(graph, load("8xa100-80g"), WORKLOAD, way(runtime, num_ranks))
+    return RUNTIME_MODELS[runtime].why_not(graph, load("8xa100-80g"), WORKLOAD, way(runtime, num_ranks))
 
 
 def planned(checkpoint: Path, runtime: str, num_ranks: int) -> tuple[Plan, ModuleGraph]:
     """The plan that runs a checkpoint over so many ranks."""
-    law = LAWS[runtime]
-    return plan_with(str(checkpoint), load("8xa100-80g"), law, way(runtime, num_ranks), WORKLOAD)
+    runtime_model = RUNTIME_MODELS[runtime]
+    return plan_with(str(checkpoint), load("8xa100-80g"), runtime_model, way(runtime, num_ranks), WORKLOAD)
 
 
 def written(checkpoint: Path, runtime: str, num_ranks: int, folder: Path, *, explicit: bool = False) -> Path:

@@ -18,12 +18,12 @@ from planner.graph.model import Model
 from planner.graph.network import placement_units
 from planner.hardware.load import load
 from planner.models.resolve import resolve
-from planner.runtimes.zero_inference.model import LAW
+from planner.runtimes.zero_inference.model import RUNTIME_MODEL
 from planner.runtimes.zero_inference.parameters import parameters
 from planner.runtimes.zero_inference.sizes import MIN_SWAPPED_BYTES
 from planner.schema.plan import Plan
 from planner.schema.workload import Workload
-from planner.search.best_placement import Candidate
+from planner.search.best_placement import PricedPlacement
 from planner.search.choose import plan_of
 from planner.tracing.store import graph_for
 from planner.verify.tiers import one_tier_down
@@ -89,28 +89,28 @@ def plan_for(
     spec = resolve(str(checkpoint))
     graph = graph_for(spec)
     profile = load(hardware)
-    settings = LAW._way(num_ranks, store, kv_cache="device", weight_bits=weight_bits)
+    settings = RUNTIME_MODEL._way(num_ranks, store, kv_cache="device", weight_bits=weight_bits)
     each = -(-batch_size // num_ranks)
     workload = Workload(batch_size=each, prompt_tokens=12, new_tokens=8, dtype=dtype)
     chain = chain_of(graph, placement_units(graph))
-    problem = price(graph, chain, profile, workload, settings, LAW, num_sequences=batch_size)
-    candidate = Candidate(
+    problem = price(graph, chain, profile, workload, settings, RUNTIME_MODEL, num_sequences=batch_size)
+    priced = PricedPlacement(
         problem=problem, assignment=_assignment(problem, store, kept), total_s=1.0, shortage_bytes={}
     )
     model = Model(name=checkpoint.name, auto_class=spec.auto_class, dtype=dtype, graph=graph)
-    return plan_of(model, candidate, objective="latency")
+    return plan_of(model, priced, objective="latency")
 
 
 def _assignment(problem: Problem, store: str, kept: int) -> Assignment:
-    number, lives = 0, []
+    number, stored_on = 0, []
     for unit in problem.units:
         places = []
         for leaf in unit.leaves:
             number += 1
             stays = not leaf.stored_bytes or (kept and number % kept == 0)
             places.append("gpu:0" if stays else store)
-        lives.append(tuple(places))
-    return Assignment(executes=("gpu:0",) * len(problem.units), lives=tuple(lives))
+        stored_on.append(tuple(places))
+    return Assignment(runs_on=("gpu:0",) * len(problem.units), stored_on=tuple(stored_on))
 
 
 def tier_down(plan: Plan, checkpoint: Path, folder: Path) -> Path:

@@ -163,13 +163,13 @@ def _direct(file: _File, block: int, *, num_readers: int) -> list[float]:
     deadline = time.perf_counter() + _WAY_S
 
     def reader(seed: int) -> list[float]:
-        choose = random.Random(seed)
+        choose_plan = random.Random(seed)
         found: list[float] = []
         # O_DIRECT wants aligned memory, which an anonymous mapping is.
         with mmap.mmap(-1, max(block, _PAGE)) as buffer:
             while not found or time.perf_counter() < deadline:
                 start = time.perf_counter()
-                os.preadv(file.direct, [buffer], choose.randrange(places) * block)
+                os.preadv(file.direct, [buffer], choose_plan.randrange(places) * block)
                 found.append(time.perf_counter() - start)
         return found
 

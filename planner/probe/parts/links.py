@@ -13,9 +13,9 @@ from typing import Final
 import torch
 
 from planner.probe.clock import repeat
-from planner.probe.core_rotation import Walk
+from planner.probe.core_rotation import CoreRotation
 from planner.probe.findings import Findings
-from planner.probe.fits import Line, fit_line, over_cores
+from planner.probe.fits import LineFit, fit_line, over_cores
 
 SIZES: Final = (2**12, 2**16, 2**20, 2**24, 2**26, 2**28)
 _BUFFER_BYTES: Final = 2**30
@@ -56,7 +56,7 @@ def _copies(
             there, here = host[start : start + size], device[:size]
             (here.copy_(there) if direction == "host_to_device" else there.copy_(here))
 
-        move = Walk()
+        move = CoreRotation()
         samples = {
             size: repeat(
                 partial(copy, size), torch.cuda.synchronize, budget_s=_BUDGET_S, least=_LEAST, before=move
@@ -95,7 +95,7 @@ def _peers(findings: Findings) -> None:
         findings.record_line(f"peer.{kind}_bytes_per_s", line, samples, how, latency_path="peer.latency_s")
 
 
-def _fitted(findings: Findings, name: str, samples: Mapping[int, list[float]], num_cores: int) -> Line:
+def _fitted(findings: Findings, name: str, samples: Mapping[int, list[float]], num_cores: int) -> LineFit:
     means = {size: over_cores(seconds, num_cores, name).value for size, seconds in samples.items()}
     findings.series[f"{name}, seconds by bytes"] = {str(size): one for size, one in means.items()}
     return fit_line(means)

@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from planner.probe.clock import alternate
-from planner.probe.core_rotation import Walk
+from planner.probe.core_rotation import CoreRotation
 from planner.probe.findings import Findings
 from planner.probe.fits import excess, over_cores
 from planner.probe.parts import models, streamed
@@ -51,7 +51,7 @@ class _CountOps(TorchDispatchMode):
 class _Clock(transformers.LogitsProcessor):
     """Times what passes between one token's logits and the next one's, and moves on after each."""
 
-    def __init__(self, device: str, move: Walk) -> None:
+    def __init__(self, device: str, move: CoreRotation) -> None:
         self.device, self.move = device, move
         self.begun: float | None = None
         self.steps: list[float] = []
@@ -71,14 +71,14 @@ def measure(findings: Findings, device: str) -> None:
     # More would only wait for each other at arithmetic this small.
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    move = Walk()
+    move = CoreRotation()
     findings.attempt("host time per operation", lambda found: _operations(found, device, move))
     findings.attempt("host time per hook", lambda found: _hooks(found, device, move))
     tensors = streamed.from_files if device == "cpu" else streamed.from_pinned_memory
     findings.attempt("host time per streamed tensor", lambda found: tensors(found, move))
 
 
-def _operations(findings: Findings, device: str, move: Walk) -> None:
+def _operations(findings: Findings, device: str, move: CoreRotation) -> None:
     """Decode steps of `generate()`, divided by what the model's forward issues.
 
     The two families are averaged step by step: the median of both together would lie in the gap between them,
@@ -103,7 +103,7 @@ def _operations(findings: Findings, device: str, move: Walk) -> None:
 
 
 @torch.no_grad()
-def _hooks(findings: Findings, device: str, move: Walk) -> None:
+def _hooks(findings: Findings, device: str, move: CoreRotation) -> None:
     """A Linear with the hook that `dispatch_model` puts on each module, less one without.
 
     Whole steps with all their hooks and without differ by less than they vary on a busy machine.
@@ -149,7 +149,7 @@ def _calls(module: torch.nn.Module, device: str) -> Callable[[], None]:
 
 
 @torch.no_grad()
-def _steps(model: Any, device: str, move: Walk) -> list[float]:
+def _steps(model: Any, device: str, move: CoreRotation) -> list[float]:
     """Seconds of each decode step of `generate()`, after one call that is not counted."""
     ids = torch.ones(1, _PROMPT, dtype=torch.long, device=device)
     found: list[float] = []

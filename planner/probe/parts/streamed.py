@@ -14,7 +14,7 @@ from accelerate.utils import modeling
 from safetensors.torch import save_file
 
 from planner.probe.clock import alternate
-from planner.probe.core_rotation import Walk
+from planner.probe.core_rotation import CoreRotation
 from planner.probe.findings import Findings
 from planner.probe.fits import excess
 from planner.probe.parts import models
@@ -29,7 +29,7 @@ _PREFIX: Final = "model.decoder.layers"
 
 
 @torch.no_grad()
-def from_pinned_memory(findings: Findings, move: Walk) -> None:
+def from_pinned_memory(findings: Findings, move: CoreRotation) -> None:
     """Layers of real width, so that waiting for each copy to the GPU takes what it will."""
     width = _width()
     resident = models.opt(width, _LAYERS, "cuda", torch.float16)
@@ -59,7 +59,7 @@ def from_pinned_memory(findings: Findings, move: Walk) -> None:
 
 
 @torch.no_grad()
-def from_files(findings: Findings, move: Walk) -> None:
+def from_files(findings: Findings, move: CoreRotation) -> None:
     """Narrow layers read from files in the page cache: there is nothing to copy but what the host handles."""
     resident, streamed = models.narrow("opt", "cpu"), models.narrow("opt", "cpu")
     _dispatch(resident, dict.fromkeys(models.leaves(resident), "cpu"))

@@ -14,7 +14,7 @@ DEVICE_MAP_FILE: Final = "device_map.json"
 
 def device_map_of(plan: Plan, graph: ModuleGraph) -> dict[str, str | int]:
     """The plan's map as short as it can be: blocks that live whole are one entry."""
-    return compress({p.module: device_map_value(p.lives) for p in plan.placements}, graph)
+    return compress({p.module: device_map_value(p.stored_on) for p in plan.placements}, graph)
 
 
 def emit(plan: Plan, graph: ModuleGraph) -> Emitted:

@@ -37,7 +37,7 @@ def load(checkpoint: str, offload_folder: str) -> Any:
         ignore_mismatched_sizes=True,
     )
     check_loaded(info, checkpoint)
-    runs_on_cpu = {p["module"] for p in PLAN["placements"] if p["executes"] == "cpu" and MAIN != "cpu"}
+    runs_on_cpu = {p["module"] for p in PLAN["placements"] if p["runs_on"] == "cpu" and MAIN != "cpu"}
     on_cpu = {
         entry for entry in DEVICE_MAP if any(m == entry or m.startswith(f"{entry}.") for m in runs_on_cpu)
     }

@@ -7,14 +7,14 @@ also empties the allocator's cache for each tensor; the emitted script prevents 
 Source: accelerate.hooks.AlignDevicesHook, accelerate.utils.offload.OffloadedWeightsLoader (1.15).
 """
 
-from planner.cost.runtime_model import Law, Movement, Settings
+from planner.cost.runtime_model import ExecutionConfig, Movement, RuntimeModel
 from planner.cost.time_terms import copy_s
 from planner.schema.hardware import HardwareProfile
 from planner.schema.quantity import Quantity
 
 
-class AccelerateLaw(Law):
-    """See `planner.cost.runtime_model.Law`."""
+class AccelerateRuntime(RuntimeModel):
+    """See `planner.cost.runtime_model.RuntimeModel`."""
 
     name = "accelerate"
     pipeline = True
@@ -22,17 +22,17 @@ class AccelerateLaw(Law):
     needs_resident = True
     hooks = "split"
 
-    def settings(self, profile: HardwareProfile) -> tuple[Settings, ...]:
+    def configurations(self, profile: HardwareProfile) -> tuple[ExecutionConfig, ...]:
         """Pageable and pinned host copies, each with the cache on the device or in host memory."""
         if profile.num_gpus == 0:
             places = places_beside("cpu", profile)
             if not places:
                 return ()
             label = "accelerate, CPU with weights on disk"
-            return (Settings(runtime=self.name, label=label, main="cpu", streams_from=places),)
+            return (ExecutionConfig(runtime=self.name, label=label, main="cpu", streams_from=places),)
         caches = ("device", "offloaded") if profile.num_gpus == 1 else ("device",)
         return tuple(
-            Settings(
+            ExecutionConfig(
                 runtime=self.name,
                 label=_label(host_copies, kv_cache),
                 main="gpu:0",
@@ -50,25 +50,25 @@ class AccelerateLaw(Law):
         *,
         num_bytes: int,
         num_tensors: int,
-        lives: str,
-        executes: str,
-        settings: Settings,
+        stored_on: str,
+        runs_on: str,
+        execution: ExecutionConfig,
         profile: HardwareProfile,
     ) -> Movement:
-        """See `planner.cost.runtime_model.Law.movement`."""
+        """See `planner.cost.runtime_model.RuntimeModel.movement`."""
         quantities: list[Quantity] = [profile.host.tensor_move_overhead_s]
         seconds = 0.0
-        if lives == "disk":
+        if stored_on == "disk":
             disk = profile.disk
             if disk is None:
                 raise ValueError(f"profile {profile.name!r} has no disk to stream from")
             seconds += num_tensors * disk.latency_s.value + num_bytes / disk.read_bytes_per_s.value
             quantities += [disk.latency_s, disk.read_bytes_per_s]
-        if executes != "cpu":
+        if runs_on != "cpu":
             link = profile.host_to_device
             if link is None:
-                raise ValueError(f"profile {profile.name!r} has no link to {executes}")
-            pinned = lives == "cpu" and settings.host_copies == "pinned"
+                raise ValueError(f"profile {profile.name!r} has no link to {runs_on}")
+            pinned = stored_on == "cpu" and execution.host_copies == "pinned"
             seconds += copy_s(num_bytes, link, pinned=pinned, num_copies=num_tensors)
             quantities += [link.latency_s, link.pinned_bytes_per_s if pinned else link.pageable_bytes_per_s]
         return Movement(
@@ -89,4 +89,4 @@ def _label(host_copies: str, kv_cache: str) -> str:
     return words if kv_cache == "device" else f"{words}, KV cache in host memory"
 
 
-LAW = AccelerateLaw()
+RUNTIME_MODEL = AccelerateRuntime()

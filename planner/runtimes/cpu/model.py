@@ -1,30 +1,30 @@
 """The CPU alone: everything lives and runs there, and nothing is moved."""
 
-from planner.cost.runtime_model import Law, Movement, Settings
+from planner.cost.runtime_model import ExecutionConfig, Movement, RuntimeModel
 from planner.schema.hardware import HardwareProfile
 
 
-class CpuLaw(Law):
-    """See `planner.cost.runtime_model.Law`."""
+class CpuRuntime(RuntimeModel):
+    """See `planner.cost.runtime_model.RuntimeModel`."""
 
     name = "cpu"
 
-    def settings(self, profile: HardwareProfile) -> tuple[Settings, ...]:
+    def configurations(self, profile: HardwareProfile) -> tuple[ExecutionConfig, ...]:
         """One way, on any machine."""
-        return (Settings(runtime=self.name, label="cpu only", main="cpu"),)
+        return (ExecutionConfig(runtime=self.name, label="cpu only", main="cpu"),)
 
     def movement(
         self,
         *,
         num_bytes: int,
         num_tensors: int,
-        lives: str,
-        executes: str,
-        settings: Settings,
+        stored_on: str,
+        runs_on: str,
+        execution: ExecutionConfig,
         profile: HardwareProfile,
     ) -> Movement:
         """Never asked: no weight leaves the CPU."""
-        raise ValueError(f"the cpu runtime moves nothing, so nothing can live on {lives}")
+        raise ValueError(f"the cpu runtime moves nothing, so nothing can live on {stored_on}")
 
 
-LAW = CpuLaw()
+RUNTIME_MODEL = CpuRuntime()

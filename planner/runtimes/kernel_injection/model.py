@@ -5,7 +5,7 @@ Cuts, sums between ranks and fused operations are priced by the law that all ten
 
 from dataclasses import replace
 
-from planner.cost.runtime_model import Buffers, Settings
+from planner.cost.runtime_model import Buffers, ExecutionConfig
 from planner.graph.schema import ModuleGraph
 from planner.runtimes.kernel_injection.families import (
     GPT_NEO_WINDOW,
@@ -16,11 +16,11 @@ from planner.runtimes.kernel_injection.families import (
 from planner.schema.hardware import HardwareProfile
 from planner.schema.workload import Workload
 from planner.tensor_parallel.rules import KERNEL_INJECTION
-from planner.tensor_parallel.runtime_model import TensorParallelLaw
+from planner.tensor_parallel.runtime_model import TensorParallelRuntime
 
 
-class KernelInjectionLaw(TensorParallelLaw):
-    """See `planner.cost.runtime_model.Law`."""
+class KernelInjectionRuntime(TensorParallelRuntime):
+    """See `planner.cost.runtime_model.RuntimeModel`."""
 
     name = KERNEL_INJECTION.name
     own_environment = "transformers 4.43 and a CUDA compiler"
@@ -29,9 +29,9 @@ class KernelInjectionLaw(TensorParallelLaw):
     least_ranks = 1
 
     def why_not(
-        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
+        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, execution: ExecutionConfig
     ) -> str | None:
-        """See `planner.cost.runtime_model.Law.why_not`."""
+        """See `planner.cost.runtime_model.RuntimeModel.why_not`."""
         if workload.dtype != "float16":
             return f"its kernels were found to compute these models in float16, not in {workload.dtype}"
         reason = unlike(graph)
@@ -45,14 +45,14 @@ class KernelInjectionLaw(TensorParallelLaw):
             )
         if workload.prompt_tokens < 2:
             return "its kernels take a prompt of one token for the next token of the sequence before"
-        return super().why_not(graph, profile, workload, settings)
+        return super().why_not(graph, profile, workload, execution)
 
     def buffers(
-        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
+        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, execution: ExecutionConfig
     ) -> Buffers:
-        """See `planner.cost.runtime_model.Law.buffers`: the workspace, reserved before the first token."""
-        shared = super().buffers(graph, profile, workload, settings)
-        own = workspace_bytes(graph, workload, settings.num_ranks)
+        """The workspace besides, which DeepSpeed reserves before the first token."""
+        shared = super().buffers(graph, profile, workload, execution)
+        own = workspace_bytes(graph, workload, execution.num_ranks)
         return replace(shared, workspace=shared.workspace + own)
 
 
@@ -78,4 +78,4 @@ def workspace_bytes(graph: ModuleGraph, workload: Workload, num_ranks: int) -> i
     return (activations + scores + cache) * batch * tokens * workload.itemsize_bytes
 
 
-LAW = KernelInjectionLaw()
+RUNTIME_MODEL = KernelInjectionRuntime()

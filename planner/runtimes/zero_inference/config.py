@@ -61,7 +61,7 @@ def ds_config(plan: Plan, graph: ModuleGraph) -> dict[str, Any]:
 
 def store_of(plan: Plan) -> str:
     """DeepSpeed's word for where the parts are kept: `cpu`, `nvme` or `none` (on the GPUs)."""
-    places = {p.lives for p in plan.placements if p.lives != p.executes}
+    places = {p.stored_on for p in plan.placements if p.stored_on != p.runs_on}
     if "disk" in places:
         return "nvme"
     return "none" if "peers" in places else "cpu"

@@ -190,7 +190,7 @@ def keep_resident(model: Any) -> None:
     DeepSpeed's own persistence begins with the third forward and ends whenever modules run in another order,
     and on NVMe each kept part holds one of the buffers for ever.
     """
-    kept = [p["module"] for p in PLAN["placements"] if p["lives"] == p["executes"]]
+    kept = [p["module"] for p in PLAN["placements"] if p["stored_on"] == p["runs_on"]]
     ids = {id(p) for module in kept for p in model.get_submodule(module).parameters()}
     # Codes of a quantized matrix are one long vector, scales and all.
     coded = {id(m.weight) for m in model.modules() if type(m).__name__.startswith("Quantized")}

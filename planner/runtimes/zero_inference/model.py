@@ -13,7 +13,7 @@ Source: deepspeed.runtime.zero.{partition_parameters,partitioned_param_coordinat
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from planner.cost.runtime_model import Buffers, Law, Movement, Settings
+from planner.cost.runtime_model import Buffers, ExecutionConfig, Movement, RuntimeModel
 from planner.cost.time_terms import copy_s, read_and_copy_s
 from planner.graph.schema import ModuleGraph, Node
 from planner.runtimes.zero_inference.parameters import parameters
@@ -42,8 +42,8 @@ _STORES: Final = {"cpu": "host memory", "disk": "NVMe", "peers": "the GPUs"}
 WEIGHT_BITS: Final = (8, 4)
 
 
-class ZeroInferenceLaw(Law):
-    """See `planner.cost.runtime_model.Law`.
+class ZeroInferenceRuntime(RuntimeModel):
+    """See `planner.cost.runtime_model.RuntimeModel`.
 
     Args:
         sizes: buckets and buffers that a configuration states; the planner's own choice for None.
@@ -60,7 +60,7 @@ class ZeroInferenceLaw(Law):
         #: A search prices one graph dozens of times, and where it exceeds depends on nothing else.
         self._walked: tuple[ModuleGraph, tuple[Excess, ...]] | None = None
 
-    def settings(self, profile: HardwareProfile) -> tuple[Settings, ...]:
+    def configurations(self, profile: HardwareProfile) -> tuple[ExecutionConfig, ...]:
         """On one GPU and on all; weights in host memory, on NVMe or on the GPUs; the cache here or there."""
         if profile.num_gpus == 0:
             return ()
@@ -84,7 +84,9 @@ class ZeroInferenceLaw(Law):
         ]
         return (*plain, *quantized)
 
-    def _way(self, num_ranks: int, store: str, *, kv_cache: str, weight_bits: int | None = None) -> Settings:
+    def _way(
+        self, num_ranks: int, store: str, *, kv_cache: str, weight_bits: int | None = None
+    ) -> ExecutionConfig:
         words = f"ZeRO-Inference from {_STORES[store]}"
         words += f", {num_ranks} GPUs" if num_ranks > 1 else ""
         words += ", KV cache in host memory" if kv_cache == "offloaded" else ""
@@ -92,10 +94,10 @@ class ZeroInferenceLaw(Law):
         return way(words, store, num_ranks, kv_cache=kv_cache, weight_bits=weight_bits)
 
     def why_not(
-        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
+        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, execution: ExecutionConfig
     ) -> str | None:
         """Quantized weights need float16."""
-        if settings.weight_bits is not None and workload.dtype != "float16":
+        if execution.weight_bits is not None and workload.dtype != "float16":
             return f"DeepSpeed quantizes float16 weights only, not {workload.dtype}"
         return None
 
@@ -108,29 +110,29 @@ class ZeroInferenceLaw(Law):
         *,
         num_bytes: int,
         num_tensors: int,
-        lives: str,
-        executes: str,
-        settings: Settings,
+        stored_on: str,
+        runs_on: str,
+        execution: ExecutionConfig,
         profile: HardwareProfile,
     ) -> Movement:
-        """See `planner.cost.runtime_model.Law.movement`."""
-        moved = num_bytes if settings.weight_bits is None else num_bytes * settings.weight_bits // 16
+        """See `planner.cost.runtime_model.RuntimeModel.movement`."""
+        moved = num_bytes if execution.weight_bits is None else num_bytes * execution.weight_bits // 16
         per_tensor = _times(profile.host.op_overhead_s, _OPS_PER_TENSOR)
         quantities: list[Quantity] = [per_tensor]
         seconds = 0.0
-        if lives in ("cpu", "disk"):
-            seconds = _copy_s(moved, num_tensors, settings, profile, quantities)
-        if lives == "disk":
+        if stored_on in ("cpu", "disk"):
+            seconds = _copy_s(moved, num_tensors, execution, profile, quantities)
+        if stored_on == "disk":
             seconds = max(seconds, _read_s(moved, num_tensors, profile, quantities))
-        if settings.num_ranks > 1:
-            seconds += _gather_s(moved, num_tensors, settings.num_ranks, profile, quantities)
+        if execution.num_ranks > 1:
+            seconds += _gather_s(moved, num_tensors, execution.num_ranks, profile, quantities)
         return Movement(copy_s=seconds, host_s=num_tensors * per_tensor.value, quantities=tuple(quantities))
 
     def buffers(
-        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
+        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, execution: ExecutionConfig
     ) -> Buffers:
         """The store of all parts, what is fetched ahead, and the vectors that every rank keeps."""
-        sizes, ranks = self.sizes or sizes_for(graph), settings.num_ranks
+        sizes, ranks = self.sizes or sizes_for(graph), execution.num_ranks
         itemsize = DTYPE_BYTES[workload.dtype]
         found = parameters(graph)
         vectors = sum(one.num_elements for one in found if one.is_vector)
@@ -139,18 +141,18 @@ class ZeroInferenceLaw(Law):
         whole = sum(one.num_elements for one in found)
         device = itemsize * (min(sizes.max_live + flat, whole) + vectors)
         parts = [one.partition_elements(ranks) * itemsize for one in found]
-        if settings.weight_bits is not None:
-            parts = [_quantized_bytes(num_bytes, settings.weight_bits) for num_bytes in parts]
-        (store,) = settings.streams_from
+        if execution.weight_bits is not None:
+            parts = [_quantized_bytes(num_bytes, execution.weight_bits) for num_bytes in parts]
+        (store,) = execution.streams_from
         if store == "peers":
             return Buffers(device=device + sum(parts))
         if store == "disk":
-            small = sum(_held_bytes(part, settings) for part in parts if part < MIN_SWAPPED_BYTES)
-            staged = _held_bytes(_staged_bytes(sizes, ranks, itemsize), settings)
+            small = sum(_held_bytes(part, execution) for part in parts if part < MIN_SWAPPED_BYTES)
+            staged = _held_bytes(_staged_bytes(sizes, ranks, itemsize), execution)
             return Buffers(device=device, host=ranks * (small + staged), disk=ranks * sum(parts))
         # Quantized first and cut then, every rank loads the whole model as it is.
-        loaded = 0 if settings.weight_bits is None else whole * itemsize
-        held = sum(_held_bytes(part, settings) for part in parts)
+        loaded = 0 if execution.weight_bits is None else whole * itemsize
+        held = sum(_held_bytes(part, execution) for part in parts)
         return Buffers(device=device, host=ranks * (held + loaded))
 
     def streamed_peaks(
@@ -174,14 +176,14 @@ class ZeroInferenceLaw(Law):
         return self._walked[1]
 
     def load_s(
-        self, *, read_bytes: int, device_bytes: int, settings: Settings, profile: HardwareProfile
+        self, *, read_bytes: int, device_bytes: int, execution: ExecutionConfig, profile: HardwareProfile
     ) -> float:
         """One rank reads; every parameter passes through the GPUs and goes back as each rank's part."""
         back, disk = profile.device_to_host, profile.disk
-        (store,) = settings.streams_from
+        (store,) = execution.streams_from
         seconds = read_and_copy_s(profile, read_bytes=read_bytes, device_bytes=read_bytes)
         if store != "peers" and back is not None:
-            seconds += copy_s(read_bytes / settings.num_ranks, back, pinned=True)
+            seconds += copy_s(read_bytes / execution.num_ranks, back, pinned=True)
         if store == "disk" and disk is not None:
             # Written about as fast as it is read.
             seconds += read_bytes / disk.read_bytes_per_s.value
@@ -200,10 +202,10 @@ def way(
     pinned: bool = True,
     kv_cache: str = "device",
     weight_bits: int | None = None,
-) -> Settings:
+) -> ExecutionConfig:
     """A way to run with the parts kept in `store`; copies from pageable memory are waited for."""
-    return Settings(
-        runtime=ZeroInferenceLaw.name,
+    return ExecutionConfig(
+        runtime=ZeroInferenceRuntime.name,
         label=label,
         main="gpu:0",
         host_copies="pinned" if pinned else "pageable",
@@ -224,7 +226,7 @@ def _times(operation: Quantity, count: float) -> Quantity:
 def _copy_s(
     num_bytes: int,
     num_tensors: int,
-    settings: Settings,
+    execution: ExecutionConfig,
     profile: HardwareProfile,
     quantities: list[Quantity],
 ) -> float:
@@ -233,9 +235,9 @@ def _copy_s(
     if link is None:
         raise ValueError(f"profile {profile.name!r} has no link to a GPU")
     quantities += [link.latency_s, link.pinned_bytes_per_s, link.pageable_bytes_per_s]
-    pinned = settings.host_copies == "pinned"
-    seconds = copy_s(num_bytes / settings.num_ranks, link, pinned=pinned, num_copies=num_tensors)
-    if settings.num_ranks == 1:
+    pinned = execution.host_copies == "pinned"
+    seconds = copy_s(num_bytes / execution.num_ranks, link, pinned=pinned, num_copies=num_tensors)
+    if execution.num_ranks == 1:
         return seconds
     memory = profile.host.memory_bandwidth_bytes_per_s
     quantities.append(memory)
@@ -264,9 +266,9 @@ def _gather_s(
     return copy_s(others, peer, pinned=True, num_copies=num_tensors) + parted
 
 
-def _held_bytes(num_bytes: int, settings: Settings) -> int:
+def _held_bytes(num_bytes: int, execution: ExecutionConfig) -> int:
     """Of host memory: PyTorch's pinned allocator rounds each piece up to a power of two."""
-    if settings.host_copies != "pinned":
+    if execution.host_copies != "pinned":
         return num_bytes
     return 1 << max(0, num_bytes - 1).bit_length()
 
@@ -280,4 +282,4 @@ def _quantized_bytes(num_bytes: int, weight_bits: int) -> int:
     return num_bytes * weight_bits // 16 + 2 * num_bytes // 64
 
 
-LAW = ZeroInferenceLaw()
+RUNTIME_MODEL = ZeroInferenceRuntime()

@@ -53,7 +53,7 @@ def resident(plan: Plan, graph: ModuleGraph) -> frozenset[str]:
 
     A vector is cheaper kept than fetched: together they are less than a thousandth of a model.
     """
-    kept = [p.module for p in plan.placements if p.lives == p.executes]
+    kept = [p.module for p in plan.placements if p.stored_on == p.runs_on]
     return frozenset(
         one.fqn
         for one in parameters(graph)

@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 from planner.tracing.layers import Layer, equal_layers
 from planner.tracing.meta_model import prefill_inputs, takes
 from planner.tracing.partition.resolve import Resolver, all_names, replayed
-from planner.tracing.partition.schema import ParameterRole, Roles
-from planner.tracing.partition.tracer import RoleTracer
+from planner.tracing.partition.schema import ParameterPartition, PartitionSpec
+from planner.tracing.partition.tracer import PartitionTracer
 
 Forced: TypeAlias = Mapping[str, npt.NDArray[np.bool_]]
 _PROMPT = 3
@@ -26,8 +26,8 @@ class Attempt:
     """One traced forward, with `forced` outputs on every rank, and what it gave."""
 
     forced: Forced
-    tracer: RoleTracer
-    parameters: dict[str, ParameterRole]
+    tracer: PartitionTracer
+    parameters: dict[str, ParameterPartition]
     constants: tuple[str, ...]
 
     @property
@@ -48,7 +48,7 @@ class Attempt:
         return [name for name in context.outputs if name in found and name not in self.row]
 
 
-def derive(model: Any, layers: dict[str, Layer] | None = None, *, prompt: int = _PROMPT) -> Roles:
+def derive(model: Any, layers: dict[str, Layer] | None = None, *, prompt: int = _PROMPT) -> PartitionSpec:
     """The tensor-parallel roles of a model on the meta device.
 
     Args:
@@ -63,7 +63,7 @@ def derive(model: Any, layers: dict[str, Layer] | None = None, *, prompt: int = 
     best = search.best()
     context = best.tracer.context
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    roles = Roles(
+    roles = PartitionSpec(
         model_type=str(model.config.model_type),
         parameters=replayed(best.parameters, best.tracer.replays),
         biases=_replayed_names(context.biases, best.tracer),
@@ -72,7 +72,7 @@ def derive(model: Any, layers: dict[str, Layer] | None = None, *, prompt: int = 
         unknown=dict(context.unknown),
     )
     listed = all_names(roles, names, context.storages.aliases)
-    return Roles(
+    return PartitionSpec(
         model_type=roles.model_type,
         parameters=listed,
         biases=frozenset(n for n in names if n in roles.biases and n not in listed),
@@ -82,7 +82,7 @@ def derive(model: Any, layers: dict[str, Layer] | None = None, *, prompt: int = 
     )
 
 
-def _replayed_names(names: set[str], tracer: RoleTracer) -> frozenset[str]:
+def _replayed_names(names: set[str], tracer: PartitionTracer) -> frozenset[str]:
     found = set(names)
     for replay in tracer.replays:
         found |= {replay.rename(name) for name in found if name.startswith(replay.source + ".")}
@@ -117,7 +117,7 @@ class _Search:
         return attempt
 
     def _traced(self, forced: Forced) -> Attempt:
-        tracer = RoleTracer(self._model, self._layers, forced, self._unsplit)
+        tracer = PartitionTracer(self._model, self._layers, forced, self._unsplit)
         inputs = prefill_inputs(self._model, 1, self._prompt, torch.device("meta"))
         if takes(self._model, "use_cache"):
             inputs["use_cache"] = False

@@ -7,10 +7,10 @@ from planner.models.build import build as build_spec
 from planner.models.spec import ModelSpec
 from planner.tracing.meta_model import build
 from planner.tracing.partition.derive import derive
-from planner.tracing.partition.schema import Roles
+from planner.tracing.partition.schema import PartitionSpec
 
 
-def roles_of(spec: ModelSpec) -> tuple[Roles, list[str]]:
+def partition_of(spec: ModelSpec) -> tuple[PartitionSpec, list[str]]:
     """The roles, and the names of all parameters.
 
     Raises:

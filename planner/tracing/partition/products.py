@@ -8,7 +8,7 @@ import torch
 from planner.tracing.fused_ops import ATTENTION, ATTENTION_BIAS, GROUPED_PRODUCT
 from planner.tracing.partition.context import Call, Context, Result
 from planner.tracing.partition.feature_sets import Ids
-from planner.tracing.partition.storages import Axis, Source
+from planner.tracing.partition.storages import Axis, AxisSource
 
 _aten: Final = torch.ops.aten
 #: Operation → names of its two factors.
@@ -132,7 +132,7 @@ def _block_diagonal(context: Context, name: str, axis: Axis, ids: Ids) -> Ids:
     return blocks
 
 
-def _sums_over_sets(context: Context, source: Source, axis: Axis, ids: Ids) -> bool:
+def _sums_over_sets(context: Context, source: AxisSource, axis: Axis, ids: Ids) -> bool:
     """Unites what each index of the weight meets; whether the indexes meet two sets or more."""
     met = context.sets.collapse(ids, range(ids.ndim - 1)).reshape(-1)
     dims = tuple(sorted(axis))
@@ -154,7 +154,7 @@ def _sums_over_sets(context: Context, source: Source, axis: Axis, ids: Ids) -> b
     return False
 
 
-def _made(context: Context, source: Source, axis: Axis, extent: int) -> Ids | None:
+def _made(context: Context, source: AxisSource, axis: Axis, extent: int) -> Ids | None:
     """New features, the same ones whenever the same part of the weight is used."""
     dims = tuple(sorted(axis))
     if not dims:

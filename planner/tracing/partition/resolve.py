@@ -8,7 +8,7 @@ import numpy as np
 from planner.tracing.forwards import Replay
 from planner.tracing.partition.context import Context, Kind
 from planner.tracing.partition.feature_sets import Ids, distinct_pairs
-from planner.tracing.partition.schema import Groups, ParameterRole, Role, Roles
+from planner.tracing.partition.schema import Groups, ParameterPartition, PartitionKind, PartitionSpec
 
 _UNSEEN = -1
 
@@ -57,9 +57,9 @@ class Resolver:
         self._circuit_of = np.full(len(self._labels), _UNSEEN)
         self._circuits = self._find_circuits()
 
-    def parameters(self) -> dict[str, ParameterRole]:
+    def parameters(self) -> dict[str, ParameterPartition]:
         """Roles of the parameters that the trace met."""
-        found: dict[str, ParameterRole | None] = {
+        found: dict[str, ParameterPartition | None] = {
             name: self._role("row", name, dim, labels) for name, (dim, labels) in self._inputs.items()
         }
         for name in self._names("output"):
@@ -151,7 +151,7 @@ class Resolver:
         inside = seen[self._circuit_of[seen] != _UNSEEN]
         return len(np.unique(inside)) > 1 and len(np.unique(self._circuit_of[inside])) == 1
 
-    def _cut(self, name: str, kind: Kind, role: Role) -> ParameterRole | None:
+    def _cut(self, name: str, kind: Kind, role: PartitionKind) -> ParameterPartition | None:
         for dim in self._dims[name, kind]:
             labels = self._assigned(name, kind, dim)
             if labels is None and kind == "elementwise":
@@ -183,11 +183,11 @@ class Resolver:
                 return None
         return first
 
-    def _role(self, role: Role, name: str, dim: int, labels: Ids) -> ParameterRole:
+    def _role(self, role: PartitionKind, name: str, dim: int, labels: Ids) -> ParameterPartition:
         circuit = self._circuits[int(self._in_circuits(labels)[0])]
         families = circuit.groups(labels)
         cut = np.any([groups >= 0 for groups in families], axis=0)
-        return ParameterRole(
+        return ParameterPartition(
             role=role,
             dim=dim,
             families=families,
@@ -198,7 +198,9 @@ class Resolver:
         )
 
 
-def replayed(parameters: dict[str, ParameterRole], replays: list[Replay]) -> dict[str, ParameterRole]:
+def replayed(
+    parameters: dict[str, ParameterPartition], replays: list[Replay]
+) -> dict[str, ParameterPartition]:
     """The same for the layers that did not run."""
     found = dict(parameters)
     for replay in replays:
@@ -209,13 +211,15 @@ def replayed(parameters: dict[str, ParameterRole], replays: list[Replay]) -> dic
     return found
 
 
-def _renamed(role: ParameterRole, replay: Replay) -> ParameterRole:
+def _renamed(role: ParameterPartition, replay: Replay) -> ParameterPartition:
     if not role.meets.startswith(replay.source + "."):
         return role
     return dataclasses.replace(role, meets=replay.rename(role.meets))
 
 
-def all_names(found: Roles, names: list[str], aliases: dict[str, str]) -> dict[str, ParameterRole]:
+def all_names(
+    found: PartitionSpec, names: list[str], aliases: dict[str, str]
+) -> dict[str, ParameterPartition]:
     """In the order of the model's parameters, every name of a shared one included."""
     listed = {name: found.parameters.get(aliases.get(name, name)) for name in names}
     return {name: role for name, role in listed.items() if role is not None}

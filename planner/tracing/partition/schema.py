@@ -9,11 +9,11 @@ import numpy.typing as npt
 Groups: TypeAlias = npt.NDArray[np.int64]
 #: Column: cut along its outputs. Row: along its inputs, and an all-reduce follows. Elementwise: cut as
 #: the features that it goes with, as a bias or a norm's weight of each head.
-Role: TypeAlias = Literal["column", "row", "elementwise"]
+PartitionKind: TypeAlias = Literal["column", "row", "elementwise"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ParameterRole:
+class ParameterPartition:
     """How one parameter may be cut.
 
     Attributes:
@@ -27,7 +27,7 @@ class ParameterRole:
             cut alike.
     """
 
-    role: Role
+    role: PartitionKind
     dim: int
     families: tuple[Groups, ...]
     family_sizes: tuple[int, ...]
@@ -37,7 +37,7 @@ class ParameterRole:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Roles:
+class PartitionSpec:
     """How a model may be cut over ranks.
 
     A row-parallel weight may sum over features of several *families*: heads of attention beside features of
@@ -55,7 +55,7 @@ class Roles:
     """
 
     model_type: str
-    parameters: dict[str, ParameterRole]
+    parameters: dict[str, ParameterPartition]
     biases: frozenset[str] = frozenset()
     replicated: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()

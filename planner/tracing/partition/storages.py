@@ -20,7 +20,7 @@ Axis: TypeAlias = Mapping[int, Ids]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class AxisSource:
     """A parameter whose elements are a storage's, unchanged or changed one by one.
 
     Attributes:
@@ -77,7 +77,7 @@ class Facts:
 
     itemsize: int
     ids: Ids | None = None
-    sources: tuple[Source, ...] = ()
+    sources: tuple[AxisSource, ...] = ()
     is_data: bool = False
     summed: frozenset[str] = frozenset()
     known: torch.Tensor | None = None
@@ -131,12 +131,12 @@ class Storages:
         if tensor.numel():
             _view(facts, tensor)[...] = 0 if ids is None else np.broadcast_to(ids, tensor.shape)
 
-    def sources(self, tensor: torch.Tensor) -> tuple[Source, ...]:
+    def sources(self, tensor: torch.Tensor) -> tuple[AxisSource, ...]:
         """The parameters that a tensor without activations in it comes from."""
         facts = self.find(tensor)
         return () if facts is None or facts.is_data else facts.sources
 
-    def itself(self, tensor: torch.Tensor) -> Source | None:
+    def itself(self, tensor: torch.Tensor) -> AxisSource | None:
         """The parameter that a tensor is a view of."""
         return next((source for source in self.sources(tensor) if source.is_itself), None)
 
@@ -151,8 +151,8 @@ class Storages:
         facts.sources = (*facts.sources, _source(name, tensor, axes))
 
 
-def _source(name: str, tensor: torch.Tensor, axes: tuple[Axis, ...], is_itself: bool = False) -> Source:
-    return Source(
+def _source(name: str, tensor: torch.Tensor, axes: tuple[Axis, ...], is_itself: bool = False) -> AxisSource:
+    return AxisSource(
         name=name,
         shape=tuple(tensor.shape),
         strides=tuple(tensor.stride()),

@@ -21,7 +21,7 @@ _SMALL: Final = 1024
 _COPIES: Final = frozenset({_aten._to_copy, _aten.copy_, _aten.lift_fresh})
 
 
-class RoleTracer(ForwardTracer):
+class PartitionTracer(ForwardTracer):
     """Traces a model on the meta device. `context` holds what was found."""
 
     def __init__(

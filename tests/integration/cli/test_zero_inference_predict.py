@@ -59,7 +59,7 @@ def test_a_configuration_is_priced_as_a_plan_is(predict: Predict) -> None:
     assert plan["runtime"] == "zero-inference"
     assert plan["workload"]["dtype"] == "float16"
     # By default parameters of up to 100,000 elements are kept: norms, which are modules of their own.
-    kept = [p["module"] for p in plan["placements"] if p["lives"] == "gpu:0"]
+    kept = [p["module"] for p in plan["placements"] if p["stored_on"] == "gpu:0"]
     assert kept
     assert all("norm" in module for module in kept)
     # All 24 GiB cross the link of 54.8 GB/s in each step.

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from planner.accuracy.compare import LADDER, LadderResult, Line, ladders, lines
+from planner.accuracy.compare import LADDER, ComparedRow, LadderResult, ladders, lines
 from planner.accuracy.configurations import outcome
-from planner.accuracy.published import Row, rows
+from planner.accuracy.published import PublishedRow, rows
 from planner.accuracy.report import markdown
 from planner.accuracy.setups import setups
 from planner.accuracy.summary import TABLES, Verdict, medians, require, verdicts
@@ -17,13 +17,13 @@ from planner.errors import VerificationError
 
 
 @cache
-def _lines() -> tuple[Line, ...]:
+def _lines() -> tuple[ComparedRow, ...]:
     return lines()
 
 
-def _row(value: str, *, metric: str = "time_per_token") -> Row:
-    empty = dict.fromkeys(Row.__struct_fields__, "")
-    return Row(**{**empty, "value": value, "metric": metric, "runtime": "some", "unit": "s"})
+def _row(value: str, *, metric: str = "time_per_token") -> PublishedRow:
+    empty = dict.fromkeys(PublishedRow.__struct_fields__, "")
+    return PublishedRow(**{**empty, "value": value, "metric": metric, "runtime": "some", "unit": "s"})
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -51,17 +51,17 @@ def test_weights_on_a_gpu_are_those_published() -> None:
 
 
 def test_errors_are_relative_and_unknown_without_two_numbers() -> None:
-    assert Line(row=_row("2"), predicted=3.0).relative_error == pytest.approx(0.5)
-    assert Line(row=_row("0"), predicted=3.0).relative_error is None
-    assert Line(row=_row("OOM"), predicted=3.0, fits=True).relative_error is None
-    assert Line(row=_row("2"), reason="none").relative_error is None
+    assert ComparedRow(row=_row("2"), predicted=3.0).relative_error == pytest.approx(0.5)
+    assert ComparedRow(row=_row("0"), predicted=3.0).relative_error is None
+    assert ComparedRow(row=_row("OOM"), predicted=3.0, fits=True).relative_error is None
+    assert ComparedRow(row=_row("2"), reason="none").relative_error is None
 
 
 @pytest.mark.parametrize(
     "value, fits, right", [("OOM", True, False), ("OOM", False, True), ("1", False, False)]
 )
 def test_fitting_is_right_when_both_say_so(value: str, fits: bool, right: bool) -> None:
-    assert Line(row=_row(value), predicted=1.0, fits=fits).fit_is_right is right
+    assert ComparedRow(row=_row(value), predicted=1.0, fits=fits).fit_is_right is right
 
 
 def test_steps_are_counted_on_the_ladder() -> None:

@@ -25,7 +25,7 @@ from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
 from planner.models.resolve import resolve
-from planner.runtimes.registry import laws
+from planner.runtimes.registry import runtime_models
 from planner.schema.plan import Plan, encode
 from planner.schema.request import Request
 from planner.schema.workload import Workload
@@ -272,11 +272,15 @@ def test_a_cap_below_a_context_is_refused(trained: tuple[Model, ModuleGraph], tm
 def test_several_ranks_with_streams_of_their_own(trained: tuple[Model, ModuleGraph], tmp_path: Path) -> None:
     """Two processes, started by the folder's own code; one row speaks for both."""
     folder = tmp_path / "ranks"
-    (law,) = laws(["zero-inference"])
+    (runtime_model,) = runtime_models(["zero-inference"])
     profile = load("2xt4")
-    way = next(way for way in law.settings(profile) if way.num_ranks == 2 and way.streams_from == ("cpu",))
+    way = next(
+        way
+        for way in runtime_model.configurations(profile)
+        if way.num_ranks == 2 and way.streams_from == ("cpu",)
+    )
     workload = Workload(batch_size=1, dtype="float32", **LENGTHS)
-    plan, graph = plan_with(str(TRAINED), profile, law, way, workload)
+    plan, graph = plan_with(str(TRAINED), profile, runtime_model, way, workload)
     down = one_tier_down(plan)
     emit(down, graph, folder)
     rows = bench(job(plan, graph, folder, batches=(2, 3)))

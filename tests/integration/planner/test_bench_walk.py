@@ -47,8 +47,8 @@ def test_a_walking_clock_sees_every_token_and_changes_none() -> None:
     assert clock.times == sorted(clock.times)
 
 
-def placement(lives: str, executes: str = "gpu:0") -> dict[str, str]:
-    return {"module": "h", "lives": lives, "executes": executes}
+def placement(stored_on: str, runs_on: str = "gpu:0") -> dict[str, str]:
+    return {"module": "h", "stored_on": stored_on, "runs_on": runs_on}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from fixtures.train import TRAINED
 from planner.cost.assignment import Assignment
 from planner.cost.build_problem import price
 from planner.cost.placement_units import chain_of
-from planner.cost.runtime_model import Settings
+from planner.cost.runtime_model import ExecutionConfig
 from planner.device_map.check import check
 from planner.emit import emit
 from planner.errors import InvalidInputError, ModelError, PlanFileError, RuntimeFailure
@@ -27,10 +27,10 @@ from planner.graph.network import placement_units
 from planner.hardware.load import load
 from planner.models.resolve import resolve
 from planner.runtimes.accelerate.emit import device_map_of
-from planner.runtimes.accelerate.model import LAW
+from planner.runtimes.accelerate.model import RUNTIME_MODEL
 from planner.schema.plan import Plan, decode, encode, read
 from planner.schema.workload import Workload
-from planner.search.best_placement import Candidate
+from planner.search.best_placement import PricedPlacement
 from planner.search.choose import plan_of
 from planner.tracing.store import graph_for
 from planner.verify.run import verify
@@ -44,7 +44,7 @@ def mixed_plan(checkpoint: Path, dtype: str) -> Plan:
     """A plan for one T4 that uses every tier: blocks in turn on the CPU whole, or split over all three."""
     spec = resolve(str(checkpoint))
     graph = graph_for(spec)
-    way = Settings(
+    way = ExecutionConfig(
         runtime="accelerate",
         label="mixed",
         main="gpu:0",
@@ -53,29 +53,29 @@ def mixed_plan(checkpoint: Path, dtype: str) -> Plan:
         streams_from=("cpu", "disk"),
     )
     workload = Workload(batch_size=2, prompt_tokens=12, new_tokens=8, dtype=dtype)
-    problem = price(graph, chain_of(graph, placement_units(graph)), load("t4"), workload, way, LAW)
-    executes, lives, turn = [], [], 0
+    problem = price(graph, chain_of(graph, placement_units(graph)), load("t4"), workload, way, RUNTIME_MODEL)
+    runs_on, stored_on, turn = [], [], 0
     for unit in problem.units:
         turn += unit.unit.is_block
         if unit.unit.is_block and turn % 2 == 0:
-            executes.append("cpu")
-            lives.append(("cpu",) * len(unit.leaves))
+            runs_on.append("cpu")
+            stored_on.append(("cpu",) * len(unit.leaves))
         else:
-            executes.append("gpu:0")
+            runs_on.append("gpu:0")
             places = [("gpu:0", "disk", "cpu")[(turn + i) % 3] for i in range(len(unit.leaves))]
             streamable = [
                 place if leaf.streamable and leaf.stored_bytes else "gpu:0"
                 for place, leaf in zip(places, unit.leaves, strict=True)
             ]
-            lives.append(tuple(streamable))
-    candidate = Candidate(
+            stored_on.append(tuple(streamable))
+    priced = PricedPlacement(
         problem=problem,
-        assignment=Assignment(executes=tuple(executes), lives=tuple(lives)),
+        assignment=Assignment(runs_on=tuple(runs_on), stored_on=tuple(stored_on)),
         total_s=1.0,
         shortage_bytes={},
     )
     model = Model(name=checkpoint.name, auto_class=spec.auto_class, dtype=dtype, graph=graph)
-    return plan_of(model, candidate, objective="latency")
+    return plan_of(model, priced, objective="latency")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -18,7 +18,7 @@ from fixtures.train import TRAINED
 from planner.emit import emit
 from planner.errors import RuntimeFailure
 from planner.hardware.load import load
-from planner.runtimes.registry import LAWS
+from planner.runtimes.registry import RUNTIME_MODELS
 from planner.schema.plan import encode, read
 from planner.schema.workload import Workload
 from planner.verify.tiers import one_tier_down
@@ -29,10 +29,12 @@ MACHINES = {"accelerate": "t4", "zero-inference": "2xt4", "deepspeed-tp": "2xt4"
 
 def planned(runtime: str, folder: Path) -> Path:
     """The emitted folder of the trained model, on as many GPUs as the machine has."""
-    profile, law = load(MACHINES[runtime]), LAWS[runtime]
-    settings = next(way for way in law.settings(profile) if way.num_ranks == max(1, profile.num_gpus))
+    profile, runtime_model = load(MACHINES[runtime]), RUNTIME_MODELS[runtime]
+    settings = next(
+        way for way in runtime_model.configurations(profile) if way.num_ranks == max(1, profile.num_gpus)
+    )
     workload = Workload(batch_size=1, prompt_tokens=8, new_tokens=4, dtype="float32")
-    plan, graph = plan_with(str(TRAINED), profile, law, settings, workload)
+    plan, graph = plan_with(str(TRAINED), profile, runtime_model, settings, workload)
     emit(plan, graph, folder)
     return folder
 

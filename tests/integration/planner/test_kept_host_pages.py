@@ -66,8 +66,8 @@ def planned(folder: Path, batch_size: int, memory_bytes: int = 64 << 30) -> Plan
     return plan
 
 
-def moving_bytes(plan: Plan) -> int:
-    return max(part.moving for part in plan.prediction.memory["cpu"].values())
+def transient_of(plan: Plan) -> int:
+    return max(part.transient_bytes for part in plan.prediction.memory["cpu"].values())
 
 
 @pytest.fixture(scope="module")
@@ -99,18 +99,18 @@ def test_who_has_set_the_library_up_has_it_his_way(folder: Path) -> None:
 
 def test_the_plan_counts_the_holes_of_what_its_script_keeps(tmp_path: Path) -> None:
     large = planned(tmp_path / "large", 4096)
-    moving = moving_bytes(large)
+    transient_bytes = transient_of(large)
     prefill = large.prediction.memory["cpu"]["prefill"]
     # Beyond the allocator's share, or what border there is would be one at which nothing fits.
-    assert moving > 96 << 20
-    border = prefill.weights + prefill.context + 5 * moving // 2
+    assert transient_bytes > 96 << 20
+    border = prefill.weights + prefill.context + 5 * transient_bytes // 2
     slacks = []
     for side, memory_bytes in enumerate((border - 2, border + 2)):
         plan = planned(tmp_path / str(side), 4096, memory_bytes)
         slacks.append(plan.prediction.memory["cpu"]["prefill"].slack)
         keeps = bool(side)
         assert said(tmp_path / str(side), 4096 * 10) == [f"{keeps} {keeps}"]
-    assert slacks[1] - slacks[0] == pytest.approx(0.8 * moving, abs=2)
+    assert slacks[1] - slacks[0] == pytest.approx(0.8 * transient_bytes, abs=2)
     assert prefill.slack == slacks[1]
 
 
@@ -122,4 +122,4 @@ def test_who_runs_without_a_plan_keeps_none_and_none_are_counted(tmp_path: Path,
     assert said(tmp_path / "plain", 20) == ["False False"]
     kept = read(folder)
     slacks = [plan.prediction.memory["cpu"]["decode"].slack for plan in (plain, kept)]
-    assert slacks[1] - slacks[0] == pytest.approx(0.8 * moving_bytes(kept), abs=1)
+    assert slacks[1] - slacks[0] == pytest.approx(0.8 * transient_of(kept), abs=1)

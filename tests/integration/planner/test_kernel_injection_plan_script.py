@@ -20,7 +20,7 @@ from fixtures.plans import plan_with
 from planner.hardware.load import load
 from planner.runtimes.folder import write_folder
 from planner.runtimes.kernel_injection.emit import emit
-from planner.runtimes.kernel_injection.model import LAW
+from planner.runtimes.kernel_injection.model import RUNTIME_MODEL
 from planner.schema.workload import Workload
 from reshard.job import Request
 from reshard.run import reshard
@@ -32,8 +32,8 @@ NUM_RANKS = 2
 
 def write_plan(checkpoint: Path, folder: Path) -> Path:
     """The folder of a plan for two ranks."""
-    way = next(one for one in LAW.settings(PROFILE) if one.num_ranks == NUM_RANKS)
-    plan, graph = plan_with(str(checkpoint), PROFILE, LAW, way, WORKLOAD)
+    way = next(one for one in RUNTIME_MODEL.configurations(PROFILE) if one.num_ranks == NUM_RANKS)
+    plan, graph = plan_with(str(checkpoint), PROFILE, RUNTIME_MODEL, way, WORKLOAD)
     write_folder(plan, emit(plan, graph), folder)
     return folder
 

@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from fixtures.tiny import save
 from planner.models.resolve import resolve
-from planner.tensor_parallel.rules import DEEPSPEED_TP, TRANSFORMERS_TP, Rules
+from planner.tensor_parallel.rules import DEEPSPEED_TP, TRANSFORMERS_TP, CutRules
 from planner.tensor_parallel.shard import sharded
 from planner.tracing.store import graph_for
 from reshard.job import Request
@@ -28,7 +28,7 @@ def _stored(folder: Path, pattern: str) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _priced(family: str, folder: Path, cache: Path, rules: Rules) -> dict[str, tuple[int, ...]]:
+def _priced(family: str, folder: Path, cache: Path, rules: CutRules) -> dict[str, tuple[int, ...]]:
     graph = sharded(graph_for(resolve(str(folder)), cache_dir=cache), 2, rules)
     return {
         f"{node.name}.{tensor.name}": tensor.shape

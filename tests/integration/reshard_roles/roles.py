@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 from planner.models.resolve import resolve
 from planner.tensor_parallel.roles_file import export
-from planner.tracing.partition.of_spec import roles_of
-from reshard.roles import Roles
+from planner.tracing.partition.of_spec import partition_of
 
 
 class Derived(NamedTuple):
@@ -28,7 +27,7 @@ class Derived(NamedTuple):
 def derived(folder: Path) -> Derived:
     """The roles of the model whose configuration is in `folder`; its weights are not read."""
     spec = resolve(str(folder))
-    found, names = roles_of(spec)
+    found, names = partition_of(spec)
     kept = {name: role for name, role in found.parameters.items() if name in set(names)}
     return Derived(
         file=export(found, names, config_sha256=spec.config_sha256),

@@ -10,7 +10,7 @@ from planner.schema.workload import BATCH_LADDER
 from planner.search.best_placement import AS_GOOD, best_batch
 
 
-class Placed(NamedTuple):
+class SolvedPlacement(NamedTuple):
     """As much of a candidate as a batch is chosen by."""
 
     batch_size: int
@@ -21,7 +21,7 @@ def chosen(times: dict[int, float], max_latency_s: float | None) -> Any:
     """Batches that are not among `times` do not fit."""
 
     def solve_at(batch: int) -> Any:
-        return Placed(batch, times[batch]) if batch in times else None
+        return SolvedPlacement(batch, times[batch]) if batch in times else None
 
     return best_batch(solve_at, BATCH_LADDER, max_latency_s=max_latency_s)
 

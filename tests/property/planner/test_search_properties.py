@@ -13,7 +13,7 @@ from planner.cost.build_problem import price
 from planner.cost.memory import memory, shortage
 from planner.cost.placement_units import chain_of
 from planner.cost.problem import Problem
-from planner.cost.runtime_model import Settings
+from planner.cost.runtime_model import ExecutionConfig
 from planner.cost.time import objective_s, time
 from planner.errors import InfeasibleError
 from planner.graph.model import Model
@@ -21,7 +21,7 @@ from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
-from planner.runtimes.accelerate.model import LAW
+from planner.runtimes.accelerate.model import RUNTIME_MODEL
 from planner.schema.hardware import HardwareProfile
 from planner.schema.quantity import Quantity, Source
 from planner.schema.request import Request
@@ -50,7 +50,7 @@ def _given(value: float) -> Quantity:
 
 def _problem(graph: ModuleGraph, profile: HardwareProfile, batch: int, *, cpu_execution: bool) -> Problem:
     workload = Workload(batch_size=batch, prompt_tokens=64, new_tokens=8, dtype="float16")
-    way = Settings(
+    way = ExecutionConfig(
         runtime="accelerate",
         label="test",
         main="gpu:0",
@@ -58,7 +58,7 @@ def _problem(graph: ModuleGraph, profile: HardwareProfile, batch: int, *, cpu_ex
         cpu_execution=cpu_execution,
         streams_from=("cpu",) if profile.disk is None else ("cpu", "disk"),
     )
-    return price(graph, chain_of(graph, placement_units(graph)), profile, workload, way, LAW)
+    return price(graph, chain_of(graph, placement_units(graph)), profile, workload, way, RUNTIME_MODEL)
 
 
 def _brute_force(problem: Problem) -> float | None:
@@ -66,22 +66,25 @@ def _brute_force(problem: Problem) -> float | None:
     options = []
     for unit in problem.units:
         on_gpu = [
-            ("gpu:0", lives)
-            for lives in itertools.product(("gpu:0", *problem.settings.streams_from), repeat=len(unit.leaves))
+            ("gpu:0", stored_on)
+            for stored_on in itertools.product(
+                ("gpu:0", *problem.execution.streams_from), repeat=len(unit.leaves)
+            )
         ]
         on_cpu = []
-        if problem.settings.cpu_execution:
+        if problem.execution.cpu_execution:
             # Beside a GPU, a block that executes on the CPU lives there whole: it is one entry of the map.
             on_cpu = [("cpu", ("cpu",) * len(unit.leaves))] if unit.unit.is_block else []
         options.append(on_gpu + on_cpu)
     best = None
     for choice in itertools.product(*options):
         assignment = Assignment(
-            executes=tuple(executes for executes, _ in choice), lives=tuple(lives for _, lives in choice)
+            runs_on=tuple(runs_on for runs_on, _ in choice),
+            stored_on=tuple(stored_on for _, stored_on in choice),
         )
         # Accelerate takes the first GPU in the map for the main device, so something must live there.
         if (
-            any("gpu:0" in lives for lives in assignment.lives)
+            any("gpu:0" in stored_on for stored_on in assignment.stored_on)
             and shortage(memory(problem, assignment)) is None
         ):
             seconds = objective_s(problem, time(problem, assignment))
@@ -176,5 +179,5 @@ def test_every_module_is_placed_once(objective: str) -> None:
     )
     assert sorted(p.module for p in plan.placements) == sorted(n.name for n in graph.nodes)
     # A tied tensor is one: embedding and head share a place.
-    place = {p.module: p.lives for p in plan.placements}
+    place = {p.module: p.stored_on for p in plan.placements}
     assert place["embed"] == place["head"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from planner.graph.schema import ModuleGraph
 from planner.models.resolve import resolve
 from planner.models.shipped import shipped_names
-from planner.tensor_parallel.rules import DEEPSPEED_TP, KERNEL_INJECTION, TRANSFORMERS_TP, Rules
+from planner.tensor_parallel.rules import DEEPSPEED_TP, KERNEL_INJECTION, TRANSFORMERS_TP, CutRules
 from planner.tensor_parallel.shard import degrees, sharded
 from planner.tracing.store import graph_for
 
@@ -34,7 +34,7 @@ def test_every_shipped_model_can_be_cut(name: str) -> None:
 
 @given(name=st.sampled_from(shipped_names()), rules=RULES, data=st.data())
 @settings(deadline=None, max_examples=60)
-def test_ranks_add_up_to_the_model(name: str, rules: Rules, data: st.DataObject) -> None:
+def test_ranks_add_up_to_the_model(name: str, rules: CutRules, data: st.DataObject) -> None:
     whole = _graph(name)
     degree = data.draw(st.sampled_from(degrees(whole)))
     rank = _rank(name, degree, rules.name)
@@ -50,7 +50,7 @@ def test_ranks_add_up_to_the_model(name: str, rules: Rules, data: st.DataObject)
                 assert b * degree >= a
 
 
-def _peak(name: str, degree: int, rules: Rules, size: str) -> float:
+def _peak(name: str, degree: int, rules: CutRules, size: str) -> float:
     """Live bytes at the worst moment of prefill."""
     nodes = _rank(name, degree, rules.name).nodes
     forms = [form for n in nodes if size in n.costs for form in n.costs[size].prefill.peak_bytes]
@@ -59,7 +59,7 @@ def _peak(name: str, degree: int, rules: Rules, size: str) -> float:
 
 @given(name=st.sampled_from(shipped_names()), rules=RULES, data=st.data())
 @settings(deadline=None, max_examples=60)
-def test_more_ranks_never_hold_or_compute_more(name: str, rules: Rules, data: st.DataObject) -> None:
+def test_more_ranks_never_hold_or_compute_more(name: str, rules: CutRules, data: st.DataObject) -> None:
     possible = (1, *degrees(_graph(name)))
     fewer = data.draw(st.sampled_from(possible))
     more = data.draw(st.sampled_from([d for d in possible if d >= fewer]))

@@ -15,12 +15,12 @@ from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
 from planner.runtimes.zero_inference.config import ds_config
-from planner.runtimes.zero_inference.model import LAW
+from planner.runtimes.zero_inference.model import RUNTIME_MODEL
 from planner.runtimes.zero_inference.parameters import marked, parameters, resident
 from planner.runtimes.zero_inference.validate import findings, problems, zero_block
 from planner.schema.plan import Plan
 from planner.schema.workload import Workload
-from planner.search.best_placement import Candidate
+from planner.search.best_placement import PricedPlacement
 from planner.search.choose import plan_of
 
 MACHINE = load("8xa100-80g")
@@ -41,22 +41,22 @@ def graphs(draw: st.DrawFn) -> ModuleGraph:
 def plans(draw: st.DrawFn) -> tuple[Plan, ModuleGraph]:
     """A plan with any store, number of ranks and residency that the law knows."""
     graph = draw(graphs())
-    way = draw(st.sampled_from(LAW.settings(MACHINE)))
+    way = draw(st.sampled_from(RUNTIME_MODEL.configurations(MACHINE)))
     dtype = "float16" if way.weight_bits else draw(st.sampled_from(("float16", "bfloat16", "float32")))
     sequences = draw(st.integers(1, 40))
     workload = Workload(
         batch_size=-(-sequences // way.num_streams), prompt_tokens=8, new_tokens=2, dtype=dtype
     )
     chain = chain_of(graph, placement_units(graph))
-    problem = price(graph, chain, MACHINE, workload, way, LAW, num_sequences=sequences)
-    lives = tuple(
+    problem = price(graph, chain, MACHINE, workload, way, RUNTIME_MODEL, num_sequences=sequences)
+    stored_on = tuple(
         tuple(draw(st.sampled_from(("gpu:0", *way.streams_from))) for _ in unit.leaves)
         for unit in problem.units
     )
-    assignment = Assignment(executes=("gpu:0",) * len(lives), lives=lives)
-    candidate = Candidate(problem=problem, assignment=assignment, total_s=1.0, shortage_bytes={})
+    assignment = Assignment(runs_on=("gpu:0",) * len(stored_on), stored_on=stored_on)
+    priced = PricedPlacement(problem=problem, assignment=assignment, total_s=1.0, shortage_bytes={})
     model = Model(name="layered", auto_class="causal-lm", dtype=dtype, graph=graph)
-    return plan_of(model, candidate, objective="latency"), graph
+    return plan_of(model, priced, objective="latency"), graph
 
 
 @settings(max_examples=150, deadline=None)
@@ -82,7 +82,7 @@ def test_thresholds_and_buffers_are_large_enough(drawn: tuple[Plan, ModuleGraph]
         found, each=zero.param_persistence_threshold, together=zero.model_persistence_threshold
     )
     elements = {one.fqn: one.num_elements for one in found}
-    places = {p.lives for p in plan.placements if p.lives != p.executes}
+    places = {p.stored_on for p in plan.placements if p.stored_on != p.runs_on}
     if "disk" in places:
         assert by_thresholds <= {one.fqn for one in found if one.is_vector}
         offload = zero.offload_param
@@ -110,15 +110,19 @@ SPOILS = (
 def nvme_config() -> dict[str, object]:
     graph = layered_graph(2)
     (way,) = [
-        s for s in LAW.settings(load("a100-80g")) if s.streams_from == ("disk",) and s.kv_cache == "device"
+        s
+        for s in RUNTIME_MODEL.configurations(load("a100-80g"))
+        if s.streams_from == ("disk",) and s.kv_cache == "device"
     ]
     workload = Workload(batch_size=1, prompt_tokens=8, new_tokens=2, dtype="float16")
-    problem = price(graph, chain_of(graph, placement_units(graph)), load("a100-80g"), workload, way, LAW)
-    lives = tuple(("disk",) * len(unit.leaves) for unit in problem.units)
-    assignment = Assignment(executes=("gpu:0",) * len(lives), lives=lives)
-    candidate = Candidate(problem=problem, assignment=assignment, total_s=1.0, shortage_bytes={})
+    problem = price(
+        graph, chain_of(graph, placement_units(graph)), load("a100-80g"), workload, way, RUNTIME_MODEL
+    )
+    stored_on = tuple(("disk",) * len(unit.leaves) for unit in problem.units)
+    assignment = Assignment(runs_on=("gpu:0",) * len(stored_on), stored_on=stored_on)
+    priced = PricedPlacement(problem=problem, assignment=assignment, total_s=1.0, shortage_bytes={})
     model = Model(name="layered", auto_class="causal-lm", dtype="float16", graph=graph)
-    return ds_config(plan_of(model, candidate, objective="latency"), graph)
+    return ds_config(plan_of(model, priced, objective="latency"), graph)
 
 
 @pytest.mark.parametrize("path, misspelt, kind, words", SPOILS)

@@ -10,11 +10,11 @@ from planner.cost.build_problem import price
 from planner.cost.memory import memory, shortage
 from planner.cost.placement_units import chain_of
 from planner.cost.problem import Problem
-from planner.cost.runtime_model import Settings
+from planner.cost.runtime_model import ExecutionConfig
 from planner.cost.time import objective_s, time
 from planner.graph.network import placement_units
 from planner.hardware.load import load
-from planner.runtimes.zero_inference.model import LAW
+from planner.runtimes.zero_inference.model import RUNTIME_MODEL
 from planner.schema.hardware import HardwareProfile
 from planner.schema.quantity import Quantity, Source
 from planner.schema.workload import Workload
@@ -40,26 +40,26 @@ def machine(gpu_mib: int, host_mib: int) -> HardwareProfile:
 def placed(problem: Problem, place: str) -> Assignment:
     """Everything in one place."""
     return Assignment(
-        executes=("gpu:0",) * len(problem.units),
-        lives=tuple((place,) * len(unit.leaves) for unit in problem.units),
+        runs_on=("gpu:0",) * len(problem.units),
+        stored_on=tuple((place,) * len(unit.leaves) for unit in problem.units),
     )
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    way=st.sampled_from(LAW.settings(MACHINE)),
+    way=st.sampled_from(RUNTIME_MODEL.configurations(MACHINE)),
     num_layers=st.integers(1, 6),
     gpu_mib=st.integers(0, 300),
     host_mib=st.integers(0, 700),
     batch_size=st.integers(1, 40),
 )
 def test_a_placement_that_fits_is_found_and_is_no_slower(
-    way: Settings, num_layers: int, gpu_mib: int, host_mib: int, batch_size: int
+    way: ExecutionConfig, num_layers: int, gpu_mib: int, host_mib: int, batch_size: int
 ) -> None:
     graph = layered_graph(num_layers, hidden=1024, vocabulary=8000)
     workload = Workload(batch_size=batch_size, prompt_tokens=64, new_tokens=8, dtype="float16")
     profile = machine(gpu_mib, host_mib)
-    problem = price(graph, chain_of(graph, placement_units(graph)), profile, workload, way, LAW)
+    problem = price(graph, chain_of(graph, placement_units(graph)), profile, workload, way, RUNTIME_MODEL)
     best = best_placement(problem)
     for place in (*way.streams_from, "gpu:0"):
         everything = placed(problem, place)

@@ -7,7 +7,7 @@ import pytest
 
 import cli.main
 from cli.commands import roles as roles_command
-from planner.tensor_parallel.partition_report import Derivation, Line, Report
+from planner.tensor_parallel.partition_report import Derivation, PartitionReport, WeightLine
 from reshard.roles import Roles, WeightRoles, decode
 
 _UP = "transformer.h.*.self_attention.query_key_value.weight"
@@ -18,11 +18,11 @@ _HALVES = (((0, 4),), ((4, 8),))
 @pytest.fixture(autouse=True)
 def _hand_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    report = Report(
+    report = PartitionReport(
         model_class="BloomForCausalLM",
         lines=(
-            Line(name=_UP, role="column", dim=0, num_groups=112, sharded=0.75, meets=_DOWN),
-            Line(name=_DOWN, role="row", dim=1, num_groups=112, sharded=1.0, meets=_DOWN),
+            WeightLine(name=_UP, role="column", dim=0, num_groups=112, sharded=0.75, meets=_DOWN),
+            WeightLine(name=_DOWN, role="row", dim=1, num_groups=112, sharded=1.0, meets=_DOWN),
         ),
         bias_once=("transformer.h.*.self_attention.dense.bias",),
         replicated=(_UP,),

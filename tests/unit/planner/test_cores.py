@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.probe.core_rotation import Walk, _large
+from planner.probe.core_rotation import CoreRotation, _large
 
 needs_affinity = pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity"), reason="threads cannot be moved here"
@@ -29,7 +29,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[set[int]]:
 @needs_affinity
 def test_every_core_gets_its_turn_and_the_thread_is_free_at_once(asked: list[set[int]]) -> None:
     allowed = os.sched_getaffinity(0)
-    move = Walk()
+    move = CoreRotation()
     for _ in range(2 * len(allowed)):
         move()
         assert os.sched_getaffinity(0) == allowed
@@ -48,7 +48,7 @@ def test_ranks_keep_off_each_others_cores(asked: list[set[int]]) -> None:
     walks = []
     for rank in range(2):
         asked.clear()
-        move = Walk(rank, 2)
+        move = CoreRotation(rank, 2)
         for _ in range(num_cores):
             move()
         walks.append(asked[::2])
@@ -65,7 +65,7 @@ def test_a_core_that_went_away_is_passed_over(monkeypatch: pytest.MonkeyPatch) -
         raise OSError(22, "Invalid argument")
 
     allowed = os.sched_getaffinity(0)
-    move = Walk()
+    move = CoreRotation()
     with monkeypatch.context() as patch:
         patch.setattr(os, "sched_setaffinity", refused)
         move()

@@ -11,12 +11,12 @@ from planner.cost.build_problem import price
 from planner.cost.memory import memory
 from planner.cost.placement_units import chain_of
 from planner.cost.problem import Problem
-from planner.cost.runtime_model import Settings
+from planner.cost.runtime_model import ExecutionConfig
 from planner.cost.time import objective_s, time
 from planner.errors import InvalidInputError
 from planner.graph.network import placement_units
 from planner.hardware.load import load
-from planner.runtimes.accelerate.model import LAW
+from planner.runtimes.accelerate.model import RUNTIME_MODEL
 from planner.schema.hardware import HardwareProfile
 from planner.schema.quantity import Quantity, Source
 from planner.schema.request import Request
@@ -53,7 +53,7 @@ def _round_machine() -> HardwareProfile:
 
 def _problem(host_copies: str = "pinned", kv_cache: str = "device", batch: int = 2) -> Problem:
     graph = layered_graph(2, hidden=HIDDEN, vocabulary=VOCABULARY)
-    settings = Settings(
+    settings = ExecutionConfig(
         runtime="accelerate",
         label="test",
         main="gpu:0",
@@ -63,20 +63,20 @@ def _problem(host_copies: str = "pinned", kv_cache: str = "device", batch: int =
     )
     workload = Workload(batch_size=batch, prompt_tokens=10, new_tokens=5, dtype="float16")
     chain = chain_of(graph, placement_units(graph))
-    return price(graph, chain, _round_machine(), workload, settings, LAW)
+    return price(graph, chain, _round_machine(), workload, settings, RUNTIME_MODEL)
 
 
 def _resident(problem: Problem) -> Assignment:
     return Assignment(
-        executes=("gpu:0",) * len(problem.units),
-        lives=tuple(("gpu:0",) * len(unit.leaves) for unit in problem.units),
+        runs_on=("gpu:0",) * len(problem.units),
+        stored_on=tuple(("gpu:0",) * len(unit.leaves) for unit in problem.units),
     )
 
 
 def _with_second_block_on(problem: Problem, place: str) -> Assignment:
-    lives = list(_resident(problem).lives)
-    lives[2] = (place,) * len(lives[2])  # embed, layers.0, layers.1, head
-    return Assignment(executes=("gpu:0",) * 4, lives=tuple(lives))
+    stored_on = list(_resident(problem).stored_on)
+    stored_on[2] = (place,) * len(stored_on[2])  # embed, layers.0, layers.1, head
+    return Assignment(runs_on=("gpu:0",) * 4, stored_on=tuple(stored_on))
 
 
 def test_weights_and_cache() -> None:
@@ -151,10 +151,10 @@ def test_predictions_keep_their_weakest_source() -> None:
 
 def test_a_dtype_the_gpu_lacks_is_refused() -> None:
     graph = layered_graph(1)
-    settings = Settings(runtime="accelerate", label="test", main="gpu:0")
+    settings = ExecutionConfig(runtime="accelerate", label="test", main="gpu:0")
     workload = Workload(batch_size=1, prompt_tokens=4, new_tokens=2, dtype="bfloat16")
     with pytest.raises(InvalidInputError, match="T4 does not run bfloat16"):
-        price(graph, chain_of(graph, placement_units(graph)), load("t4"), workload, settings, LAW)
+        price(graph, chain_of(graph, placement_units(graph)), load("t4"), workload, settings, RUNTIME_MODEL)
 
 
 @pytest.mark.parametrize(

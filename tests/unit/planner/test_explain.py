@@ -30,7 +30,7 @@ def test_it_says_where_why_what_bounds_and_what_lost() -> None:
     plan = make_plan(model, load("t4"), Request(batch_size=8))
     said = explain(plan)
     assert sum(place.num_bytes for place in said.places) == 2 * model.graph.num_parameters
-    streamed = [p for p in said.places if p.lives == "cpu" and p.executes == "gpu:0"]
+    streamed = [p for p in said.places if p.stored_on == "cpu" and p.runs_on == "gpu:0"]
     assert streamed
     assert "streamed from pinned copies" in streamed[0].why
     decode = next(b for b in said.bounds if b.phase == "decode")

@@ -7,14 +7,14 @@ import msgspec
 import pytest
 
 from fixtures.plans import plan_with
-from planner.cost.runtime_model import Settings
+from planner.cost.runtime_model import ExecutionConfig
 from planner.graph.schema import Edge, ModuleGraph, Tensor
 from planner.hardware.load import load
 from planner.models.resolve import resolve
 from planner.runtimes.kernel_injection.emit import READS_ARCHIVES, emit, kernels
 from planner.runtimes.kernel_injection.environment import REQUIREMENTS
 from planner.runtimes.kernel_injection.families import FAMILIES, num_heads, unlike
-from planner.runtimes.kernel_injection.model import LAW, workspace_bytes
+from planner.runtimes.kernel_injection.model import RUNTIME_MODEL, workspace_bytes
 from planner.schema.plan import Plan
 from planner.schema.workload import Workload
 from planner.tracing.store import graph_for
@@ -23,7 +23,7 @@ from reshard.formats.injected import FAMILIES as LOADABLE
 MODELS = ("bloom-7b1", "gpt-j-6b", "gpt-neo-1.3b", "gpt-neox-20b", "opt-6.7b")
 WORKLOAD = Workload(batch_size=4, prompt_tokens=100, new_tokens=28, dtype="float16")
 PROFILE = load("p4de.24xlarge")
-ONE = LAW.settings(PROFILE)[0]
+ONE = RUNTIME_MODEL.configurations(PROFILE)[0]
 
 
 def graph(name: str) -> ModuleGraph:
@@ -31,9 +31,9 @@ def graph(name: str) -> ModuleGraph:
     return graph_for(resolve(name))
 
 
-def reason(model: ModuleGraph, settings: Settings = ONE, **changes: Any) -> str | None:
+def reason(model: ModuleGraph, settings: ExecutionConfig = ONE, **changes: Any) -> str | None:
     """Why a model cannot run, with other lengths or another dtype perhaps."""
-    return LAW.why_not(model, PROFILE, msgspec.structs.replace(WORKLOAD, **changes), settings)
+    return RUNTIME_MODEL.why_not(model, PROFILE, msgspec.structs.replace(WORKLOAD, **changes), settings)
 
 
 def test_families_are_those_that_pre_shards_load() -> None:
@@ -155,10 +155,10 @@ def test_padded_heads_take_cache() -> None:
 
 def with_heads(model: ModuleGraph, heads: int) -> ModuleGraph:
     """The model with the roles that its first attention output would be traced to."""
-    from planner.graph.schema import TensorParallel
+    from planner.graph.schema import ModuleRole
 
     name = f"{model.blocks[0]}.{FAMILIES[model.model_type].block.out}"
-    role = TensorParallel(role="row", num_groups=heads)
+    role = ModuleRole(role="row", num_groups=heads)
     nodes = tuple(
         msgspec.structs.replace(n, tensor_parallel=role) if n.name == name else n for n in model.nodes
     )
@@ -168,7 +168,7 @@ def with_heads(model: ModuleGraph, heads: int) -> ModuleGraph:
 @pytest.fixture(scope="module")
 def made() -> tuple[Plan, ModuleGraph]:
     """OPT-6.7B on one A100."""
-    return plan_with("opt-6.7b", PROFILE, LAW, ONE, WORKLOAD)
+    return plan_with("opt-6.7b", PROFILE, RUNTIME_MODEL, ONE, WORKLOAD)
 
 
 def test_the_workspace_is_in_the_plan(made: tuple[Plan, ModuleGraph]) -> None:

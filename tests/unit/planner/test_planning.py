@@ -93,7 +93,7 @@ def test_more_gpus_than_a_model_needs_in_turns_are_left_alone() -> None:
     request = Request(runtimes=("accelerate",), batch_size=1)
     needed = make_plan(_model(), load("4xt4"), request)
     more = make_plan(_model(), load("16xt4"), request)
-    assert {one.executes for one in more.placements} == {one.executes for one in needed.placements}
+    assert {one.runs_on for one in more.placements} == {one.runs_on for one in needed.placements}
     assert more.prediction.total_s == needed.prediction.total_s
 
 
@@ -101,7 +101,7 @@ def test_one_process_on_more_gpus_than_a_host_has_is_told() -> None:
     model, request = _model(), Request(runtimes=("accelerate",), batch_size=1)
     machine = apply(load("4xt4"), gpu_memory_bytes=2**30)
     plan = make_plan(model, machine, request)
-    assert {one.executes for one in plan.placements} == {"gpu:0", "gpu:1"}
+    assert {one.runs_on for one in plan.placements} == {"gpu:0", "gpu:1"}
     assert not [note for note in plan.notes if "one process drives" in note]
     lone = make_plan(model, msgspec.structs.replace(machine, gpus_per_host=1), request)
     assert [note for note in lone.notes if "they must be in one machine" in note]

@@ -12,10 +12,10 @@ from planner.cost.runtime_model import Emitted
 from planner.errors import InvalidInputError, UnknownNameError
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
-from planner.runtimes.accelerate.model import LAW as ACCELERATE
+from planner.runtimes.accelerate.model import RUNTIME_MODEL as ACCELERATE
 from planner.runtimes.kernel_injection.environment import REQUIREMENTS
 from planner.runtimes.zero_inference.emit import emit as emit_zero
-from planner.runtimes.zero_inference.model import LAW as ZERO
+from planner.runtimes.zero_inference.model import RUNTIME_MODEL as ZERO
 from planner.schema.plan import Plan
 from planner.schema.workload import Workload
 from planner.serving import djl, launch, mii, properties
@@ -29,7 +29,7 @@ Made = tuple[Plan, ModuleGraph]
 @pytest.fixture(scope="module")
 def resident() -> Made:
     """OPT-1.3B whole on one GPU of 16 GB."""
-    return plan_with("opt-1.3b", load("t4"), ACCELERATE, ACCELERATE.settings(load("t4"))[0], WORKLOAD)
+    return plan_with("opt-1.3b", load("t4"), ACCELERATE, ACCELERATE.configurations(load("t4"))[0], WORKLOAD)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def streamed() -> Made:
     """OPT-30B through ZeRO-Inference, from host memory to two GPUs, a stream on each."""
     profile = load("g5.24xlarge")
     profile = msgspec.structs.replace(profile, num_gpus=2)
-    ways = ZERO.settings(profile)
+    ways = ZERO.configurations(profile)
     way = next(one for one in ways if one.num_ranks == 2 and one.streams_from == ("cpu",))
     return plan_with("opt-30b", profile, ZERO, way, WORKLOAD)
 
@@ -86,7 +86,7 @@ def test_streams_are_ranks_too(streamed: Made) -> None:
 
 def test_layers_on_several_gpus_are_one_process_that_sees_them_all() -> None:
     profile = load("2xt4")
-    way = ACCELERATE.settings(profile)[0]
+    way = ACCELERATE.configurations(profile)[0]
     workload = msgspec.structs.replace(WORKLOAD, batch_size=1)
     plan, _ = plan_with("gpt-neox-20b", profile, ACCELERATE, way, workload)
     assert plan.num_ranks == 1

@@ -5,11 +5,11 @@ import re
 import msgspec
 import pytest
 
-from planner.graph.schema import ModuleGraph, Node, Tensor, TensorParallel
+from planner.graph.schema import ModuleGraph, ModuleRole, Node, Tensor
 from planner.hardware.load import load
 from planner.models.resolve import resolve
 from planner.runtimes.deepspeed_tp.families import mistaken, why_not
-from planner.runtimes.registry import LAWS
+from planner.runtimes.registry import RUNTIME_MODELS
 from planner.schema.workload import Workload
 from planner.tensor_parallel.policy import injection_policy
 from planner.tracing.store import graph_for
@@ -23,8 +23,8 @@ def graph(model: str) -> ModuleGraph:
 
 def reason(runtime: str, model: str, degree: int) -> str | None:
     profile = load("16xa100-80g")
-    settings = next(s for s in LAWS[runtime].settings(profile) if s.num_ranks == degree)
-    return LAWS[runtime].why_not(graph(model), profile, WORKLOAD, settings)
+    settings = next(s for s in RUNTIME_MODELS[runtime].configurations(profile) if s.num_ranks == degree)
+    return RUNTIME_MODELS[runtime].why_not(graph(model), profile, WORKLOAD, settings)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def block_of(*nodes: tuple[str, str, str | None, float]) -> ModuleGraph:
                 order=order,
                 block="layers.0",
                 tensors=(Tensor(name="weight", shape=(64, 64)),),
-                tensor_parallel=TensorParallel(role=role, num_groups=8, sharded=sharded) if role else None,
+                tensor_parallel=ModuleRole(role=role, num_groups=8, sharded=sharded) if role else None,
             )
             for order, (name, class_name, role, sharded) in enumerate(nodes)
         ),

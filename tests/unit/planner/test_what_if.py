@@ -89,7 +89,7 @@ def test_links_between_gpus_are_a_change_where_there_are_several() -> None:
 def test_a_disk_is_a_change_where_something_is_read_from_it() -> None:
     profile = apply(load("t4"), cpu_memory_bytes=8 * 2**30)
     plan = make_plan(MODEL, profile, Request(runtimes=("accelerate",), new_tokens=4))
-    assert any(placement.lives == "disk" for placement in plan.placements)
+    assert any(placement.stored_on == "disk" for placement in plan.placements)
     changes = {change.what: change for change in what_if(MODEL, plan)}
     # The disk is the bound here, and its link to the GPU is not.
     assert changes["twice the disk's rate"].speedup > 1.5 > changes["twice the link"].speedup

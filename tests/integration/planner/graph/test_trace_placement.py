@@ -10,7 +10,7 @@ from planner.errors import TraceError
 from planner.graph.compact import canonical, decode, encode
 from planner.graph.network import placement_units, to_networkx
 from planner.graph.schema import ModuleGraph
-from planner.tracing.placement import Placement, trace_placement
+from planner.tracing.placement import TracedPlacement, trace_placement
 from planner.tracing.trace import trace
 
 
@@ -25,7 +25,7 @@ def family(name: str) -> tuple[Any, type]:
 
 
 @cache
-def placement_of(name: str) -> Placement:
+def placement_of(name: str) -> TracedPlacement:
     return trace_placement(*family(name))
 
 

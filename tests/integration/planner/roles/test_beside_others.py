@@ -20,7 +20,7 @@ from planner.tensor_parallel.policy import injection_policy, relative_name
 from planner.tensor_parallel.roles_file import export
 from planner.tracing.meta_model import build
 from planner.tracing.partition.derive import derive
-from planner.tracing.partition.schema import Roles
+from planner.tracing.partition.schema import PartitionSpec
 from planner.tracing.store import shipped_graph
 from reshard.errors import CannotSplitError
 from reshard.formats.per_rank import POLICY, ways_by_roles, ways_to_cut
@@ -43,7 +43,7 @@ def model_of(family: str) -> Any:
 
 
 @cache
-def roles_of(family: str) -> Roles:
+def partition_of(family: str) -> PartitionSpec:
     return derive(model_of(family))
 
 
@@ -51,7 +51,7 @@ def roles_of(family: str) -> Roles:
 def test_ranks_get_what_the_familys_table_gives_them(family: str, tmp_path: Path) -> None:
     source = open_source(str(save(family, tmp_path / family)))
     names = [name for name, _ in model_of(family).named_parameters()]
-    by_roles = ways_by_roles(source, export(roles_of(family), names), 2)
+    by_roles = ways_by_roles(source, export(partition_of(family), names), 2)
     by_table = ways_to_cut(source, POLICY, 2)
     rules = Rules(source.model, source.tensors)
     assert set(by_roles) == set(by_table)
@@ -79,14 +79,16 @@ def test_codegens_table_knows_that_its_forward_expects_four_blocks(tmp_path: Pat
     assert table is not None
     with pytest.raises(CannotSplitError, match="blocks that the model's forward expects"):
         table.intervals("qkv", 2, 0)
-    assert roles_of("codegen").parameters["transformer.h.0.attn.qkv_proj.weight"].num_groups == 4
+    assert partition_of("codegen").parameters["transformer.h.0.attn.qkv_proj.weight"].num_groups == 4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_weight_of_a_tp_plan_is_derived_as_the_plan_says(family: str) -> None:
     model = model_of(family)
     plan = dict(model.tp_plan or {})
-    found = {pattern_of(n).removesuffix(".weight"): r.role for n, r in roles_of(family).parameters.items()}
+    found = {
+        pattern_of(n).removesuffix(".weight"): r.role for n, r in partition_of(family).parameters.items()
+    }
     weights = {pattern_of(n).removesuffix(".weight") for n, _ in model.named_parameters()}
     listed = {name: STYLES[style] for name, style in plan.items() if name in weights and style in STYLES}
     assert {name: found.get(name) for name in listed} == listed

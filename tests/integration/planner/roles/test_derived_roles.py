@@ -13,12 +13,12 @@ from planner.models.shipped import shipped_names, shipped_spec
 from planner.tensor_parallel.policy import injection_policy
 from planner.tracing.meta_model import build
 from planner.tracing.partition.derive import derive
-from planner.tracing.partition.of_spec import roles_of
-from planner.tracing.partition.schema import Roles
+from planner.tracing.partition.of_spec import partition_of
+from planner.tracing.partition.schema import PartitionSpec
 from planner.tracing.store import shipped_graph
 
 
-def roles_of_family(family: str) -> Roles:
+def roles_of_family(family: str) -> PartitionSpec:
     import transformers
 
     found = FAMILIES[family]
@@ -47,7 +47,7 @@ class Tiny(nn.Module):
         return Output(logits=self.norm(hidden + self.body(hidden)))
 
 
-def derived(body: Any) -> Roles:
+def derived(body: Any) -> PartitionSpec:
     with torch.device("meta"):
         return derive(Tiny(body()))
 
@@ -68,7 +68,7 @@ class Mlp(nn.Module):
         return out
 
 
-def roles_and_groups(roles: Roles) -> dict[str, tuple[str, int, int]]:
+def roles_and_groups(roles: PartitionSpec) -> dict[str, tuple[str, int, int]]:
     found = roles.parameters
     return {name.removeprefix("body."): (r.role, r.dim, r.num_groups) for name, r in found.items()}
 
@@ -223,7 +223,7 @@ def test_a_shipped_graph_says_what_is_derived_now() -> None:
     spec = shipped_spec("gpt-j-6b")
     graph = shipped_graph(spec)
     assert graph is not None
-    roles, _ = roles_of(spec)
+    roles, _ = partition_of(spec)
     stored = {n.name: n.tensor_parallel for n in graph.nodes if n.tensor_parallel is not None}
     derived_now = {n.rpartition(".")[0] for n, r in roles.parameters.items() if r.role != "elementwise"}
     assert set(stored) == derived_now

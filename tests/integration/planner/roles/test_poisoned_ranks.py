@@ -11,7 +11,7 @@ from fixtures.tiny import build
 from planner.tensor_parallel.roles_file import export
 from planner.tracing.meta_model import build as build_meta
 from planner.tracing.partition.derive import derive
-from planner.tracing.partition.schema import Roles
+from planner.tracing.partition.schema import PartitionSpec
 from reshard.roles import Roles as File
 
 from .lockstep import run
@@ -21,7 +21,7 @@ class Case(NamedTuple):
     """A tiny model, its derived roles, and what it computes alone."""
 
     model: Any
-    roles: Roles
+    roles: PartitionSpec
     file: File
     inputs: dict[str, Any]
     logits: torch.Tensor

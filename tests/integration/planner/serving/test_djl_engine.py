@@ -20,7 +20,7 @@ from fixtures.train import TRAINED
 from planner.hardware.load import load
 from planner.runtimes.folder import write_folder
 from planner.runtimes.zero_inference.emit import emit
-from planner.runtimes.zero_inference.model import LAW
+from planner.runtimes.zero_inference.model import RUNTIME_MODEL
 from planner.schema.workload import Workload
 from planner.serving.djl import properties_of, serve
 from planner.verify.tiers import one_tier_down
@@ -87,10 +87,12 @@ class Wire:
 def test_two_ranks_behind_the_engine(tmp_path: Path) -> None:
     profile = load("2xt4")
     way = next(
-        one for one in LAW.settings(profile) if one.num_ranks == NUM_RANKS and "disk" not in one.streams_from
+        one
+        for one in RUNTIME_MODEL.configurations(profile)
+        if one.num_ranks == NUM_RANKS and "disk" not in one.streams_from
     )
     workload = Workload(batch_size=1, prompt_tokens=12, new_tokens=8, dtype="float32")
-    plan, graph = plan_with(str(TRAINED), profile, LAW, way, workload)
+    plan, graph = plan_with(str(TRAINED), profile, RUNTIME_MODEL, way, workload)
     down = one_tier_down(plan)
     folder = tmp_path / "plan"
     write_folder(down, serve(emit(down, graph), plan, graph), folder)

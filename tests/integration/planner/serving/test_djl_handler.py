@@ -17,12 +17,12 @@ from planner.cost.runtime_model import Emitted
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
 from planner.runtimes.accelerate.emit import emit as emit_accelerate
-from planner.runtimes.accelerate.model import LAW as ACCELERATE
+from planner.runtimes.accelerate.model import RUNTIME_MODEL as ACCELERATE
 from planner.runtimes.deepspeed_tp.emit import emit as emit_tensor_parallel
-from planner.runtimes.deepspeed_tp.model import LAW as TENSOR_PARALLEL
+from planner.runtimes.deepspeed_tp.model import RUNTIME_MODEL as TENSOR_PARALLEL
 from planner.runtimes.folder import write_folder
 from planner.runtimes.zero_inference.emit import emit as emit_zero
-from planner.runtimes.zero_inference.model import LAW as ZERO
+from planner.runtimes.zero_inference.model import RUNTIME_MODEL as ZERO
 from planner.schema.plan import Plan
 from planner.schema.workload import Workload
 from planner.serving.djl import serve
@@ -94,7 +94,9 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tmp_path = tmp_path_factory.mktemp("one")
     workload = Workload(batch_size=2, prompt_tokens=12, new_tokens=NEW_TOKENS, dtype="float32")
     profile = load("t4")
-    plan, graph = plan_with(str(TRAINED), profile, ACCELERATE, ACCELERATE.settings(profile)[0], workload)
+    plan, graph = plan_with(
+        str(TRAINED), profile, ACCELERATE, ACCELERATE.configurations(profile)[0], workload
+    )
     return folder_of(tmp_path, plan, graph, emit_accelerate)
 
 
@@ -149,7 +151,9 @@ def test_a_bad_request_leaves_the_others_of_its_batch_alone(one_process: Path, t
 def test_ranks_of_mpirun_share_a_batch_and_answer_alike(tmp_path: Path) -> None:
     workload = Workload(batch_size=1, prompt_tokens=12, new_tokens=NEW_TOKENS, dtype="float32")
     profile = load("2xt4")
-    way = next(one for one in ZERO.settings(profile) if one.num_ranks == 2 and "disk" not in one.streams_from)
+    way = next(
+        one for one in ZERO.configurations(profile) if one.num_ranks == 2 and "disk" not in one.streams_from
+    )
     plan, graph = plan_with(str(TRAINED), profile, ZERO, way, workload)
     assert (plan.num_streams, plan.workload.batch_size) == (2, 2)
     folder = folder_of(tmp_path, plan, graph, emit_zero)
@@ -163,7 +167,7 @@ def test_ranks_that_hold_parts_of_the_model_answer_alike(tmp_path: Path) -> None
     workload = Workload(batch_size=2, prompt_tokens=12, new_tokens=NEW_TOKENS, dtype="float32")
     profile = load("2xt4")
     plan, graph = plan_with(
-        str(TRAINED), profile, TENSOR_PARALLEL, TENSOR_PARALLEL.settings(profile)[0], workload
+        str(TRAINED), profile, TENSOR_PARALLEL, TENSOR_PARALLEL.configurations(profile)[0], workload
     )
     assert (plan.num_ranks, plan.num_streams) == (2, 1)
     folder = folder_of(tmp_path, plan, graph, emit_tensor_parallel)

@@ -22,10 +22,10 @@ from fixtures.plans import plan_with
 from planner.cost.runtime_model import Emitted
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
-from planner.runtimes.accelerate.model import LAW as ACCELERATE
+from planner.runtimes.accelerate.model import RUNTIME_MODEL as ACCELERATE
 from planner.runtimes.folder import write_folder
 from planner.runtimes.zero_inference.emit import emit as emit_zero
-from planner.runtimes.zero_inference.model import LAW as ZERO
+from planner.runtimes.zero_inference.model import RUNTIME_MODEL as ZERO
 from planner.schema.plan import Plan
 from planner.schema.workload import Workload
 from planner.serving import djl, launch, mii, properties
@@ -51,14 +51,16 @@ public class Read {
 @pytest.fixture(scope="module")
 def resident() -> tuple[Plan, ModuleGraph]:
     """OPT-1.3B whole on one GPU."""
-    return plan_with("opt-1.3b", load("t4"), ACCELERATE, ACCELERATE.settings(load("t4"))[0], WORKLOAD)
+    return plan_with("opt-1.3b", load("t4"), ACCELERATE, ACCELERATE.configurations(load("t4"))[0], WORKLOAD)
 
 
 @pytest.fixture(scope="module")
 def streamed() -> tuple[Plan, ModuleGraph]:
     """OPT-30B through ZeRO-Inference on one GPU."""
     profile = load("g5.24xlarge")
-    way = next(one for one in ZERO.settings(profile) if one.num_ranks == 1 and one.streams_from == ("cpu",))
+    way = next(
+        one for one in ZERO.configurations(profile) if one.num_ranks == 1 and one.streams_from == ("cpu",)
+    )
     return plan_with("opt-30b", profile, ZERO, way, WORKLOAD)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from planner.accuracy.compare import KINDS
 from planner.accuracy.configurations import WAYS
-from planner.accuracy.published import Row, rows
+from planner.accuracy.published import PublishedRow, rows
 from planner.accuracy.setups import machine_file, setup_of, setups
 from planner.accuracy.summary import TABLES
 from planner.errors import BadFileError
@@ -27,7 +27,7 @@ def test_every_row_is_there() -> None:
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row.model}-{row.runtime}-{row.batch}-{row.metric}")
-def test_every_row_is_priced_or_says_why_not(row: Row) -> None:
+def test_every_row_is_priced_or_says_why_not(row: PublishedRow) -> None:
     setup = setup_of(row)
     assert row.metric in KINDS
     assert row.is_out_of_memory or float(row.value) >= 0
@@ -47,7 +47,7 @@ def test_every_setup_has_a_row() -> None:
 def test_a_row_of_no_setup_is_an_error() -> None:
     (row, *_) = rows()
     with pytest.raises(BadFileError, match="no setup covers the published row GPT-J-6B, none, fp16"):
-        setup_of(Row(**{**{f: getattr(row, f) for f in row.__struct_fields__}, "runtime": "none"}))
+        setup_of(PublishedRow(**{**{f: getattr(row, f) for f in row.__struct_fields__}, "runtime": "none"}))
 
 
 def test_the_tables_of_the_requirement_have_times() -> None:

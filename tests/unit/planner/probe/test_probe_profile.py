@@ -10,7 +10,7 @@ from planner.errors import ProfileError, RuntimeFailure
 from planner.hardware.files import quantities
 from planner.hardware.load import load
 from planner.probe.findings import Findings
-from planner.probe.fits import Line, Measurement
+from planner.probe.fits import LineFit, Measurement
 from planner.probe.profile import Probed, note, probed, to_toml
 from planner.schema.hardware import HardwareProfile
 from planner.schema.quantity import Source
@@ -223,7 +223,7 @@ def test_a_measurement_that_fails_is_a_sentence() -> None:
 
 def test_findings_merge_and_lines_are_recorded() -> None:
     first, second = Findings(missing=["a"]), Findings(missing=["b"], facts={"num_gpus": 1})
-    line = Line(latency_s=1e-5, bytes_per_s=5e10, error=0.02)
+    line = LineFit(latency_s=1e-5, bytes_per_s=5e10, error=0.02)
     second.record_line("host_to_device.pinned_bytes_per_s", line, {1: [1.0, 2.0], 2: [3.0]}, "copies")
     first.series, second.series = {"times": {"a": 1.0}}, {"times": {"b": 2.0}, "rates": {"c": 3.0}}
     first.merge(second)

@@ -16,13 +16,13 @@ from planner.cost.time import time
 from planner.errors import InvalidInputError
 from planner.graph.model import Model
 from planner.hardware.load import load
-from planner.report.figures import batch_picture, course_picture
+from planner.report.figures import batch_picture, timeline_picture
 from planner.report.page import check_path, write_report
 from planner.report.scatter import save_scatter
 from planner.report.timeline import BatchPoint, Span, batches, spans
 from planner.schema.request import Request
-from planner.search.best_placement import Candidate
-from planner.search.choose import choose
+from planner.search.best_placement import PricedPlacement
+from planner.search.choose import choose_plan
 
 MODEL = Model(
     name="layered <b>",
@@ -30,16 +30,18 @@ MODEL = Model(
     dtype="float16",
     graph=layered_graph(40, hidden=5120, vocabulary=50272),
 )
-PLAN, CANDIDATE = choose(MODEL, load("t4"), Request(batch_size=8, new_tokens=4, runtimes=("accelerate",)))
+PLAN, CANDIDATE = choose_plan(
+    MODEL, load("t4"), Request(batch_size=8, new_tokens=4, runtimes=("accelerate",))
+)
 
 
-def _candidate(machine: str, runtime: str) -> Candidate:
-    _, candidate = choose(MODEL, load(machine), Request(new_tokens=4, runtimes=(runtime,)))
-    return candidate
+def _candidate(machine: str, runtime: str) -> PricedPlacement:
+    _, priced = choose_plan(MODEL, load(machine), Request(new_tokens=4, runtimes=(runtime,)))
+    return priced
 
 
-def _end_s(candidate: Candidate) -> float:
-    return max(span.start_s + span.seconds for span in spans(candidate))
+def _end_s(priced: PricedPlacement) -> float:
+    return max(span.start_s + span.seconds for span in spans(priced))
 
 
 @pytest.mark.parametrize(
@@ -51,11 +53,11 @@ def _end_s(candidate: Candidate) -> float:
     ],
 )
 def test_the_course_of_a_step_lasts_as_long_as_the_step(machine: str, runtime: str, lanes: set[str]) -> None:
-    candidate = _candidate(machine, runtime)
-    found = spans(candidate)
+    priced = _candidate(machine, runtime)
+    found = spans(priced)
     assert {span.lane for span in found} == lanes
-    predicted = time(candidate.problem, candidate.assignment)["decode"]
-    assert _end_s(candidate) == pytest.approx(predicted.total)
+    predicted = time(priced.problem, priced.assignment)["decode"]
+    assert _end_s(priced) == pytest.approx(predicted.total)
     # One thing after another.
     ends = [span.start_s + span.seconds for span in found]
     assert all(span.start_s >= end - 1e-12 for span, end in zip(found[1:], ends, strict=False))
@@ -65,18 +67,18 @@ def test_the_sums_of_tensor_parallel_ranks_are_drawn_in_every_block() -> None:
     model = Model(
         name="llama-2-13b", auto_class="causal-lm", dtype="float16", graph=graph_of_model("llama-2-13b")
     )
-    _, candidate = choose(model, load("4xt4"), Request(runtimes=("deepspeed-tp",)))
-    predicted = time(candidate.problem, candidate.assignment)["decode"]
-    sums = [span for span in spans(candidate) if span.lane == "exchange"]
+    _, priced = choose_plan(model, load("4xt4"), Request(runtimes=("deepspeed-tp",)))
+    predicted = time(priced.problem, priced.assignment)["decode"]
+    sums = [span for span in spans(priced) if span.lane == "exchange"]
     assert len(sums) == 40
     assert sum(span.seconds for span in sums) == pytest.approx(predicted.communication)
-    assert _end_s(candidate) == pytest.approx(predicted.total)
+    assert _end_s(priced) == pytest.approx(predicted.total)
 
 
 def test_with_overlap_copies_run_ahead_of_the_work_and_never_beside_the_host() -> None:
-    candidate = _candidate("t4", "zero-inference")
-    assert candidate.problem.settings.overlaps
-    found = spans(candidate)
+    priced = _candidate("t4", "zero-inference")
+    assert priced.problem.execution.overlaps
+    found = spans(priced)
     copied = {s.unit: s.start_s + s.seconds for s in found if s.lane == "copy"}
     computed = {s.unit: s.start_s for s in found if s.lane == "compute"}
     assert any(unit in computed for unit in copied)
@@ -87,9 +89,9 @@ def test_with_overlap_copies_run_ahead_of_the_work_and_never_beside_the_host() -
         others = {"copy": ["host"], "host": ["copy", "compute"], "compute": ["host"]}[span.lane]
         assert all(span.start_s >= ends.get(lane, 0.0) - 1e-12 for lane in others), span
         ends[span.lane] = span.start_s + span.seconds
-    parts = time(candidate.problem, candidate.assignment)["decode"]
+    parts = time(priced.problem, priced.assignment)["decode"]
     # What is copied first and computed last has nothing beside it.
-    assert parts.total <= _end_s(candidate) <= 1.03 * parts.total
+    assert parts.total <= _end_s(priced) <= 1.03 * parts.total
     drawn_s = sum(span.seconds for span in found if span.lane == "copy")
     assert drawn_s == pytest.approx(parts.weight_movement + parts.compute + parts.kv_movement)
 
@@ -120,7 +122,7 @@ def test_every_axis_of_the_batches_can_be_read(chosen: int, growth: float) -> No
 def test_long_steps_are_in_seconds_and_empty_lanes_are_left_out() -> None:
     for seconds, unit in ((80.0, "seconds"), (0.08, "milliseconds"), (8e-5, "microseconds")):
         figure = Figure()
-        course_picture([Span(lane="compute", unit="h.0", start_s=0.0, seconds=seconds)], "a step").draw(
+        timeline_picture([Span(lane="compute", unit="h.0", start_s=0.0, seconds=seconds)], "a step").draw(
             figure
         )
         (axes,) = figure.axes
@@ -185,9 +187,9 @@ def test_a_report_replaces_another_and_leaves_no_other_file(tmp_path: Path) -> N
 
 
 def test_a_priced_machine_says_of_when_its_price_is(tmp_path: Path) -> None:
-    plan, candidate = choose(MODEL, load("g5.xlarge"), Request(new_tokens=2, runtimes=("accelerate",)))
+    plan, priced = choose_plan(MODEL, load("g5.xlarge"), Request(new_tokens=2, runtimes=("accelerate",)))
     path = tmp_path / "report.html"
-    write_report(plan, candidate, path)
+    write_report(plan, priced, path)
     assert "$1.01 an hour (us-east-1, Linux, on demand, 2026-08-17)" in path.read_text()
 
 

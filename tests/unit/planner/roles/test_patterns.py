@@ -5,15 +5,15 @@ import pytest
 
 from planner.tensor_parallel.patterns import folded, pattern_of
 from planner.tensor_parallel.roles_file import coarse, export
-from planner.tracing.partition.schema import ParameterRole, Roles
+from planner.tracing.partition.schema import ParameterPartition, PartitionSpec
 
 NAMES = [f"h.{layer}.{name}" for layer in range(3) for name in ("up.weight", "down.weight", "down.bias")]
 
 
-def role(name: str, dim: int, groups: list[int], **changes: object) -> ParameterRole:
+def role(name: str, dim: int, groups: list[int], **changes: object) -> ParameterPartition:
     family = np.asarray(groups)
     size = int(family.max()) + 1
-    return ParameterRole(
+    return ParameterPartition(
         role="row" if dim else "column",
         dim=dim,
         families=(family,),
@@ -59,7 +59,9 @@ def test_the_file_has_intervals_of_every_group() -> None:
     up, down = role("h.0.down.weight", 0, [0, 0, 1, 1, -1]), role("h.0.down.weight", 1, [0, 1, 1, 0])
     parameters = {f"h.{i}.{n}.weight": r for i in range(3) for n, r in (("up", up), ("down", down))}
     biases = frozenset(name for name in NAMES if name.endswith("bias"))
-    file = export(Roles(model_type="x", parameters=parameters, biases=biases), NAMES, config_sha256="0")
+    file = export(
+        PartitionSpec(model_type="x", parameters=parameters, biases=biases), NAMES, config_sha256="0"
+    )
     assert file.weights["h.*.up.weight"].groups == (((0, 2),), ((2, 4),))
     assert file.weights["h.*.down.weight"].groups == (((0, 1), (3, 4)), ((1, 3),))
     assert file.weights["h.*.down.weight"].dim == 1
@@ -68,7 +70,7 @@ def test_the_file_has_intervals_of_every_group() -> None:
 
 
 def test_families_of_several_sizes_are_put_together_group_by_group() -> None:
-    both = ParameterRole(
+    both = ParameterPartition(
         role="row",
         dim=1,
         families=(np.array([0, 1, -1, -1, -1, -1]), np.array([-1, -1, 0, 1, 2, 3])),
@@ -77,5 +79,5 @@ def test_families_of_several_sizes_are_put_together_group_by_group() -> None:
         sharded=1.0,
         meets="o",
     )
-    file = export(Roles(model_type="x", parameters={"o": both}), ["o"])
+    file = export(PartitionSpec(model_type="x", parameters={"o": both}), ["o"])
     assert file.weights["o"].groups == (((0, 1), (2, 4)), ((1, 2), (4, 6)))

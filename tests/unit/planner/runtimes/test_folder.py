@@ -9,7 +9,7 @@ from fixtures.plans import plan_with
 from planner.cost.runtime_model import Emitted
 from planner.errors import InvalidInputError
 from planner.hardware.load import load
-from planner.runtimes.cpu.model import LAW
+from planner.runtimes.cpu.model import RUNTIME_MODEL
 from planner.runtimes.folder import write_folder
 from planner.schema.plan import Plan, read
 from planner.schema.workload import Workload
@@ -19,7 +19,9 @@ from planner.schema.workload import Workload
 def plan() -> Plan:
     profile = load("t4")
     workload = Workload(batch_size=1, prompt_tokens=8, new_tokens=4, dtype="float32")
-    return plan_with("opt-125m", profile, LAW, LAW.settings(profile)[0], workload)[0]
+    return plan_with("opt-125m", profile, RUNTIME_MODEL, RUNTIME_MODEL.configurations(profile)[0], workload)[
+        0
+    ]
 
 
 def emitted(*names: str) -> Emitted:

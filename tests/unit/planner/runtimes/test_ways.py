@@ -3,18 +3,18 @@
 import pytest
 
 from planner.hardware.load import load
-from planner.runtimes.registry import LAWS
+from planner.runtimes.registry import RUNTIME_MODELS
 
 
 @pytest.mark.parametrize("machine", ["t4", "p3.2xlarge", "8xa100-80g", "cpu-16c-64g"])
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", RUNTIME_MODELS)
 def test_places_that_a_way_streams_from(name: str, machine: str) -> None:
-    law, profile = LAWS[name], load(machine)
-    for way in law.settings(profile):
+    runtime_model, profile = RUNTIME_MODELS[name], load(machine)
+    for way in runtime_model.configurations(profile):
         assert way.main not in way.streams_from
         assert set(way.streams_from) <= {"cpu", "disk", "peers"}
         assert "disk" not in way.streams_from or profile.disk is not None
-        if law.stores_all:
+        if runtime_model.stores_all:
             assert len(way.streams_from) == 1
         else:
             # Beside each other the nearer place comes first.

@@ -11,7 +11,7 @@ from planner.cost.placement_units import chain_of
 from planner.cost.problem import Problem
 from planner.graph.network import placement_units
 from planner.hardware.load import load
-from planner.runtimes.zero_inference.model import ZeroInferenceLaw
+from planner.runtimes.zero_inference.model import ZeroInferenceRuntime
 from planner.runtimes.zero_inference.prefetch_excess import Excess, excesses
 from planner.runtimes.zero_inference.sizes import sizes_for
 from planner.schema.workload import Workload
@@ -71,18 +71,20 @@ def test_within_generous_limits_nothing_exceeds() -> None:
 
 def problem() -> Problem:
     """Priced for one GPU that streams from host memory."""
-    profile, law = load("a100-80g"), ZeroInferenceLaw()
+    profile, runtime_model = load("a100-80g"), ZeroInferenceRuntime()
     graph = layered_graph(LAYERS, hidden=HIDDEN, vocabulary=VOCABULARY)
     chain = chain_of(graph, placement_units(graph))
-    return price(graph, chain, profile, WORKLOAD, law.settings(profile)[0], law)
+    return price(graph, chain, profile, WORKLOAD, runtime_model.configurations(profile)[0], runtime_model)
 
 
 def needed(found: Problem, *, resident: frozenset[str]) -> int:
     """Activations and staged weights in prefill when all but some units are streamed."""
-    lives = tuple(
+    stored_on = tuple(
         tuple("gpu:0" if unit.unit.name in resident else "cpu" for _ in unit.leaves) for unit in found.units
     )
-    prefill = memory(found, Assignment(executes=("gpu:0",) * len(lives), lives=lives))["gpu:0"]["prefill"]
+    prefill = memory(found, Assignment(runs_on=("gpu:0",) * len(stored_on), stored_on=stored_on))["gpu:0"][
+        "prefill"
+    ]
     return prefill.activations + prefill.staging
 
 

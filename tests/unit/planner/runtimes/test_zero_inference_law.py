@@ -9,13 +9,13 @@ from planner.cost.build_problem import price
 from planner.cost.memory import memory
 from planner.cost.placement_units import chain_of
 from planner.cost.problem import Problem
-from planner.cost.runtime_model import Settings
+from planner.cost.runtime_model import ExecutionConfig
 from planner.cost.time import time
 from planner.graph.model import Model
 from planner.graph.network import placement_units
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
-from planner.runtimes.zero_inference.model import LAW
+from planner.runtimes.zero_inference.model import RUNTIME_MODEL
 from planner.runtimes.zero_inference.parameters import marked, parameters
 from planner.runtimes.zero_inference.sizes import sizes_for
 from planner.schema.hardware import HardwareProfile
@@ -29,58 +29,61 @@ MATRIX = 4 * HIDDEN**2
 TABLE = VOCABULARY * HIDDEN
 
 
-def way(profile: HardwareProfile, store: str, num_ranks: int, bits: int | None = None) -> Settings:
+def way(profile: HardwareProfile, store: str, num_ranks: int, bits: int | None = None) -> ExecutionConfig:
     """The law's own settings of that kind."""
     (found,) = [
         one
-        for one in LAW.settings(profile)
+        for one in RUNTIME_MODEL.configurations(profile)
         if (one.streams_from, one.num_ranks) == ((store,), num_ranks)
         and (one.weight_bits, one.kv_cache) == (bits, "device")
     ]
     return found
 
 
-def problem(profile: HardwareProfile, settings: Settings, *, layers: int = LAYERS) -> Problem:
+def problem(profile: HardwareProfile, settings: ExecutionConfig, *, layers: int = LAYERS) -> Problem:
     graph = layered_graph(layers, hidden=HIDDEN, vocabulary=VOCABULARY)
     workload = Workload(batch_size=1, prompt_tokens=8, new_tokens=4, dtype="float16")
-    return price(graph, chain_of(graph, placement_units(graph)), profile, workload, settings, LAW)
+    return price(graph, chain_of(graph, placement_units(graph)), profile, workload, settings, RUNTIME_MODEL)
 
 
 def streamed(found: Problem) -> Assignment:
     """Everything in the store."""
     (store,) = found.settings.streams_from
     return Assignment(
-        executes=("gpu:0",) * len(found.units),
-        lives=tuple((store,) * len(unit.leaves) for unit in found.units),
+        runs_on=("gpu:0",) * len(found.units),
+        stored_on=tuple((store,) * len(unit.leaves) for unit in found.units),
     )
 
 
 def test_no_gpu_no_zero_inference() -> None:
     profile = load("cpu-16c-64g")
-    assert LAW.settings(profile) == ()
-    assert "no GPU" in LAW.absent(profile)
+    assert RUNTIME_MODEL.configurations(profile) == ()
+    assert "no GPU" in RUNTIME_MODEL.absent(profile)
 
 
 def test_ways_on_one_gpu_and_on_all() -> None:
     one, eight = load("a100-80g"), load("8xa100-80g")
-    assert {(s.streams_from, s.num_ranks) for s in LAW.settings(one)} == {(("cpu",), 1), (("disk",), 1)}
-    both = {(*s.streams_from, s.num_ranks) for s in LAW.settings(eight)}
+    assert {(s.streams_from, s.num_ranks) for s in RUNTIME_MODEL.configurations(one)} == {
+        (("cpu",), 1),
+        (("disk",), 1),
+    }
+    both = {(*s.streams_from, s.num_ranks) for s in RUNTIME_MODEL.configurations(eight)}
     assert {("cpu", 1), ("cpu", 8), ("disk", 8), ("peers", 8)} <= both
     assert ("peers", 1) not in both
     without = msgspec.structs.replace(one, disk=None)
-    assert {s.streams_from for s in LAW.settings(without)} == {("cpu",)}
-    assert all(s.num_streams == s.num_ranks for s in LAW.settings(eight))
+    assert {s.streams_from for s in RUNTIME_MODEL.configurations(without)} == {("cpu",)}
+    assert all(s.num_streams == s.num_ranks for s in RUNTIME_MODEL.configurations(eight))
 
 
 def test_one_rank_copies_all_of_it_over_its_link() -> None:
     profile = load("a100-80g")
     link = profile.host_to_device
     assert link is not None
-    moved = LAW.movement(
+    moved = RUNTIME_MODEL.movement(
         num_bytes=10**9,
         num_tensors=2,
-        lives="cpu",
-        executes="gpu:0",
+        stored_on="cpu",
+        runs_on="gpu:0",
         settings=way(profile, "cpu", 1),
         profile=profile,
     )
@@ -95,11 +98,11 @@ def test_eight_ranks_copy_an_eighth_each_and_gather_the_rest() -> None:
     assert link is not None
     assert peer is not None
     assert gpu is not None
-    moved = LAW.movement(
+    moved = RUNTIME_MODEL.movement(
         num_bytes=8 * 10**9,
         num_tensors=1,
-        lives="cpu",
-        executes="gpu:0",
+        stored_on="cpu",
+        runs_on="gpu:0",
         settings=way(profile, "cpu", 8),
         profile=profile,
     )
@@ -109,11 +112,11 @@ def test_eight_ranks_copy_an_eighth_each_and_gather_the_rest() -> None:
     # Each part of what was gathered together is copied into its place: read and written.
     parted = 2 * 8e9 / (gpu.memory_bandwidth_bytes_per_s.value * gpu.bandwidth_efficiency.value)
     assert moved.copy_s == pytest.approx(copy + gathered + parted)
-    on_gpus = LAW.movement(
+    on_gpus = RUNTIME_MODEL.movement(
         num_bytes=8 * 10**9,
         num_tensors=1,
-        lives="peers",
-        executes="gpu:0",
+        stored_on="peers",
+        runs_on="gpu:0",
         settings=way(profile, "peers", 8),
         profile=profile,
     )
@@ -124,11 +127,11 @@ def test_nvme_is_read_while_the_part_before_is_copied() -> None:
     profile = load("a100-80g")
     disk = profile.disk
     assert disk is not None
-    moved = LAW.movement(
+    moved = RUNTIME_MODEL.movement(
         num_bytes=10**9,
         num_tensors=1,
-        lives="disk",
-        executes="gpu:0",
+        stored_on="disk",
+        runs_on="gpu:0",
         settings=way(profile, "disk", 1),
         profile=profile,
     )
@@ -138,11 +141,11 @@ def test_nvme_is_read_while_the_part_before_is_copied() -> None:
 def test_quantized_weights_move_fewer_bytes() -> None:
     profile = load("a100-80g")
     times = [
-        LAW.movement(
+        RUNTIME_MODEL.movement(
             num_bytes=10**9,
             num_tensors=0,
-            lives="cpu",
-            executes="gpu:0",
+            stored_on="cpu",
+            runs_on="gpu:0",
             settings=way(profile, "cpu", 1, bits),
             profile=profile,
         ).copy_s
@@ -158,8 +161,8 @@ def test_the_store_holds_everything_whatever_is_resident() -> None:
     stored = 2 * (2 * TABLE + LAYERS * 3 * MATRIX)
     assert found.buffers.host == stored
     everything = Assignment(
-        executes=("gpu:0",) * len(found.units),
-        lives=tuple(("gpu:0",) * len(unit.leaves) for unit in found.units),
+        runs_on=("gpu:0",) * len(found.units),
+        stored_on=tuple(("gpu:0",) * len(unit.leaves) for unit in found.units),
     )
     for assignment in (streamed(found), everything):
         host = memory(found, assignment)["cpu"]["decode"]
@@ -206,13 +209,13 @@ def test_hooks_are_always_there() -> None:
     profile = load("a100-80g")
     found = problem(profile, way(profile, "cpu", 1))
     resident = Assignment(
-        executes=("gpu:0",) * len(found.units),
-        lives=tuple(("gpu:0",) * len(unit.leaves) for unit in found.units),
+        runs_on=("gpu:0",) * len(found.units),
+        stored_on=tuple(("gpu:0",) * len(unit.leaves) for unit in found.units),
     )
     num_modules = sum(len(unit.unit.nodes) for unit in found.units)
     spent = time(found, resident)["decode"]
     # Kernels of this size end before the host has issued them.
-    assert spent.host_overhead >= 0.99 * num_modules * LAW.hook(profile).value
+    assert spent.host_overhead >= 0.99 * num_modules * RUNTIME_MODEL.hook(profile).value
 
 
 def test_thresholds_keep_what_deepspeed_would_keep() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from planner.cost.runtime_model import Settings
+from planner.cost.runtime_model import ExecutionConfig
 from planner.hardware.load import load
 from planner.models.resolve import resolve
 from planner.schema.hardware import Fabric
@@ -10,8 +10,8 @@ from planner.schema.quantity import Quantity, Source
 from planner.schema.workload import Workload
 from planner.tensor_parallel.all_reduce import all_gather_s, all_reduce_s, communicator_bytes
 from planner.tensor_parallel.communication import communication_s
-from planner.tensor_parallel.rules import DEEPSPEED_TP, KERNEL_INJECTION, TRANSFORMERS_TP, Rules
-from planner.tensor_parallel.runtime_model import TensorParallelLaw
+from planner.tensor_parallel.rules import DEEPSPEED_TP, KERNEL_INJECTION, TRANSFORMERS_TP, CutRules
+from planner.tensor_parallel.runtime_model import TensorParallelRuntime
 from planner.tensor_parallel.shard import sharded
 from planner.tracing.store import graph_for
 
@@ -55,7 +55,7 @@ def test_one_rank_sends_nothing() -> None:
 
 
 @pytest.mark.parametrize("rules", [DEEPSPEED_TP, TRANSFORMERS_TP, KERNEL_INJECTION])
-def test_two_sums_a_layer_and_the_vocabularys(rules: Rules) -> None:
+def test_two_sums_a_layer_and_the_vocabularys(rules: CutRules) -> None:
     graph = graph_for(resolve("llama-2-7b"))
     workload = Workload(batch_size=4, prompt_tokens=16, new_tokens=8, dtype="float16")
     found = communication_s(sharded(graph, 8, rules), workload, rules, 8, NVLINK)
@@ -79,31 +79,31 @@ def test_experts_are_summed_once_a_layer() -> None:
     assert found["decode"] == pytest.approx(65 * hidden + all_gather_s(2 * 32000 * 2, 4, NVLINK))
 
 
-class _Law(TensorParallelLaw):
+class _Law(TensorParallelRuntime):
     name = "deepspeed-tp"
     rules = DEEPSPEED_TP
 
 
 def test_degrees_worth_pricing_are_powers_of_two_and_all() -> None:
-    assert [s.num_ranks for s in _Law().settings(load("g5.12xlarge"))] == [2, 4]
-    assert [s.num_ranks for s in _Law().settings(load("6xt4"))] == [2, 4, 6]
-    assert _Law().settings(load("t4")) == ()
+    assert [s.num_ranks for s in _Law().configurations(load("g5.12xlarge"))] == [2, 4]
+    assert [s.num_ranks for s in _Law().configurations(load("6xt4"))] == [2, 4, 6]
+    assert _Law().configurations(load("t4")) == ()
     assert _Law().absent(load("t4")) == "it needs at least 2 GPUs, and t4 has 1"
-    assert {s.num_streams for s in _Law().settings(load("8xt4"))} == {1}
+    assert {s.num_streams for s in _Law().configurations(load("8xt4"))} == {1}
 
 
 def test_presharded_ranks_share_the_disk_and_whole_checkpoints_are_read_by_each() -> None:
     # p4de: 16 GB/s of disk, 10 GB/s from pageable memory to each GPU.
-    profile, law = load("p4de.24xlarge"), _Law()
-    settings = Settings(runtime="deepspeed-tp", label="", main="gpu:0", num_ranks=8)
+    profile, runtime_model = load("p4de.24xlarge"), _Law()
+    settings = ExecutionConfig(runtime="deepspeed-tp", label="", main="gpu:0", num_ranks=8)
     link = profile.host_to_device
     assert link is not None
     copied = 1e9 / link.pageable_bytes_per_s.value + link.latency_s.value
-    shards = law.load_s(
+    shards = runtime_model.load_s(
         read_bytes=1_000_000_000, device_bytes=1_000_000_000, settings=settings, profile=profile
     )
     assert shards == pytest.approx(8e9 / 16e9 + copied)
-    whole = law.whole_load_s(
+    whole = runtime_model.whole_load_s(
         model_bytes=8_000_000_000, device_bytes=1_000_000_000, settings=settings, profile=profile
     )
     assert whole == pytest.approx(64e9 / 16e9 + copied)
@@ -112,7 +112,7 @@ def test_presharded_ranks_share_the_disk_and_whole_checkpoints_are_read_by_each(
 def test_why_not_names_the_degrees_that_work() -> None:
     graph = graph_for(resolve("gpt2-xl"))
     workload = Workload(batch_size=1, prompt_tokens=8, new_tokens=8, dtype="float16")
-    settings = Settings(runtime="deepspeed-tp", label="", main="gpu:0", num_ranks=2)
+    settings = ExecutionConfig(runtime="deepspeed-tp", label="", main="gpu:0", num_ranks=2)
     reason = _Law().why_not(graph, load("2xt4"), workload, settings)
     assert reason is not None
     assert reason.startswith("the 25 groups of heads or features of transformer.h.0.attn.c_attn")

@@ -9,11 +9,11 @@ from planner.graph.schema import (
     ItemsizeCost,
     KvCost,
     ModuleGraph,
+    ModuleRole,
     Node,
     PhaseCost,
     Poly,
     Tensor,
-    TensorParallel,
 )
 from planner.models.resolve import resolve
 from planner.tensor_parallel.fused import fused
@@ -38,7 +38,7 @@ def _cost(
     return {"2": cost}
 
 
-def _linear(name: str, rows: int, columns: int, order: int, role: TensorParallel | None, peak: float) -> Node:
+def _linear(name: str, rows: int, columns: int, order: int, role: ModuleRole | None, peak: float) -> Node:
     return Node(
         name=name,
         class_name="Linear",
@@ -67,8 +67,8 @@ def _plain(name: str, order: int, **cost: float) -> Node:
 
 def _graph() -> ModuleGraph:
     """One block, an embedding and a head tied to it; queries, keys and values come from one Linear."""
-    column, row = (TensorParallel(role=role, num_groups=HEADS) for role in ("column", "row"))
-    inner_column, inner_row = (TensorParallel(role=role, num_groups=INNER) for role in ("column", "row"))
+    column, row = (ModuleRole(role=role, num_groups=HEADS) for role in ("column", "row"))
+    inner_column, inner_row = (ModuleRole(role=role, num_groups=INNER) for role in ("column", "row"))
     attention = msgspec.structs.replace(
         _plain("layers.0.attention", 2, flops=8.0 * HIDDEN, moved=10.0 * HIDDEN, peak=10.0 * HIDDEN),
         kv=KvCost(per_token=4.0 * HIDDEN),
@@ -146,7 +146,7 @@ def test_a_transposed_weight_is_cut_along_its_other_dimension() -> None:
 def test_what_is_cut_in_part_keeps_the_rest() -> None:
     # Multi-query: 64 rows of queries are cut, 2 · 8 of keys and values are not. 64/80 of the weight.
     graph = _graph()
-    partly = TensorParallel(role="column", num_groups=HEADS, sharded=0.8)
+    partly = ModuleRole(role="column", num_groups=HEADS, sharded=0.8)
     nodes = tuple(
         msgspec.structs.replace(n, tensors=(Tensor(name="weight", shape=(80, 64)),), tensor_parallel=partly)
         if n.name.endswith("qkv")

@@ -7,7 +7,7 @@ from fixtures.plans import plan_with
 from planner.errors import UnknownNameError
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
-from planner.runtimes.registry import LAWS
+from planner.runtimes.registry import RUNTIME_MODELS
 from planner.schema.plan import Plan
 from planner.schema.workload import Workload
 from planner.verify.tiers import one_tier_down
@@ -18,10 +18,10 @@ WORKLOAD = Workload(batch_size=1, prompt_tokens=16, new_tokens=4, dtype="float16
 
 def partly_streamed(runtime: str) -> Plan:
     """OPT-1.3B on a GPU that holds part of it, the rest in host memory."""
-    law = LAWS[runtime]
-    way = next(one for one in law.settings(MACHINE) if "cpu" in one.streams_from)
-    plan, _ = plan_with("opt-1.3b", MACHINE, law, way, WORKLOAD)
-    assert {one.lives for one in plan.placements} == {"gpu:0", "cpu"}
+    runtime_model = RUNTIME_MODELS[runtime]
+    way = next(one for one in runtime_model.configurations(MACHINE) if "cpu" in one.streams_from)
+    plan, _ = plan_with("opt-1.3b", MACHINE, runtime_model, way, WORKLOAD)
+    assert {one.stored_on for one in plan.placements} == {"gpu:0", "cpu"}
     return plan
 
 
@@ -30,8 +30,8 @@ def test_where_weights_are_in_one_place_each_streamed_ones_go_to_disk() -> None:
     down = one_tier_down(plan)
     assert (down.main_device, down.host_copies) == ("cpu", "pageable")
     for before, after in zip(plan.placements, down.placements, strict=True):
-        assert after.executes == "cpu"
-        assert after.lives == ("cpu" if before.lives == before.executes else "disk")
+        assert after.runs_on == "cpu"
+        assert after.stored_on == ("cpu" if before.stored_on == before.runs_on else "disk")
 
 
 def test_a_store_of_everything_stays_where_it_is() -> None:
