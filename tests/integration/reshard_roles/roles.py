@@ -6,6 +6,7 @@ from typing import NamedTuple
 from planner.models.resolve import resolve
 from planner.tensor_parallel.roles_file import export
 from planner.tracing.partition.of_spec import partition_of
+from reshard.roles import Roles
 
 
 class Derived(NamedTuple):
