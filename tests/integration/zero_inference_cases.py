@@ -90,10 +90,11 @@ def plan_for(
     graph = graph_for(spec)
     profile = load(hardware)
     settings = LAW._way(num_ranks, store, kv_cache="device", weight_bits=weight_bits)
+    held = LAW.rank_graph(graph, settings)
     each = -(-batch_size // num_ranks)
     workload = Workload(batch_size=each, prompt_tokens=12, new_tokens=8, dtype=dtype)
-    chain = chain_of(graph, placement_units(graph))
-    problem = price(graph, chain, profile, workload, settings, LAW, num_sequences=batch_size)
+    chain = chain_of(held, placement_units(held))
+    problem = price(held, chain, profile, workload, settings, LAW, num_sequences=batch_size)
     candidate = Candidate(
         problem=problem, assignment=_assignment(problem, store, kept), total_s=1.0, shortage_bytes={}
     )
