@@ -54,6 +54,11 @@ class _GroupSize(click.ParamType):  # type: ignore[type-arg]  # generic only in 
 @click.option("--format", "format_name", type=click.Choice(FORMATS), help="What to write.")
 @click.option("--bits", type=click.Choice(["8", "4"]), default="8", show_default=True)
 @click.option("--group-size", type=_GroupSize(), help="Weights per scale along the input, or `row`.")
+@click.option(
+    "--group-dim",
+    type=click.Choice(["0", "1"]),
+    help="zero-inference: groups run along the output (0) or the input (1).",
+)
 @click.option("--groups", type=click.IntRange(1), help="moq: groups per tensor.  [default: 64]")
 @click.option("--mlp-extra-grouping", is_flag=True, help="moq: twice the groups in MLPs of 4 × hidden.")
 @click.option(
@@ -166,7 +171,7 @@ def _quantize(
 
 
 def _write_ds_config(source: "Source", scheme: "Scheme", options: dict[str, Any]) -> None:
-    from quantize.formats.zero_inference import notes, write_ds_config
+    from quantize.formats.zero_inference import fitting_scheme, notes, write_ds_config
     from quantize.scheme import ZeroInference
     from quantize.select import decide
 
@@ -175,6 +180,8 @@ def _write_ds_config(source: "Source", scheme: "Scheme", options: dict[str, Any]
     if options["output"] is None:
         raise click.UsageError("Say where the DeepSpeed configuration goes: --output ds_config.json")
     decisions = decide(source, options["include"], options["exclude"])
+    if options["group_size"] is None:
+        scheme = fitting_scheme(source, decisions, scheme.bits, dim=scheme.dim)
     write_ds_config(options["output"], source, decisions, scheme, overwrite=options["overwrite"])
     count = sum(d.is_quantized for d in decisions.values())
     if options["as_json"]:

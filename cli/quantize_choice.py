@@ -26,6 +26,7 @@ def choose_format(options: Options) -> str:
 
 def choose_scheme(options: Options) -> "Scheme":
     """The scheme asked for; a usage error where settings do not belong to it."""
+    from quantize.deepspeed_selection import GROUP_DIM
     from quantize.scheme import SCHEMES as KINDS
 
     implied = {"zero-inference": "zero-inference", "deepspeed": "rows"}.get(options["format_name"] or "")
@@ -45,6 +46,12 @@ def choose_scheme(options: Options) -> "Scheme":
     elif options["activations"] and name in ("symmetric", "symmetric-search"):
         # Activations are multiplied with whole rows.
         settings["group_size"] = None
+    if name == "zero-inference" and options["format_name"] == "zero-inference":
+        settings["dim"] = GROUP_DIM
+    if options["group_dim"] is not None:
+        if name != "zero-inference":
+            raise click.UsageError("--group-dim belongs to --scheme zero-inference.")
+        settings["dim"] = int(options["group_dim"])
     return KINDS[name](**settings)
 
 

@@ -24,12 +24,6 @@ _REASONS: Final[dict[Role, str]] = {
     "head_bias": "no weight of a Linear",
     "replicated": "neither attention nor MLP: a router, or a buffer",
 }
-#: By model type: the last segment of modules whose dtype the running model asks for (transformers 5.23).
-FLOAT32: Final[dict[str, str]] = {"t5": "wo"}
-#: Model types whose Linears are of a class of their own, which runtimes do not replace (transformers 5.23).
-OWN_LINEARS: Final = ("falcon",)
-#: Model types whose initialisation looks at weights of Linears, compressed or not (transformers 5.23).
-LOOKS_AT_WEIGHTS: Final = ("bert", "falcon", "gpt_bigcode", "t5")
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):

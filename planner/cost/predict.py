@@ -35,7 +35,7 @@ def predict(problem: Problem, assignment: Assignment) -> Prediction:
 
 def _load_s(problem: Problem, assignment: Assignment) -> float:
     """Reading what must be read once, and copying to the GPUs what lives there."""
-    read = sum(
+    read = problem.buffers.unpacked + sum(
         leaf.stored_bytes
         for _, leaf, stored_on in leaves(problem, assignment)
         if stored_on != DISK or problem.runtime_model.stores_all

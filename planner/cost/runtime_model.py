@@ -77,12 +77,14 @@ class Buffers:
         host: in host memory then, all ranks together.
         disk: on disk then.
         workspace: on each GPU in use, always.
+        unpacked: what the checkpoint has beyond the weights as they are kept, read once while loading.
     """
 
     device: int = 0
     host: int = 0
     disk: int = 0
     workspace: int = 0
+    unpacked: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,11 +16,15 @@ from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph
 from planner.runtimes.zero_inference.model import ZeroInferenceRuntime, way
 from planner.runtimes.zero_inference.parameters import marked, parameters
+from planner.runtimes.zero_inference.quantization import weights_of, with_schemes
 from planner.runtimes.zero_inference.sizes import Sizes, sizes_for
-from planner.runtimes.zero_inference.validate import zero_block
+from planner.runtimes.zero_inference.validate import Finding, zero_block
 from planner.schema.hardware import HardwareProfile
-from planner.schema.workload import Workload
+from planner.schema.workload import DTYPE_BYTES, Workload
 from planner.search.best_placement import PricedPlacement, price_assignment
+from quantize.deepspeed_block import initialized, matched
+from quantize.scheme import ZeroInference
+from reshard.errors import CheckpointError, UnsupportedTargetError
 
 #: DeepSpeed's word for a store → the planner's.
 _STORES: Final = {"cpu": "cpu", "nvme": "disk", "none": "peers"}
@@ -51,16 +55,87 @@ def candidate_of(
     """
     zero = zero_block(config)
     execution = _settings(zero, profile)
-    found = parameters(model.graph)
-    sizes = _sizes(zero, model.graph, execution)
+    graph = _held(model.graph, config)
+    sizes = _sizes(zero, graph, execution)
     runtime_model = ZeroInferenceRuntime(sizes)
     share = workload.with_batch(-(-workload.batch_size // execution.num_streams))
-    chain = chain_of(model.graph, placement_units(model.graph))
-    problem = price(
-        model.graph, chain, profile, share, execution, runtime_model, num_sequences=workload.batch_size
-    )
-    kept = marked(found, each=zero.param_persistence_threshold, together=zero.model_persistence_threshold)
+    chain = chain_of(graph, placement_units(graph))
+    problem = price(graph, chain, profile, share, execution, runtime_model, num_sequences=workload.batch_size)
+    owned = parameters(graph)
+    kept = marked(owned, each=zero.param_persistence_threshold, together=zero.model_persistence_threshold)
     return price_assignment(problem, _assignment(problem, kept))
+
+
+def quantization_findings(graph: ModuleGraph, config: dict[str, Any]) -> list[Finding]:
+    """What DeepSpeed would stop at, or do in silence, in a `weight_quantization` block for this model."""
+    block = _quantization(config)
+    found = []
+    try:
+        schemes = schemes_of(graph, config)
+    except CheckpointError as error:
+        sentence = f"DeepSpeed rejects weight_quantization: {error}"
+        return [Finding(kind="rejected", sentence=sentence)]
+    if block.get("post_init_quant") and not schemes:
+        keys = ", ".join(map(repr, block["post_init_quant"]))
+        sentence = (
+            f"weight_quantization.post_init_quant quantizes nothing: no Linear or Embedding of "
+            f"{graph.model_class} has {keys} in its name"
+        )
+        found.append(Finding(kind="ignored", sentence=sentence))
+    is_wrapped = (config.get("zero_optimization") or {}).get("memory_efficient_linear", True)
+    if block.get("quantized_initialization") and not is_wrapped:
+        sentence = (
+            "weight_quantization.quantized_initialization fails with memory_efficient_linear false, where "
+            "DeepSpeed quantizes weights and decodes none; leave memory_efficient_linear out"
+        )
+        found.append(Finding(kind="harmful", sentence=sentence))
+    return found
+
+
+def schemes_of(graph: ModuleGraph, config: dict[str, Any]) -> dict[str, ZeroInference]:
+    """Which weights of a model a configuration quantizes: module → scheme.
+
+    Raises:
+        CheckpointError: DeepSpeed stops at the block, or would quantize codes once more.
+    """
+    block, weights = _quantization(config), weights_of(graph)
+    setting, keys = block.get("quantized_initialization"), block.get("post_init_quant")
+    if setting and keys:
+        raise UnsupportedTargetError(
+            "post_init_quant would quantize the codes of quantized_initialization once more; leave one out"
+        )
+    if setting:
+        itemsize = DTYPE_BYTES[dtype_of(config)]
+        schemes = initialized(weights, setting, itemsize_bytes=itemsize)
+        # What is tied is one parameter, the first one's.
+        for first, *others in graph.ties:
+            for fqn in others:
+                schemes.pop(fqn.rpartition(".")[0], None)
+                if first.rpartition(".")[0] in schemes:
+                    schemes[fqn.rpartition(".")[0]] = schemes[first.rpartition(".")[0]]
+        return schemes
+    if keys and dtype_of(config) != "float16":
+        raise UnsupportedTargetError(f"post_init_quant needs float16, not {dtype_of(config)}")
+    return matched(weights, keys or {})
+
+
+def _quantization(config: dict[str, Any]) -> dict[str, Any]:
+    block = config.get("weight_quantization")
+    # DeepSpeed 0.19.8 does not look at its `enabled`.
+    return block if isinstance(block, dict) else {}
+
+
+def _held(graph: ModuleGraph, config: dict[str, Any]) -> ModuleGraph:
+    """The model as the configuration holds it."""
+    try:
+        schemes = schemes_of(graph, config)
+    except CheckpointError as error:
+        raise InvalidInputError(f"weight_quantization: {error}") from error
+    if not schemes:
+        return graph
+    is_built_so = bool(_quantization(config).get("quantized_initialization"))
+    itemsize = DTYPE_BYTES[dtype_of(config)]
+    return with_schemes(graph, schemes, itemsize_bytes=itemsize, is_loaded_whole=not is_built_so)
 
 
 def _settings(zero: Any, profile: HardwareProfile) -> ExecutionConfig:

@@ -14,8 +14,9 @@ from reshard.formats.base import Source
 from reshard.layout import Box
 from reshard.tensors import Logical
 
+from ..families import OWN_LINEARS
 from ..groups import blocks, row_absmax
-from ..select import OWN_LINEARS, Decision
+from ..select import Decision
 from .base import Output
 from .compressed_tensors import ignored
 from .encoders import RowEncoder

@@ -15,9 +15,10 @@ from reshard.layout import Box
 from reshard.tensors import Logical
 
 from ..errors import GroupSizeError
+from ..families import FLOAT32, LOOKS_AT_WEIGHTS
 from ..groups import blocks, search, symmetric
 from ..packing import pack, packed_columns, weight_shape
-from ..select import FLOAT32, LOOKS_AT_WEIGHTS, Decision
+from ..select import Decision
 from .base import Output
 from .encoders import RowEncoder
 

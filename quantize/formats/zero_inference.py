@@ -15,16 +15,18 @@ Source: DeepSpeed 0.19.8, `inference/quantization/{quantization,layers,utils}.py
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from reshard.errors import OutputExistsError, UnsupportedTargetError
+from reshard.errors import CheckpointError, OutputExistsError, UnsupportedTargetError
 from reshard.formats.base import Source
 
-from ..errors import GroupSizeError
+from ..deepspeed_block import post_init_quant
+from ..deepspeed_selection import EXPERTS, GROUP_DIM, NO_LINEAR, Refusal, Weight, choose, refusal
+from ..families import OWN_LINEARS
 from ..scheme import ZeroInference
-from ..select import FLOAT32, OWN_LINEARS, Decision
+from ..select import Decision
 
 #: What a model's head is called as it runs, whatever the checkpoint calls it.
 _HEAD: Final = "lm_head"
@@ -65,25 +67,46 @@ def weight_quantization(
         GroupSizeError: groups do not tile a weight, or its codes do not fill whole elements of float16.
         UnsupportedTargetError: nothing is chosen, or something that DeepSpeed would pass over in silence.
     """
-    chosen = [d for d in decisions.values() if d.is_quantized]
+    chosen = [decision for decision in decisions.values() if decision.is_quantized]
     if not chosen:
-        raise UnsupportedTargetError(
-            f"{source.folder.path('')} has no Linear that is chosen; ZeRO-Inference quantizes nothing else"
-        )
-    if source.model.model_type in OWN_LINEARS:
-        raise UnsupportedTargetError(
-            f"DeepSpeed passes over every Linear of {source.model.model_type}, whose class is the family's "
-            "own; take another format"
-        )
+        raise UnsupportedTargetError(f"{source.folder.path('')}: {NO_LINEAR}")
     for decision in chosen:
-        _check(source, decision, scheme)
-    setting = {
-        "num_bits": scheme.bits,
-        "group_size": scheme.group_size,
-        "group_dim": scheme.dim,
-        "symmetric": False,
-    }
-    return {"post_init_quant": {key: dict(setting) for key in _keys(chosen, decisions.values())}}
+        refused = refusal(weight_of(source, decision), scheme)
+        if refused is not None:
+            raise _error(refused)
+    modules = {decision.module for decision in decisions.values()} | {_HEAD}
+    return {"post_init_quant": post_init_quant(list(_running_names(chosen)), modules, scheme)}
+
+
+def fitting_scheme(
+    source: Source, decisions: Mapping[str, Decision], bits: int, *, dim: int = GROUP_DIM
+) -> ZeroInference:
+    """The scheme that the planner takes as well: the largest groups, up to 64, that tile every chosen weight.
+
+    Args:
+        source: the plain checkpoint.
+        decisions: of `quantize.select.decide`.
+        bits: 8 or 4.
+        dim: the dimension that groups run along.
+    """
+    chosen = [weight_of(source, decision) for decision in decisions.values() if decision.is_quantized]
+    return choose(chosen, bits, dim=dim).scheme
+
+
+def weight_of(source: Source, decision: Decision) -> Weight:
+    """A tensor of the checkpoint as the parameter that transformers makes of it."""
+    kind = source.model.model_type
+    class_name = OWN_LINEARS.get(kind, "Linear")
+    if decision.role in ("embedding", "position"):
+        class_name = "Embedding"
+    if ".experts." in decision.name:
+        class_name = EXPERTS
+    return Weight(
+        module=decision.module,
+        class_name=class_name,
+        shape=source.tensors[decision.name].shape,
+        model_type=kind,
+    )
 
 
 def ds_config(source: Source, decisions: Mapping[str, Decision], scheme: ZeroInference) -> dict[str, Any]:
@@ -145,63 +168,13 @@ def write_ds_config(
         partial.unlink(missing_ok=True)
 
 
-def _check(source: Source, decision: Decision, scheme: ZeroInference) -> None:
-    if ".experts." in decision.name:
-        raise UnsupportedTargetError(
-            f"{decision.name}: transformers stacks experts into tensors that no Linear has, which DeepSpeed "
-            "passes over; --exclude '*.experts.*'"
-        )
-    if decision.role in ("embedding", "position"):
-        raise UnsupportedTargetError(
-            f"{decision.name}: DeepSpeed quantizes plain Embeddings and passes over the many that families "
-            "derive from them; leave embeddings out of --include"
-        )
-    if decision.module.rpartition(".")[2] == FLOAT32.get(source.model.model_type):
-        raise UnsupportedTargetError(
-            f"{decision.name}: transformers keeps it in float32, and DeepSpeed quantizes float16 only; "
-            f"--exclude '*.{FLOAT32[source.model.model_type]}'"
-        )
-    shape = source.tensors[decision.name].shape
-    try:
-        scheme.scale_shape(shape)
-    except GroupSizeError as error:
-        raise GroupSizeError(f"{decision.name}: {error}") from None
-    per_float16 = 16 // scheme.bits
-    if shape[1] % per_float16:
-        raise GroupSizeError(
-            f"{decision.name}: DeepSpeed keeps {per_float16} codes in one element of float16, which do not "
-            f"divide its input dimension of {shape[1]}; --exclude {decision.name}"
-        )
+def _error(refused: Refusal) -> CheckpointError:
+    return refused.error(f"{refused.sentence}; {refused.hint}" if refused.hint else refused.sentence)
 
 
-def _keys(chosen: Iterable[Decision], decisions: Iterable[Decision]) -> Iterator[str]:
-    """The fewest parts of names: what stands behind the layer's number, where that says enough."""
-    modules = {d.module for d in decisions} | {_HEAD}
-    groups: dict[str, set[str]] = {}
+def _running_names(chosen: Iterable[Decision]) -> Iterable[str]:
+    """The names of chosen modules in the running model, which has its own for a head."""
     for decision in chosen:
         if decision.role == "head":
-            groups.setdefault(_HEAD, set()).add(_HEAD)
-        groups.setdefault(_tail(decision.module), set()).add(decision.module)
-    for tail, group in groups.items():
-        if _matched(tail, modules) == group:
-            yield tail
-            continue
-        for module in sorted(group):
-            if _matched(module, modules) != {module}:
-                others = ", ".join(sorted(_matched(module, modules) - {module})[:3])
-                raise UnsupportedTargetError(
-                    f"DeepSpeed would quantize {others} with {module}, whose name is a part of theirs; "
-                    "choose all of them, or none"
-                )
-            yield module
-
-
-def _matched(key: str, modules: Iterable[str]) -> set[str]:
-    return {module for module in modules if key in module}
-
-
-def _tail(module: str) -> str:
-    """`.attn.q_proj` of `transformer.h.0.attn.q_proj`; all of a name without numbers."""
-    segments = module.split(".")
-    numbers = [i for i, segment in enumerate(segments) if segment.isdecimal()]
-    return "." + ".".join(segments[numbers[-1] + 1 :]) if numbers else module
+            yield _HEAD
+        yield decision.module

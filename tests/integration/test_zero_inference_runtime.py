@@ -68,7 +68,8 @@ def test_weights_come_from_files(family: str, num_ranks: int, kept: int, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "store, weight_bits", [("cpu", None), ("cpu", 8), pytest.param("disk", None, marks=needs_async_io)]
+    "store, weight_bits",
+    [("cpu", None), ("cpu", 8), ("cpu", 4), pytest.param("disk", None, marks=needs_async_io)],
 )
 def test_exactly_what_the_plan_keeps_stays(store: str, weight_bits: int | None, tmp_path: Path) -> None:
     checkpoint = save_wide("gptj", tmp_path / "gptj")
@@ -80,8 +81,21 @@ def test_exactly_what_the_plan_keeps_stays(store: str, weight_bits: int | None, 
     matrices = {one.fqn for one in parameters(graph) if not one.is_vector}
     assert matrices - kept
     assert matrices & kept
-    for moment in parameters_there(folder, checkpoint, tmp_path)["whole"]:
+    there = parameters_there(folder, checkpoint, tmp_path)
+    for moment in there["whole"]:
         assert set(moment) == kept
+    # What stays on the device is as large there as the plan says, packed where it is quantized.
+    by_module = {p.module: p.num_bytes for p in plan.placements if p.lives == p.executes and p.num_bytes}
+    itemsize = 2 if weight_bits else 4
+    vectors = {one.fqn: one.num_elements * itemsize for one in parameters(graph) if one.is_vector}
+    measured = {
+        module: sum(size for name, size in there["resident"].items() if name.startswith(f"{module}."))
+        for module in by_module
+    }
+    assert measured == by_module
+    inside = tuple(f"{module}." for module in by_module)
+    outside = {name: size for name, size in there["resident"].items() if not name.startswith(inside)}
+    assert outside == {name: size for name, size in vectors.items() if not name.startswith(inside)}
 
 
 def parameters_there(folder: Path, checkpoint: Path, work: Path) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from planner.cost.assignment import Assignment
 from planner.cost.build_problem import price
 from planner.cost.placement_units import chain_of
 from planner.cost.problem import Problem
-from planner.emit import emit
 from planner.graph.model import Model
 from planner.graph.network import placement_units
 from planner.hardware.load import load
 from planner.models.resolve import resolve
+from planner.runtimes.registry import emit
 from planner.runtimes.zero_inference.model import RUNTIME_MODEL
 from planner.runtimes.zero_inference.parameters import parameters
 from planner.runtimes.zero_inference.sizes import MIN_SWAPPED_BYTES
@@ -90,10 +90,11 @@ def plan_for(
     graph = graph_for(spec)
     profile = load(hardware)
     settings = RUNTIME_MODEL._way(num_ranks, store, kv_cache="device", weight_bits=weight_bits)
+    held = RUNTIME_MODEL.rank_graph(graph, settings)
     each = -(-batch_size // num_ranks)
     workload = Workload(batch_size=each, prompt_tokens=12, new_tokens=8, dtype=dtype)
-    chain = chain_of(graph, placement_units(graph))
-    problem = price(graph, chain, profile, workload, settings, RUNTIME_MODEL, num_sequences=batch_size)
+    chain = chain_of(held, placement_units(held))
+    problem = price(held, chain, profile, workload, settings, RUNTIME_MODEL, num_sequences=batch_size)
     priced = PricedPlacement(
         problem=problem, assignment=_assignment(problem, store, kept), total_s=1.0, shortage_bytes={}
     )

@@ -12,7 +12,8 @@ from pathlib import Path
 def main() -> None:
     """Write the names of whole parameters before the first forward and after each of five.
 
-    And for each module how many elements are there at the most when it begins, those aside that stay.
+    And for each module how many elements are there at the most when it begins, those aside that stay; and for
+    each parameter its bytes on the device while it is whole, which is after the last forward.
     """
     folder, checkpoint, offload_folder, out = sys.argv[1:]
     sys.path.insert(0, folder)
@@ -39,7 +40,8 @@ def main() -> None:
         for length in (4, 1, 1, 3, 1):
             model(input_ids=torch.full((1, length), 7))
             found.append(whole())
-    Path(out).write_text(json.dumps({"whole": found, "held": held}))
+    resident = {n: p.numel() * p.element_size() for n, p in model.named_parameters() if n in found[-1]}
+    Path(out).write_text(json.dumps({"whole": found, "held": held, "resident": resident}))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from planner.graph.schema import ModuleGraph
 from planner.runtimes.zero_inference.parameters import parameters, resident
-from planner.runtimes.zero_inference.quantization import weight_quantization
+from planner.runtimes.zero_inference.quantization import packed, weight_quantization
 from planner.runtimes.zero_inference.sizes import Sizes, buffer_elements, sizes_for
 from planner.schema.plan import Plan
 
@@ -33,12 +33,13 @@ def ds_config(plan: Plan, graph: ModuleGraph) -> dict[str, Any]:
     Raises:
         InvalidInputError: weights are to be quantized and no Linear can be.
     """
-    sizes = sizes_for(graph)
+    held = packed(graph, plan.weight_bits)
+    sizes = sizes_for(held)
     device = store_of(plan)
     zero: dict[str, Any] = {"stage": 3}
     if device != "none":
         zero["offload_param"] = _offload(plan, sizes, device)
-    zero |= _thresholds(plan, graph) | {
+    zero |= _thresholds(plan, held) | {
         "stage3_prefetch_bucket_size": sizes.prefetch_bucket,
         "stage3_max_live_parameters": sizes.max_live,
         # A tied embedding is fetched again for the head, or all that lies between would be priced as free.

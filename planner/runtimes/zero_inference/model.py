@@ -18,6 +18,7 @@ from planner.cost.time_terms import copy_s, read_and_copy_s
 from planner.graph.schema import ModuleGraph, Node
 from planner.runtimes.zero_inference.parameters import parameters
 from planner.runtimes.zero_inference.prefetch_excess import Excess, excesses, merged
+from planner.runtimes.zero_inference.quantization import PackedGraph, packed, why_nothing
 from planner.runtimes.zero_inference.sizes import (
     MIN_SWAPPED_BYTES,
     Sizes,
@@ -96,10 +97,16 @@ class ZeroInferenceRuntime(RuntimeModel):
     def why_not(
         self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, execution: ExecutionConfig
     ) -> str | None:
-        """Quantized weights need float16."""
-        if execution.weight_bits is not None and workload.dtype != "float16":
+        """Quantized weights need float16, and a Linear that DeepSpeed quantizes."""
+        if execution.weight_bits is None:
+            return None
+        if workload.dtype != "float16":
             return f"DeepSpeed quantizes float16 weights only, not {workload.dtype}"
-        return None
+        return why_nothing(graph, execution.weight_bits)
+
+    def rank_graph(self, graph: ModuleGraph, execution: ExecutionConfig) -> ModuleGraph:
+        """The whole model; with the weights packed that are quantized, wherever they are."""
+        return packed(graph, execution.weight_bits)
 
     def hook(self, profile: HardwareProfile) -> Quantity:
         """DeepSpeed's hooks fetch, wait, look ahead and release, in Python, without weights too."""
@@ -116,16 +123,15 @@ class ZeroInferenceRuntime(RuntimeModel):
         profile: HardwareProfile,
     ) -> Movement:
         """See `planner.cost.runtime_model.RuntimeModel.movement`."""
-        moved = num_bytes if execution.weight_bits is None else num_bytes * execution.weight_bits // 16
         per_tensor = _times(profile.host.op_overhead_s, _OPS_PER_TENSOR)
         quantities: list[Quantity] = [per_tensor]
         seconds = 0.0
         if stored_on in ("cpu", "disk"):
-            seconds = _copy_s(moved, num_tensors, execution, profile, quantities)
+            seconds = _copy_s(num_bytes, num_tensors, execution, profile, quantities)
         if stored_on == "disk":
-            seconds = max(seconds, _read_s(moved, num_tensors, profile, quantities))
+            seconds = max(seconds, _read_s(num_bytes, num_tensors, profile, quantities))
         if execution.num_ranks > 1:
-            seconds += _gather_s(moved, num_tensors, execution.num_ranks, profile, quantities)
+            seconds += _gather_s(num_bytes, num_tensors, execution.num_ranks, profile, quantities)
         return Movement(copy_s=seconds, host_s=num_tensors * per_tensor.value, quantities=tuple(quantities))
 
     def buffers(
@@ -141,19 +147,21 @@ class ZeroInferenceRuntime(RuntimeModel):
         whole = sum(one.num_elements for one in found)
         device = itemsize * (min(sizes.max_live + flat, whole) + vectors)
         parts = [one.partition_elements(ranks) * itemsize for one in found]
-        if execution.weight_bits is not None:
-            parts = [_quantized_bytes(num_bytes, execution.weight_bits) for num_bytes in parts]
+        loaded = unpacked = 0
+        if isinstance(graph, PackedGraph):
+            unpacked = itemsize * (graph.num_unpacked - whole)
+            # Quantized first and cut then, every rank loads the whole model as it is.
+            loaded = itemsize * graph.num_unpacked if graph.is_loaded_whole else 0
         (store,) = execution.streams_from
         if store == "peers":
-            return Buffers(device=device + sum(parts))
+            return Buffers(device=device + sum(parts), host=ranks * loaded, unpacked=unpacked)
         if store == "disk":
             small = sum(_held_bytes(part, execution) for part in parts if part < MIN_SWAPPED_BYTES)
             staged = _held_bytes(_staged_bytes(sizes, ranks, itemsize), execution)
-            return Buffers(device=device, host=ranks * (small + staged), disk=ranks * sum(parts))
-        # Quantized first and cut then, every rank loads the whole model as it is.
-        loaded = 0 if execution.weight_bits is None else whole * itemsize
+            host = ranks * (small + staged + loaded)
+            return Buffers(device=device, host=host, disk=ranks * sum(parts), unpacked=unpacked)
         held = sum(_held_bytes(part, execution) for part in parts)
-        return Buffers(device=device, host=ranks * (held + loaded))
+        return Buffers(device=device, host=ranks * (held + loaded), unpacked=unpacked)
 
     def streamed_peaks(
         self, graph: ModuleGraph, workload: Workload, live: Callable[[Node, str], int | None]
@@ -275,11 +283,6 @@ def _held_bytes(num_bytes: int, execution: ExecutionConfig) -> int:
 
 def _staged_bytes(sizes: Sizes, num_ranks: int, itemsize_bytes: int) -> int:
     return sizes.num_buffers * buffer_elements(sizes, num_ranks) * itemsize_bytes
-
-
-def _quantized_bytes(num_bytes: int, weight_bits: int) -> int:
-    """Codes, and a scale and a minimum for each group of 64."""
-    return num_bytes * weight_bits // 16 + 2 * num_bytes // 64
 
 
 RUNTIME_MODEL = ZeroInferenceRuntime()

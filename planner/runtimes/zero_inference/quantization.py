@@ -1,67 +1,176 @@
-"""The `weight_quantization` block of a plan: which Linears DeepSpeed quantizes as it loads them. Pure.
+"""Weights that DeepSpeed quantizes as it loads them: which, and what the model weighs and costs then. Pure.
 
-Its keys are parts of module names: DeepSpeed quantizes every Linear whose name contains one of them, and
-stops when a name contains two. Source: deepspeed.inference.quantization.quantization (0.19.8).
+Which weights those are and how they are packed is said by `quantize.deepspeed_selection` alone. Here it is
+asked about the modules of a graph, and the graph is rewritten as ZeRO then holds it.
 """
 
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
 
 from planner.errors import InvalidInputError
-from planner.graph.schema import ModuleGraph, Node
+from planner.graph.schema import ItemsizeCost, ModuleGraph, Node, PhaseCost, Poly, Tensor
+from quantize.deepspeed_block import post_init_quant
+from quantize.deepspeed_selection import EXPERTS, NO_LINEAR, Choice, Weight, choose, packed_elements
+from quantize.scheme import ZeroInference
 
-#: The largest group whose scale is kept; along the output dimension it is decoded without a CUDA kernel.
-_GROUP: Final = 64
-#: Bits of the float16 elements that codes are packed into.
-_PACKED: Final = 16
+
+class PackedGraph(ModuleGraph, frozen=True, kw_only=True):
+    """A model some of whose weights are quantized: each of them is one row of packed elements.
+
+    Attributes:
+        num_unpacked: elements of all parameters before they were quantized, a tied one counted once.
+        is_loaded_whole: every process holds the unpacked model in host memory before it is quantized.
+    """
+
+    num_unpacked: int
+    is_loaded_whole: bool
+
+
+def weights_of(graph: ModuleGraph) -> tuple[Weight, ...]:
+    """Every parameter of a model in the words of the rule."""
+    return tuple(
+        _weight(graph, node, t) for node in graph.nodes for t in node.tensors if t.kind == "parameter"
+    )
+
+
+def choice_for(graph: ModuleGraph, num_bits: int) -> Choice:
+    """What a plan quantizes: the Linears inside the model's blocks, as far as DeepSpeed can."""
+    wanted = [
+        _weight(graph, node, tensor)
+        for node in graph.nodes
+        for tensor in node.tensors
+        if node.block is not None and tensor.kind == "parameter" and _is_wanted(node, tensor)
+    ]
+    return choose(wanted, num_bits)
+
+
+def why_nothing(graph: ModuleGraph, num_bits: int) -> str | None:
+    """Why DeepSpeed can quantize nothing of a model, as a clause; None when it can."""
+    choice = choice_for(graph, num_bits)
+    if choice.weights:
+        return None
+    return choice.refusals[0].sentence if choice.refusals else f"{graph.model_class}: {NO_LINEAR}"
 
 
 def weight_quantization(graph: ModuleGraph, num_bits: int) -> dict[str, Any]:
-    """The block for every plain Linear inside the model's blocks.
+    """The `weight_quantization` block of a plan.
 
     Raises:
-        InvalidInputError: there is none, or none whose shape DeepSpeed can pack.
+        InvalidInputError: there is nothing that DeepSpeed can quantize.
     """
-    fitting = [node for node in graph.nodes if _is_chosen(node, num_bits)]
-    keys = {_tail(node.name) for node in fitting}
-    others = {node.name for node in graph.nodes if node.class_name == "Linear" and node not in fitting}
-    usable = [
-        key
-        for key in sorted(keys)
-        if not any(key in name for name in others) and not any(key != one and one in key for one in keys)
-    ]
-    if not usable:
-        raise InvalidInputError(
-            f"{graph.model_class} has no Linear in its blocks that DeepSpeed can quantize to {num_bits} "
-            f"bits; plan without --weight-bits"
+    choice = _some(graph, num_bits)
+    modules = [weight.module for weight in weights_of(graph) if weight.is_replaced]
+    return {"post_init_quant": post_init_quant([w.module for w in choice.weights], modules, choice.scheme)}
+
+
+def packed(graph: ModuleGraph, num_bits: int | None) -> ModuleGraph:
+    """The model as a plan with weights of `num_bits` holds it; as it is for None.
+
+    Raises:
+        InvalidInputError: there is nothing that DeepSpeed can quantize.
+    """
+    if num_bits is None:
+        return graph
+    choice = _some(graph, num_bits)
+    return with_schemes(graph, {weight.module: choice.scheme for weight in choice.weights})
+
+
+def with_schemes(
+    graph: ModuleGraph,
+    schemes: Mapping[str, ZeroInference],
+    *,
+    itemsize_bytes: int = 2,
+    is_loaded_whole: bool = True,
+) -> PackedGraph:
+    """The model with the weights of some modules quantized.
+
+    Args:
+        graph: the plain model.
+        schemes: module → how its `weight` is quantized.
+        itemsize_bytes: of the model's dtype.
+        is_loaded_whole: every process holds the unpacked model in host memory before it is quantized.
+    """
+    nodes = tuple(
+        _packed_node(node, schemes[node.name], itemsize_bytes) if node.name in schemes else node
+        for node in graph.nodes
+    )
+    fields = {name: getattr(graph, name) for name in graph.__struct_fields__}
+    # A quantized weight is a parameter of its own, unless all that it is tied to is quantized with it.
+    ties = tuple(tie for tie in graph.ties if len({_module(fqn) in schemes for fqn in tie}) == 1)
+    fields |= {"nodes": nodes, "ties": ties}
+    return PackedGraph(**fields, num_unpacked=graph.num_parameters, is_loaded_whole=is_loaded_whole)
+
+
+def _some(graph: ModuleGraph, num_bits: int) -> Choice:
+    reason = why_nothing(graph, num_bits)
+    if reason is not None:
+        raise InvalidInputError(f"{reason}; plan without --weight-bits")
+    return choice_for(graph, num_bits)
+
+
+def _weight(graph: ModuleGraph, node: Node, tensor: Tensor) -> Weight:
+    return Weight(
+        module=node.name,
+        class_name=node.class_name,
+        parameter=tensor.name,
+        shape=tensor.shape,
+        model_type=graph.model_type,
+    )
+
+
+def _is_wanted(node: Node, tensor: Tensor) -> bool:
+    """Whether a tensor is a Linear's matrix, of whatever class, or experts."""
+    is_linear = node.class_name.endswith("Linear") and tensor.name == "weight" and len(tensor.shape) == 2
+    return is_linear or (node.class_name.endswith(EXPERTS) and len(tensor.shape) > 1)
+
+
+def _module(fqn: str) -> str:
+    return fqn.rpartition(".")[0]
+
+
+def _packed_node(node: Node, scheme: ZeroInference, itemsize_bytes: int) -> Node:
+    (weight,) = (tensor for tensor in node.tensors if tensor.name == "weight")
+    elements = packed_elements(weight.shape, scheme, itemsize_bytes=itemsize_bytes)
+    tensors = tuple(
+        msgspec.structs.replace(tensor, shape=(1, elements)) if tensor is weight else tensor
+        for tensor in node.tensors
+    )
+    costs = {
+        size: ItemsizeCost(
+            prefill=_decoding(cost.prefill, weight, scheme, int(size)),
+            decode=_decoding(cost.decode, weight, scheme, int(size)),
         )
-    return {"post_init_quant": {key: _setting(_named(fitting, key), num_bits) for key in usable}}
+        for size, cost in node.costs.items()
+    }
+    return msgspec.structs.replace(node, tensors=tensors, costs=costs)
 
 
-def _is_chosen(node: Node, num_bits: int) -> bool:
-    weight = next((t for t in node.tensors if t.name == "weight"), None)
-    if node.class_name != "Linear" or node.block is None or weight is None:
-        return False
-    rows, columns = weight.shape
-    return columns % (_PACKED // num_bits) == 0 and rows % 2 == 0
+def _decoding(cost: PhaseCost, weight: Tensor, scheme: ZeroInference, itemsize_bytes: int) -> PhaseCost:
+    """A module's cost with the decoding of its weight, whatever the number of tokens.
+
+    A CUDA kernel reads codes and writes weights. Where there is none for the groups, torch unpacks 4-bit
+    codes (a shift, a mask and two strided copies), makes zeros, copies the codes there, divides and adds. The
+    product then reads the decoded copy, which lies beside the packed weight until the module is done. The
+    bytes are counted; on an H200 torch took three times as long as they take at the rate of a plain copy.
+
+    Source: deepspeed.inference.quantization.utils.DeQuantizer (0.19.8).
+    """
+    numel = weight.num_elements
+    if scheme.dim == 1 and scheme.group_size % 8 == 0 and itemsize_bytes == 2:
+        num_ops, moved, copies = 1, 2 * itemsize_bytes, itemsize_bytes
+    elif scheme.bits == 8:
+        num_ops, moved, copies = 4, 7 * itemsize_bytes, itemsize_bytes
+    else:
+        num_ops, moved, copies = 8, 7 * itemsize_bytes + 5, itemsize_bytes + 1
+    return PhaseCost(
+        num_ops=cost.num_ops + num_ops,
+        flops=cost.flops,
+        moved_bytes=_plus(cost.moved_bytes, moved * numel),
+        peak_bytes=tuple(_plus(poly, copies * numel) for poly in cost.peak_bytes),
+    )
 
 
-def _named(nodes: list[Node], key: str) -> list[Node]:
-    return [node for node in nodes if key in node.name]
-
-
-def _setting(nodes: list[Node], num_bits: int) -> dict[str, Any]:
-    size = _GROUP
-    while any(_rows(node) % size for node in nodes):
-        size //= 2
-    return {"num_bits": num_bits, "group_size": size, "group_dim": 0, "symmetric": False}
-
-
-def _rows(node: Node) -> int:
-    return next(t.shape[0] for t in node.tensors if t.name == "weight")
-
-
-def _tail(name: str) -> str:
-    """`.attn.q_proj` of `transformer.h.0.attn.q_proj`."""
-    segments = name.split(".")
-    numbers = [index for index, segment in enumerate(segments) if segment.isdecimal()]
-    return "." + ".".join(segments[numbers[-1] + 1 :]) if numbers else name
+def _plus(poly: Poly, constant: float) -> Poly:
+    return msgspec.structs.replace(poly, const=poly.const + constant)

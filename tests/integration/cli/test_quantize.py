@@ -10,6 +10,9 @@ import torch
 
 from cli.program import run_program
 from cli.quantize import command
+from planner.graph.store import graph_for
+from planner.models.resolve import resolve
+from planner.runtimes.zero_inference.quantization import weight_quantization
 from tests.integration.reshard.children import contents
 from tests.integration.reshard.variants import load
 
@@ -84,7 +87,18 @@ def test_as_a_process_beside_the_checkpoint(checkpoint: Path, repository: Path) 
 def test_the_order_of_deepspeeds_calls_is_said(tmp_path: Path, repository: Path) -> None:
     model, output = "fixtures/trained", str(tmp_path / "ds_config.json")
     ran = subprocess.run(
-        [sys.executable, "-m", "cli.quantize", model, "--format", "zero-inference", "--output", output],
+        [
+            sys.executable,
+            "-m",
+            "cli.quantize",
+            model,
+            "--format",
+            "zero-inference",
+            "--group-dim",
+            "1",
+            "--output",
+            output,
+        ],
         cwd=repository,
         capture_output=True,
         text=True,
@@ -94,6 +108,18 @@ def test_the_order_of_deepspeeds_calls_is_said(tmp_path: Path, repository: Path)
     assert "Note: quantize before initialize" in words
     assert "the configuration without zero_optimization" in words
     assert "groups of 64 along the input are decoded by DeepSpeed's CUDA kernel" in words
+
+
+def test_the_default_configuration_is_the_planners(
+    checkpoint: Path, program: Program, tmp_path: Path
+) -> None:
+    output = tmp_path / "ds_config.json"
+    ran = program(checkpoint, "--format", "zero-inference", "--output", str(output))
+    assert ran.status == 0, ran.err
+    assert "CUDA kernel" not in ran.out
+    block = json.loads(output.read_text())["weight_quantization"]
+    assert block == weight_quantization(graph_for(resolve(str(checkpoint))), 8)
+    assert {setting["group_dim"] for setting in block["post_init_quant"].values()} == {0}
 
 
 @pytest.mark.parametrize(

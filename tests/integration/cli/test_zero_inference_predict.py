@@ -101,6 +101,57 @@ def test_thresholds_become_residency(predict: Predict) -> None:
     assert 7.5 * GIB < weights <= 8 * GIB
 
 
+SETTING = {"num_bits": 4, "group_size": 64, "group_dim": 1, "symmetric": False}
+
+
+def quantizing(**block: Any) -> dict[str, Any]:
+    return OFFLOADED | {"weight_quantization": block}
+
+
+def moved_s(done: Ran) -> float:
+    """Seconds of a step in which weights are copied, the device's own work included."""
+    step = json.loads(done.out)["prediction"]["time"]["decode"]
+    return float(step["weight_movement"] + step["compute"])
+
+
+def test_quantized_weights_are_priced_packed(predict: Predict) -> None:
+    options = ("--hardware", "h100", "--json")
+    plain = predict(OFFLOADED, *options)
+    after = predict(quantizing(post_init_quant={"fc": SETTING, "attn": SETTING}), *options)
+    built = predict(quantizing(quantized_initialization=SETTING), *options)
+    assert [done.status for done in (plain, after, built)] == [0, 0, 0]
+    weights = [
+        {p["module"]: p["num_bytes"] for p in json.loads(done.out)["placements"]}
+        for done in (plain, after, built)
+    ]
+    # 4 bits a weight, and 4 bytes for each 64.
+    fc1, head = 20480 * 5120, 50272 * 5120
+    names = ("model.decoder.layers.0.fc1", "model.decoder.embed_tokens")
+    biases = 2 * 20480
+    assert [w[names[0]] - biases for w in weights] == [2 * fc1, fc1 // 2 + fc1 // 16, fc1 // 2 + fc1 // 16]
+    # Only `quantized_initialization` reaches the embedding, and with it the head that is tied to it.
+    assert [w[names[1]] for w in weights] == [2 * head, 2 * head, head // 2 + head // 16]
+    assert moved_s(built) < moved_s(after) < 0.5 * moved_s(plain)
+    host = [
+        json.loads(d.out)["prediction"]["memory"]["cpu"]["decode"]["staging"] for d in (plain, after, built)
+    ]
+    # Quantized after it is loaded, the model is there unpacked first.
+    assert host[2] < host[0] < host[1]
+
+
+def test_keys_that_match_nothing_are_said_after_the_prediction(predict: Predict) -> None:
+    nothing = quantizing(post_init_quant={"does_not_exist": SETTING})
+    done = predict(nothing, "--hardware", "h100")
+    assert done.status == 3
+    assert "tokens/s" in done.out
+    assert "quantizes nothing" in done.err
+    assert "'does_not_exist'" in done.err
+    named = json.loads(predict(nothing, "--hardware", "h100", "--json").out.partition("\n{")[0])
+    plain = json.loads(predict(OFFLOADED, "--hardware", "h100", "--json").out)
+    assert named["prediction"] == plain["prediction"]
+    assert "quantizes nothing" in named["notes"][0]
+
+
 def test_every_gpu_has_a_rank(predict: Predict) -> None:
     done = predict(zero(), "--hardware", "8xa100-80g", "--batch", "16", "--json")
     assert done.status == 0, done.err
@@ -134,6 +185,14 @@ def test_what_deepspeed_ignores_is_said_after_the_prediction(predict: Predict) -
         (nvme(nvme_path=None), (), "nvme_path is missing"),
         (OFFLOADED, ("--dtype", "bfloat16"), "runs the model in float16, not in bfloat16"),
         (OFFLOADED, ("--gpus", "0"), "no GPU"),
+        (quantizing(post_init_quant={"fc": SETTING | {"group_size": 48}}), (), "groups of 48 weights"),
+        (quantizing(post_init_quant={"fc": SETTING, "fc1": SETTING}), (), "contains two keys"),
+        (
+            quantizing(quantized_initialization=SETTING)
+            | {"zero_optimization": {"stage": 3, "memory_efficient_linear": False}},
+            (),
+            "fails with memory_efficient_linear false",
+        ),
     ],
 )
 def test_what_cannot_run_is_a_sentence(

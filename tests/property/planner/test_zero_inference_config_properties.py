@@ -17,6 +17,7 @@ from planner.hardware.load import load
 from planner.runtimes.zero_inference.config import ds_config
 from planner.runtimes.zero_inference.model import RUNTIME_MODEL
 from planner.runtimes.zero_inference.parameters import marked, parameters, resident
+from planner.runtimes.zero_inference.quantization import packed
 from planner.runtimes.zero_inference.validate import findings, problems, zero_block
 from planner.schema.plan import Plan
 from planner.schema.workload import Workload
@@ -47,8 +48,9 @@ def plans(draw: st.DrawFn) -> tuple[Plan, ModuleGraph]:
     workload = Workload(
         batch_size=-(-sequences // way.num_streams), prompt_tokens=8, new_tokens=2, dtype=dtype
     )
-    chain = chain_of(graph, placement_units(graph))
-    problem = price(graph, chain, MACHINE, workload, way, RUNTIME_MODEL, num_sequences=sequences)
+    held = RUNTIME_MODEL.rank_graph(graph, way)
+    chain = chain_of(held, placement_units(held))
+    problem = price(held, chain, MACHINE, workload, way, RUNTIME_MODEL, num_sequences=sequences)
     stored_on = tuple(
         tuple(draw(st.sampled_from(("gpu:0", *way.streams_from))) for _ in unit.leaves)
         for unit in problem.units
@@ -77,7 +79,8 @@ def test_deepspeed_takes_every_configuration_whole(drawn: tuple[Plan, ModuleGrap
 @given(plans())
 def test_thresholds_and_buffers_are_large_enough(drawn: tuple[Plan, ModuleGraph]) -> None:
     plan, graph = drawn
-    zero, found, kept = zero_block(ds_config(plan, graph)), parameters(graph), resident(plan, graph)
+    zero, held = zero_block(ds_config(plan, graph)), packed(graph, plan.weight_bits)
+    found, kept = parameters(held), resident(plan, held)
     by_thresholds = marked(
         found, each=zero.param_persistence_threshold, together=zero.model_persistence_threshold
     )

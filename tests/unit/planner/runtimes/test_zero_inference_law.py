@@ -8,6 +8,7 @@ from planner.cost.assignment import Assignment
 from planner.cost.build_problem import price
 from planner.cost.memory import memory
 from planner.cost.placement_units import chain_of
+from planner.cost.predict import predict
 from planner.cost.problem import Problem
 from planner.cost.runtime_model import ExecutionConfig
 from planner.cost.time import time
@@ -41,7 +42,7 @@ def way(profile: HardwareProfile, store: str, num_ranks: int, bits: int | None =
 
 
 def problem(profile: HardwareProfile, settings: ExecutionConfig, *, layers: int = LAYERS) -> Problem:
-    graph = layered_graph(layers, hidden=HIDDEN, vocabulary=VOCABULARY)
+    graph = RUNTIME_MODEL.rank_graph(layered_graph(layers, hidden=HIDDEN, vocabulary=VOCABULARY), settings)
     workload = Workload(batch_size=1, prompt_tokens=8, new_tokens=4, dtype="float16")
     return price(graph, chain_of(graph, placement_units(graph)), profile, workload, settings, RUNTIME_MODEL)
 
@@ -138,20 +139,70 @@ def test_nvme_is_read_while_the_part_before_is_copied() -> None:
     assert moved.copy_s == pytest.approx(disk.latency_s.value + 1e9 / disk.read_bytes_per_s.value)
 
 
-def test_quantized_weights_move_fewer_bytes() -> None:
+def packed_elements(numel: int, bits: int) -> int:
+    """16-bit elements: codes, and a scale and a minimum for each of the groups of 64."""
+    return numel * bits // 16 + 2 * numel // 64
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantized_weights_move_and_stay_packed_and_the_others_as_they_are(bits: int) -> None:
     profile = load("a100-80g")
-    times = [
-        RUNTIME_MODEL.movement(
-            num_bytes=10**9,
-            num_tensors=0,
-            stored_on="cpu",
-            runs_on="gpu:0",
-            settings=way(profile, "cpu", 1, bits),
-            profile=profile,
-        ).copy_s
+    link = profile.host_to_device
+    assert link is not None
+    found = problem(profile, way(profile, "cpu", 1, bits))
+    leaves = {leaf.leaf.entries[0]: leaf for unit in found.units for leaf in unit.leaves}
+    # Only `up` and `down` are Linears of a block; the attention's matrix has another class.
+    for name, numel in (
+        ("embed", TABLE),
+        ("head", TABLE),
+        ("layers.0.attention", MATRIX),
+        ("layers.0.up", packed_elements(MATRIX, bits)),
+        ("layers.2.down", packed_elements(MATRIX, bits)),
+    ):
+        leaf = leaves[name]
+        assert leaf.stored_bytes == leaf.moved_bytes == 2 * numel
+        moved = found.movement(leaf, "cpu", "gpu:0")
+        assert moved.copy_s == pytest.approx(link.latency_s.value + 2 * numel / link.pinned_bytes_per_s.value)
+    resident = Assignment(
+        runs_on=("gpu:0",) * len(found.units),
+        stored_on=tuple(("gpu:0",) * len(unit.leaves) for unit in found.units),
+    )
+    held = 2 * (2 * TABLE + LAYERS * (MATRIX + 2 * packed_elements(MATRIX, bits)))
+    assert memory(found, resident)["gpu:0"]["decode"].weights == held
+
+
+def test_a_decoded_copy_lies_beside_the_packed_weight_while_its_module_runs() -> None:
+    profile = load("a100-80g")
+    peaks = [
+        next(unit.peak["decode"] for unit in problem(profile, way(profile, "cpu", 1, bits)).units[1:])
         for bits in (None, 8, 4)
     ]
-    assert times == pytest.approx([times[0], times[0] / 2, times[0] / 4])
+    # 16 bits for each weight; with 4 bits the codes as well, a byte each. `up` leaves 20·hidden bytes.
+    assert peaks[1:] == [20 * HIDDEN + 2 * MATRIX, 20 * HIDDEN + 3 * MATRIX]
+    assert peaks[0] == 20 * HIDDEN
+
+
+def test_what_is_quantized_is_read_unpacked_while_loading() -> None:
+    profile = load("a100-80g")
+    plain, coded = (problem(profile, way(profile, "cpu", 1, bits)) for bits in (None, 4))
+    times = [predict(found, streamed(found)).load_s for found in (plain, coded)]
+    assert times[0] == pytest.approx(times[1])
+
+
+def test_nothing_to_quantize_is_a_reason() -> None:
+    profile = load("a100-80g")
+    graph = layered_graph(2, hidden=HIDDEN, vocabulary=VOCABULARY)
+    nodes = tuple(msgspec.structs.replace(node, class_name="Conv1D") for node in graph.nodes)
+    without = msgspec.structs.replace(graph, nodes=nodes)
+    workload = Workload(batch_size=1, prompt_tokens=8, new_tokens=4, dtype="float16")
+    coded = way(profile, "cpu", 1, 4)
+    assert RUNTIME_MODEL.why_not(graph, profile, workload, coded) is None
+    assert RUNTIME_MODEL.why_not(without, profile, workload, way(profile, "cpu", 1)) is None
+    reason = RUNTIME_MODEL.why_not(without, profile, workload, coded)
+    assert reason == "Layered: no Linear in its blocks is chosen, and nothing else is quantized"
+    assert "float16 weights only" in str(
+        RUNTIME_MODEL.why_not(graph, profile, msgspec.structs.replace(workload, dtype="bfloat16"), coded)
+    )
 
 
 def test_the_store_holds_everything_whatever_is_resident() -> None:
@@ -175,8 +226,13 @@ def test_the_store_holds_everything_whatever_is_resident() -> None:
 def test_quantizing_needs_the_whole_model_in_host_memory_first() -> None:
     profile = load("a100-80g")
     plain, coded = (problem(profile, way(profile, "cpu", 1, bits)).buffers for bits in (None, 8))
-    # Codes of one byte, and 4 bytes of scale and minimum for each 64 of them, rounded up to powers of two.
-    assert plain.host < coded.host <= 2 * plain.host + plain.host // 2
+    # Codes of one byte, and 4 bytes of scale and minimum for each 64 of them. Rounded up to a power of two,
+    # the 17408 bytes of a quantized matrix take as many as its plain 32768.
+    assert 2 * packed_elements(MATRIX, 8) == 17408
+    assert plain.host == 2 * (2 * TABLE + LAYERS * 3 * MATRIX)
+    assert coded.host == 2 * plain.host
+    assert coded.unpacked == 2 * LAYERS * 2 * (MATRIX - packed_elements(MATRIX, 8))
+    # The largest matrix of a block is the attention's, which is not quantized.
     assert coded.device == plain.device
 
 
