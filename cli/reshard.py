@@ -16,10 +16,10 @@ from .progress import byte_bar
 from .render import Column, show_facts, show_json, show_table, show_text
 
 if TYPE_CHECKING:
-    from reshard.dry_run import DryRun
     from reshard.job import Request
+    from reshard.preview import DryRun
     from reshard.run import Report
-    from reshard.verify import Verified
+    from reshard.verification import Verified
 
 _FORMATS = ("safetensors", "deepspeed", "transformers", "vllm", "megatron", "huggingface")
 
@@ -199,7 +199,7 @@ def _show_report(report: "Report", request: "Request") -> None:
 
 
 def _dry_run(request: "Request", *, as_json: bool) -> None:
-    from reshard.dry_run import dry_run
+    from reshard.preview import dry_run
 
     found = dry_run(request)
     if as_json:
@@ -248,7 +248,7 @@ def _box(box: tuple[tuple[int, int], ...], shape: tuple[int, ...]) -> str:
 
 
 def _verify(folder: str, against: str | None, memory: int, jobs: int, *, as_json: bool) -> None:
-    from reshard.verify import verify
+    from reshard.verification import verify
 
     with byte_bar("verifying", is_shown=not as_json) as bar:
         found = verify(

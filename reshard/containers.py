@@ -12,7 +12,7 @@ from .checkpoint import METADATA
 from .dtypes import dtype
 from .formats.base import TargetFile
 from .manifest import KEY
-from .tensors import Stored
+from .tensors import StoredTensor
 
 #: Stands for a digest until it is known; as long as one, so that nothing moves when it is replaced.
 _PENDING: Final = "pending-{:056d}"
@@ -34,7 +34,7 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     file: TargetFile
-    tensors: tuple[Stored, ...]
+    tensors: tuple[StoredTensor, ...]
     size_bytes: int
 
 

@@ -12,7 +12,7 @@ import msgspec
 from .errors import CannotSplitError, DamagedFileError
 from .layout import Axis, Interval, rank_intervals
 from .model import Model
-from .tensors import Logical
+from .tensors import LogicalTensor
 
 #: Parameters of an ordinary module; `""` is one with a name of its own.
 PLAIN: Final = ("", "weight", "bias")
@@ -140,7 +140,7 @@ def companion_cut(
     return Cut(dim=dim, axis=axis(weight), ratio=ratio)
 
 
-def weight_shape(module: str, tensors: Mapping[str, Logical], model: Model) -> tuple[int, int]:
+def weight_shape(module: str, tensors: Mapping[str, LogicalTensor], model: Model) -> tuple[int, int]:
     """`[out, in]` of the quantized weight of `module`, unpacked.
 
     Raises:

@@ -22,7 +22,7 @@ from .roles import FILE as ROLES_FILE
 from .roles import Roles
 from .storage import Folder, open_folder, read
 from .stream import Digests
-from .tensors import Logical
+from .tensors import LogicalTensor
 
 _CONFIG: Final = "config.json"
 #: What is copied beside the shards: configuration, tokenizer, a model's own code.
@@ -72,7 +72,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
-class Set(msgspec.Struct, frozen=True, kw_only=True):
+class ShardSet(msgspec.Struct, frozen=True, kw_only=True):
     """The files of one degree.
 
     Attributes:
@@ -97,16 +97,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         parents: tensor that is made from another one → that one.
         sets: what is written.
         copies: how one becomes the other.
-        texts: small files → their bytes, digests pending; relative to the output.
+        side_files: small files → their bytes, digests pending; relative to the output.
         fingerprint: the same for the same source, plan and release.
     """
 
     source: Source
-    tensors: dict[str, Logical]
+    tensors: dict[str, LogicalTensor]
     parents: dict[str, str]
-    sets: tuple[Set, ...]
+    sets: tuple[ShardSet, ...]
     copies: tuple[TensorCopy, ...]
-    texts: dict[str, bytes]
+    side_files: dict[str, bytes]
     fingerprint: str
 
     @property
@@ -117,7 +117,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def size_bytes(self) -> int:
         """Bytes of everything that will be written."""
-        return sum(f.size_bytes for _, f in self.files) + sum(map(len, self.texts.values()))
+        return sum(f.size_bytes for _, f in self.files) + sum(map(len, self.side_files.values()))
 
 
 def open_source(address: str, config: Path | None = None) -> Source:
@@ -160,19 +160,19 @@ def plan_job(request: Request, source: Source, folder: Path, transform: Transfor
         sets.append(_lay_out(layout, given, source, names, folder, inside))
     placed = [(_join(s.folder, f.file.name), f.file.rank, f.tensors) for s in sets for f in s.files]
     copies = make_plan(source, tensors, placed, derived)
-    texts = _texts(given, sets, request.dtype)
+    side_files = _side_files(given, sets, request.dtype)
     return Job(
         source=source,
         tensors=tensors,
         parents={made: name for name, several in derived.items() for made in several},
         sets=tuple(sets),
         copies=copies,
-        texts=texts,
-        fingerprint=_fingerprint(source, copies, texts),
+        side_files=side_files,
+        fingerprint=_fingerprint(source, copies, side_files),
     )
 
 
-def cast_tensors(source: Source, wanted: str | None) -> dict[str, Logical]:
+def cast_tensors(source: Source, wanted: str | None) -> dict[str, LogicalTensor]:
     """The logical tensors with the dtype that was asked for, where that applies.
 
     Integer tensors keep theirs, and so does everything in a quantized checkpoint: scales have their own.
@@ -190,7 +190,7 @@ def cast_tensors(source: Source, wanted: str | None) -> dict[str, Logical]:
         )
     floating = ("float16", "bfloat16", "float32", "float64")
     return {
-        name: Logical(dtype=kind.name if t.dtype in floating else t.dtype, shape=t.shape)
+        name: LogicalTensor(dtype=kind.name if t.dtype in floating else t.dtype, shape=t.shape)
         for name, t in source.tensors.items()
     }
 
@@ -203,9 +203,9 @@ def _layout(request: Request, source: Source, degree: int, roles: Roles | None) 
 
 def _lay_out(
     layout: Layout, given: Source, source: Source, names: dict[str, int], folder: Path, inside: str
-) -> Set:
+) -> ShardSet:
     held = {c.tensor for f in layout.files for t in f.tensors for c in t.chunks}
-    whole = Manifest(
+    set_manifest = Manifest(
         origin=Origin(name=source.folder.name, format=source.format, sha256=pending(len(names))),
         format=layout.format,
         model_type=source.model.model_type,
@@ -220,26 +220,26 @@ def _lay_out(
         recipe=given.model.config.get("quantization_config"),
         roles=layout.roles,
     )
-    files = tuple(prepare(f, folder / inside, encode(_account(f, whole))) for f in layout.files)
-    return Set(folder=inside, layout=layout, files=files, manifest=whole)
+    files = tuple(prepare(f, folder / inside, encode(_shard_manifest(f, set_manifest))) for f in layout.files)
+    return ShardSet(folder=inside, layout=layout, files=files, manifest=set_manifest)
 
 
-def _account(file: TargetFile, whole: Manifest) -> Manifest:
+def _shard_manifest(file: TargetFile, set_manifest: Manifest) -> Manifest:
     held = {chunk.tensor for tensor in file.tensors for chunk in tensor.chunks}
     return msgspec.structs.replace(
-        whole,
+        set_manifest,
         tp_rank=file.rank,
-        tensors={name: entry for name, entry in whole.tensors.items() if name in held},
+        tensors={name: entry for name, entry in set_manifest.tensors.items() if name in held},
         slices=slices(file.tensors),
     )
 
 
-def _texts(source: Source, sets: Iterable[Set], dtype_name: str | None) -> dict[str, bytes]:
+def _side_files(source: Source, sets: Iterable[ShardSet], dtype_name: str | None) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     small = companions(source, dtype_name)
     for one in sets:
-        texts = {**small, **one.layout.texts, FILE: encode(one.manifest).encode()}
-        found |= {_join(one.folder, name): raw for name, raw in texts.items()}
+        side_files = {**small, **one.layout.side_files, FILE: encode(one.manifest).encode()}
+        found |= {_join(one.folder, name): raw for name, raw in side_files.items()}
     return found
 
 
@@ -257,11 +257,11 @@ def companions(source: Source, dtype_name: str | None) -> dict[str, bytes]:
     return found
 
 
-def _fingerprint(source: Source, copies: tuple[TensorCopy, ...], texts: dict[str, bytes]) -> str:
+def _fingerprint(source: Source, copies: tuple[TensorCopy, ...], side_files: dict[str, bytes]) -> str:
     stamps = [(f.name, source.folder.stamp(f.name)) for f in source.files]
     sha = hashlib.sha256(msgspec.json.encode((stamps, copies)))
-    for name in sorted(texts):
-        sha.update(name.encode() + texts[name])
+    for name in sorted(side_files):
+        sha.update(name.encode() + side_files[name])
     return sha.hexdigest()
 
 
@@ -280,9 +280,9 @@ def origin_digest(source: Source, found: dict[str, Digests]) -> str:
     return hashlib.sha256(msgspec.json.encode(lines)).hexdigest()
 
 
-def write_texts(job: Job, folder: Path, digests: list[str]) -> None:
+def write_side_files(job: Job, folder: Path, digests: list[str]) -> None:
     """Write the small files, with the digests in their places."""
-    for name, raw in job.texts.items():
+    for name, raw in job.side_files.items():
         path = folder / name
         with path.open("wb") as stream:
             # Only ours has marks; a copied text may say whatever it likes.

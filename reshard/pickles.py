@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .errors import CheckpointError, DamagedFileError
 from .storage import Folder
-from .tensors import Stored
+from .tensors import StoredTensor
 
 #: Attribute of the dictionary of tensors that holds our manifest.
 ATTRIBUTE: Final = "_reshard"
@@ -156,7 +156,7 @@ def _check_byte_order(stream: Any, shown: str) -> None:
 
 def write_skeleton(
     path: Path,
-    tensors: tuple[Stored, ...],
+    tensors: tuple[StoredTensor, ...],
     manifest: str,
     root: tuple[str, ...],
     extra: Mapping[str, Any],
@@ -200,12 +200,12 @@ def write_skeleton(
     return _offsets(path, root, tensors, lists)
 
 
-def _empty(tensor: Stored) -> torch.Tensor:
+def _empty(tensor: StoredTensor) -> torch.Tensor:
     return torch.empty(tensor.stored_shape, dtype=getattr(torch, tensor.dtype))
 
 
 def _offsets(
-    path: Path, root: tuple[str, ...], tensors: tuple[Stored, ...], lists: Collection[str]
+    path: Path, root: tuple[str, ...], tensors: tuple[StoredTensor, ...], lists: Collection[str]
 ) -> tuple[int, ...]:
     with FakeTensorMode(), torch.serialization.safe_globals(list(_HARMLESS)):
         value = torch.load(path, map_location="cpu", weights_only=True)

@@ -12,7 +12,7 @@ from .errors import CannotSplitError, InconsistentShardsError, UnsupportedSource
 from .layout import Interval, joined
 from .model import Model
 from .roles import Roles, WeightRoles
-from .tensors import Logical
+from .tensors import LogicalTensor
 
 #: Names that an error spells out before it counts the rest.
 _SHOWN: Final = 3
@@ -40,7 +40,7 @@ class RoleCut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cuts_by_roles(
-    roles: Roles, model: Model, tensors: Mapping[str, Logical], tp_size: int
+    roles: Roles, model: Model, tensors: Mapping[str, LogicalTensor], tp_size: int
 ) -> dict[str, RoleCut | None]:
     """How every tensor is shared out; None: whole on every rank.
 
@@ -143,7 +143,7 @@ def _numberless(segments: list[str]) -> tuple[str, ...]:
     return tuple("*" if s.isdecimal() else s for s in segments)
 
 
-def _check_model(roles: Roles, model: Model, tensors: Mapping[str, Logical]) -> None:
+def _check_model(roles: Roles, model: Model, tensors: Mapping[str, LogicalTensor]) -> None:
     if roles.model_type != model.model_type:
         raise InconsistentShardsError(
             f"the roles are of a {roles.model_type!r} model, and the checkpoint is of a {model.model_type!r} "
@@ -158,7 +158,7 @@ def _check_model(roles: Roles, model: Model, tensors: Mapping[str, Logical]) -> 
 
 
 def _check_biases(
-    found: Mapping[str, WeightRoles], once: Mapping[str, bool], tensors: Mapping[str, Logical]
+    found: Mapping[str, WeightRoles], once: Mapping[str, bool], tensors: Mapping[str, LogicalTensor]
 ) -> None:
     if both := sorted(set(found) & set(once)):
         raise CannotSplitError(

@@ -10,7 +10,7 @@ from .cuts import COMPANIONS, PLAIN, Cut, check_parameter, check_recipe, compani
 from .errors import CannotSplitError, DamagedFileError, InconsistentShardsError, UnknownArchitectureError
 from .layout import Axis, Part
 from .model import Geometry, Model, holds
-from .tensors import Logical
+from .tensors import LogicalTensor
 
 _COLUMN: Final = ("query", "key", "value", "query_key_value", "mlp_gate", "mlp_up", "mlp_gate_up", "column")
 _ROW: Final = ("attention_output", "mlp_output", "row")
@@ -91,7 +91,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 class Rules:
     """The rules of one model's tensors."""
 
-    def __init__(self, model: Model, tensors: Mapping[str, Logical], *, is_checked: bool = True) -> None:
+    def __init__(
+        self, model: Model, tensors: Mapping[str, LogicalTensor], *, is_checked: bool = True
+    ) -> None:
         """Prepare for `tensors`, the model's logical ones; without checks their shapes are not compared.
 
         Raises:
@@ -102,7 +104,7 @@ class Rules:
         self.tensors = tensors
         self._is_checked = is_checked
 
-    def rule(self, name: str, tensor: Logical | None = None) -> Rule:
+    def rule(self, name: str, tensor: LogicalTensor | None = None) -> Rule:
         """What the tensor called `name` is.
 
         Args:
@@ -223,7 +225,7 @@ def logical_shape(
         return shapes[0]
     # The rule needs an extent before it can say which dimension is cut; heads ignore it.
     summed = tuple(sum(extents) for extents in zip(*shapes, strict=True))
-    rules = Rules(model, {name: Logical(dtype="uint8", shape=summed)}, is_checked=False)
+    rules = Rules(model, {name: LogicalTensor(dtype="uint8", shape=summed)}, is_checked=False)
     way = policy.cut(rules.rule(name))
     if way is None:
         return shapes[0]

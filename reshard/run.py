@@ -15,7 +15,7 @@ from .containers import fill_in, head, renew_head, reserve
 from .encoding import EncodingStream, Transform
 from .errors import CheckpointError, DamagedFileError, DiskSpaceError
 from .formats.base import Source
-from .job import Job, Request, digests_of, open_source, plan_job, write_texts
+from .job import Job, Request, digests_of, open_source, plan_job, write_side_files
 from .staging import Stage, check_output, check_place, sync_folder
 from .stream import Budget, Cast, Digests, Files, Stream, Write, fit_budget
 
@@ -287,7 +287,7 @@ def _finish(job: Job, found: dict[str, Digests], stage: Stage) -> None:
     for one in job.sets:
         for file in one.files:
             fill_in(file, stage.tree / one.folder, digests)
-    write_texts(job, stage.tree, digests)
+    write_side_files(job, stage.tree, digests)
     _sync_folders(job, stage)
     stage.journal.finish()
 

@@ -21,7 +21,7 @@ from .layout import Box, aligned_strips, overlap, strips
 from .plan import TensorCopy
 from .regions import gather, is_scattered, scatter, within
 from .storage import Folder
-from .tensors import Piece
+from .tensors import FileRegion
 
 #: Strips that fit a core's share of the cache are copied fastest (measured: 8 MB, 6–7 GB/s strided).
 _STRIP_BYTES: Final = 8 << 20
@@ -180,7 +180,7 @@ class Stream:
         self._check_digest(copy, digest)
         return Digests(name=copy.name, source=digest, target=written.hexdigest(), overflows=overflows)
 
-    def _give(self, made: NDArray[Any], box: Box, targets: Iterable[Piece], buffers: _Buffers) -> None:
+    def _give(self, made: NDArray[Any], box: Box, targets: Iterable[FileRegion], buffers: _Buffers) -> None:
         """Write what the targets have of `made`, the elements of `box`."""
         for target in targets:
             common = overlap(box, target.box)
@@ -201,33 +201,33 @@ class Stream:
 
         A transposed region is one run where a strip has all of its rows, so strips end where regions do.
         """
-        pieces = (*copy.sources, *copy.replicas, *copy.targets)
+        regions = (*copy.sources, *copy.replicas, *copy.targets)
         longest = self._budget.strip_bytes // itemsize
-        if not any(map(is_scattered, pieces)):
+        if not any(map(is_scattered, regions)):
             return strips(copy.shape, min(longest, _STRIP_BYTES // itemsize))
-        return aligned_strips(copy.shape, longest, {bound for p in pieces for bound in p.box[0]})
+        return aligned_strips(copy.shape, longest, {bound for p in regions for bound in p.box[0]})
 
     def _read(self, copy: TensorCopy, strip: Box, found: NDArray[Any], buffers: _Buffers) -> int:
         size, count = found.itemsize, 0
-        for piece in copy.sources:
-            box = overlap(strip, piece.box)
+        for region in copy.sources:
+            box = overlap(strip, region.box)
             if box is not None:
                 view = found[within(box, strip)]
-                gather(piece.part(box, size), view, buffers.scratch, self._source.read_into)
+                gather(region.part(box, size), view, buffers.scratch, self._source.read_into)
                 count += view.nbytes
-        for piece in copy.replicas:
-            box = overlap(strip, piece.box)
+        for region in copy.replicas:
+            box = overlap(strip, region.box)
             if box is not None:
-                count += self._compare(copy, piece.part(box, size), found[within(box, strip)], buffers)
+                count += self._compare(copy, region.part(box, size), found[within(box, strip)], buffers)
         return count
 
-    def _compare(self, copy: TensorCopy, piece: Piece, view: NDArray[Any], buffers: _Buffers) -> int:
+    def _compare(self, copy: TensorCopy, region: FileRegion, view: NDArray[Any], buffers: _Buffers) -> int:
         # The buffer for the cast is not in use yet.
         other = buffers.cast[: view.nbytes].view(view.dtype).reshape(view.shape)
-        gather(piece, other, buffers.scratch, self._source.read_into)
+        gather(region, other, buffers.scratch, self._source.read_into)
         if not np.array_equal(other, view):
             raise InconsistentShardsError(
-                f"{piece.file} has other values of {copy.name} than {copy.sources[0].file}; "
+                f"{region.file} has other values of {copy.name} than {copy.sources[0].file}; "
                 "these are shards of different models, or one is damaged"
             )
         return int(view.nbytes)

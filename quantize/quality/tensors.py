@@ -16,7 +16,7 @@ from reshard.formats.base import Source
 from reshard.plan import TensorCopy, make_plan
 from reshard.run import make_budget
 from reshard.stream import Budget, Digests
-from reshard.tensors import Logical
+from reshard.tensors import LogicalTensor
 
 from ..convert import check_unquantized
 from ..formats.base import Output
@@ -161,7 +161,9 @@ def tensor_errors(
     return tuple(sorted(measured, key=lambda e: (not e.decision.is_quantized, -e.relative_error)))
 
 
-def round_trip(output: Output, config: Mapping[str, Any] | None, name: str, tensor: Logical) -> RoundTrip:
+def round_trip(
+    output: Output, config: Mapping[str, Any] | None, name: str, tensor: LogicalTensor
+) -> RoundTrip:
     """What encodes the tensor called `name` by `output` and decodes it by `config`."""
     return RoundTrip(name, output.encoder(name, tensor), decoder(config, name, tensor))
 
@@ -192,7 +194,7 @@ def _measured(error: TensorError, sums: Sums | None) -> TensorError:
     )
 
 
-def _size_bytes(tensor: Logical) -> int:
+def _size_bytes(tensor: LogicalTensor) -> int:
     return dtype(tensor.dtype).itemsize_bytes * math.prod(tensor.shape)
 
 

@@ -14,7 +14,7 @@ from reshard.errors import UnsupportedTargetError
 from reshard.model import Model
 from reshard.rules import Rule, Rules, check_heads
 from reshard.storage import Folder
-from reshard.tensors import Stored, copy_of, cut
+from reshard.tensors import StoredTensor, copy_of, cut
 
 from .base import Format, Layout, Options, Source, TargetFile
 from .injected import check_family, ignored_setting
@@ -70,7 +70,7 @@ def _write(source: Source, options: Options) -> Layout:
         format="deepspeed",
         tp_size=options.tp_size,
         files=tuple(files),
-        texts={CONFIG: _config(source, options.tp_size, names)},
+        side_files={CONFIG: _config(source, options.tp_size, names)},
         notes=tuple(notes),
     )
 
@@ -115,7 +115,7 @@ def _partitions(source: Source, layers: Layers, options: Options) -> Iterator[li
     yield group
 
 
-def layer_tensors(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> Iterator[Stored]:
+def layer_tensors(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> Iterator[StoredTensor]:
     """What a rank holds of one block, under the injected module's names."""
     for role, names in NORMS.items():
         for param, name in zip(PARAMS, names, strict=True):
@@ -140,7 +140,7 @@ def layer_tensors(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> I
             yield copy_of(held.name, layers.tensor(held), stored_as=f"{layer.prefix}.{bias}")
 
 
-def _mlp_up(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> Iterator[Stored]:
+def _mlp_up(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> Iterator[StoredTensor]:
     weight = _rule(layer, "mlp_up", "weight")
     assert weight is not None
     width = layers.tensor(weight).shape[0]
@@ -156,7 +156,7 @@ def _mlp_up(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> Iterato
 
 def _outputs(
     name: str, layers: Layers, layer: Layer, param: str, shares: Sequence[Share], blocks: int = 1
-) -> Iterator[Stored]:
+) -> Iterator[StoredTensor]:
     """A rank's rows of a weight or a bias."""
     stored = fused(name, layers, layer, param, shares, blocks)
     if stored is None:
@@ -172,7 +172,7 @@ def _outputs(
 
 def _inputs(
     name: str, layers: Layers, layer: Layer, rule: Rule, tp_size: int, tp_rank: int
-) -> Iterator[Stored]:
+) -> Iterator[StoredTensor]:
     """A rank's columns of a row-parallel weight."""
     stored = columns(name, layers, rule, tp_size, tp_rank)
     if stored.dtype != "int8":
@@ -189,11 +189,11 @@ def _rule(layer: Layer, role: Role, param: str) -> Rule | None:
     return layer.rules.get(role, {}).get(param)
 
 
-def _transposed(stored: Stored) -> Stored:
+def _transposed(stored: StoredTensor) -> StoredTensor:
     return msgspec.structs.replace(stored, transposed=len(stored.shape) == 2)
 
 
-def outside_tensors(source: Source, layers: Layers) -> Iterator[Stored]:
+def outside_tensors(source: Source, layers: Layers) -> Iterator[StoredTensor]:
     """Embeddings, final norm and head, whole, in one file: the loader wants a weight beside its bias."""
     head = next(name for name, role in layers.rules.table.top.items() if role == "head")
     given = {*layers.outside, *source.aliases}

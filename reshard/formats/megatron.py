@@ -11,7 +11,7 @@ from reshard.architectures.schema import Role
 from reshard.errors import CannotSplitError, UnsupportedTargetError
 from reshard.layout import Part, rank_units
 from reshard.rules import Rule, Rules
-from reshard.tensors import Stored, copy_of, padded_share
+from reshard.tensors import StoredTensor, copy_of, padded_share
 
 from .base import Format, Layout, Options, Source, TargetFile
 from .layers import Layer, Layers, Share, columns, fused, holder, interleaved
@@ -49,7 +49,7 @@ def _write(source: Source, options: Options) -> Layout:
         format="megatron",
         tp_size=options.tp_size,
         files=tuple(files),
-        texts={"latest_checkpointed_iteration.txt": b"release"},
+        side_files={"latest_checkpointed_iteration.txt": b"release"},
         notes=(
             "Megatron-LM takes it with --ckpt-format torch and --use-checkpoint-args, at the same degree",
         ),
@@ -85,7 +85,9 @@ def padded_rows(vocab: int, tp_size: int) -> int:
     return -(-vocab // multiple) * multiple
 
 
-def rank_tensors(layers: Layers, tp_size: int, tp_rank: int, version: float, rows: int) -> Iterator[Stored]:
+def rank_tensors(
+    layers: Layers, tp_size: int, tp_rank: int, version: float, rows: int
+) -> Iterator[StoredTensor]:
     """What a rank holds of the whole model, under mcore's names with the norms inside the Linears.
 
     Args:
@@ -113,7 +115,7 @@ def rank_tensors(layers: Layers, tp_size: int, tp_rank: int, version: float, row
         yield from _mlp(layers, layer, prefix, tp_size, tp_rank)
 
 
-def _norms(layers: Layers, layer: Layer, prefix: str) -> Iterator[Stored]:
+def _norms(layers: Layers, layer: Layer, prefix: str) -> Iterator[StoredTensor]:
     for role, name in NORMS.items():
         for param, rule in layer.rules.get(role, {}).items():
             yield copy_of(rule.name, layers.tensor(rule), stored_as=f"{prefix}{name}{param}")
@@ -126,7 +128,7 @@ def _norms(layers: Layers, layer: Layer, prefix: str) -> Iterator[Stored]:
 
 def _attention(
     layers: Layers, layer: Layer, prefix: str, tp_size: int, tp_rank: int, version: float
-) -> Iterator[Stored]:
+) -> Iterator[StoredTensor]:
     geometry = layers.rules.geometry
     query = rank_units(Part(name="query", units=geometry.heads), tp_size, tp_rank)
     kv = rank_units(Part(name="key", units=geometry.kv_heads), tp_size, tp_rank)
@@ -144,7 +146,7 @@ def _attention(
     yield from _row(layers, layer, "attention_output", name, tp_size, tp_rank)
 
 
-def _mlp(layers: Layers, layer: Layer, prefix: str, tp_size: int, tp_rank: int) -> Iterator[Stored]:
+def _mlp(layers: Layers, layer: Layer, prefix: str, tp_size: int, tp_rank: int) -> Iterator[StoredTensor]:
     width = mlp_width(layers, layer)
     units = rank_units(Part(name="features", units=width), tp_size, tp_rank)
     parts = ("gate", "up") if holder(layer, "gate", "weight") else ("up",)
@@ -164,7 +166,9 @@ def mlp_width(layers: Layers, layer: Layer) -> int:
     return rule.outputs.axis.extent // len(rule.outputs.axis.parts)
 
 
-def _row(layers: Layers, layer: Layer, role: Role, name: str, tp_size: int, tp_rank: int) -> Iterator[Stored]:
+def _row(
+    layers: Layers, layer: Layer, role: Role, name: str, tp_size: int, tp_rank: int
+) -> Iterator[StoredTensor]:
     params: dict[str, Rule] = layer.rules.get(role, {})
     if "weight" in params:
         yield columns(f"{name}.weight", layers, params["weight"], tp_size, tp_rank)

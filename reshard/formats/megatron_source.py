@@ -16,7 +16,7 @@ from reshard.errors import (
 from reshard.model import Model
 from reshard.rules import Rules
 from reshard.storage import Folder, read
-from reshard.tensors import Logical, Stored
+from reshard.tensors import LogicalTensor, StoredTensor
 
 from .base import Source, SourceFile, shown
 from .layers import Layers
@@ -35,7 +35,7 @@ class _Stage(msgspec.Struct, frozen=True, kw_only=True):
     file: str
     tp: int
     pp: int
-    tensors: dict[str, Stored]
+    tensors: dict[str, StoredTensor]
 
 
 def read_megatron(folder: Folder, model: Model | None) -> Source:
@@ -114,7 +114,7 @@ def _stages(folder: Folder, grid: Mapping[tuple[int, int], str]) -> tuple[list[_
         held = contents(folder, file, ("model",))
         versions.add(_version(held, folder.path(file)))
         offset = before.get(tp, 0)
-        tensors: dict[str, Stored] = {}
+        tensors: dict[str, StoredTensor] = {}
         count = 0
         for key, stored in held.tensors.items():
             name = canonical(key)
@@ -139,7 +139,7 @@ def _version(held: Contents, shown_name: str) -> float:
     return float(found)
 
 
-def _expected(folder: Folder, model: Model, first: dict[str, Stored], tp_size: int) -> Source:
+def _expected(folder: Folder, model: Model, first: dict[str, StoredTensor], tp_size: int) -> Source:
     """The logical tensors that rank 0's keys stand for."""
     geometry = model.known()[1]
     dtype = one_dtype(first.values(), folder.path(""))
@@ -162,7 +162,9 @@ def _expected(folder: Folder, model: Model, first: dict[str, Stored], tp_size: i
                 expected.add(role, name, index, shape)
         leaf = words[-1]
         if leaf in ("q_layernorm", "k_layernorm") and index is not None:
-            expected.tensors[_per_head(model, index, leaf, param)] = Logical(dtype=dtype, shape=stored.shape)
+            expected.tensors[_per_head(model, index, leaf, param)] = LogicalTensor(
+                dtype=dtype, shape=stored.shape
+            )
     return Source(
         format="megatron", folder=folder, model=model, tensors=expected.tensors, files=(), tp_size=tp_size
     )

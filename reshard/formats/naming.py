@@ -11,7 +11,7 @@ import msgspec
 from reshard.architectures.schema import Module, Role
 from reshard.errors import DamagedFileError, InconsistentShardsError, UnsupportedSourceError
 from reshard.model import Model, holds
-from reshard.tensors import Logical, Stored
+from reshard.tensors import LogicalTensor, StoredTensor
 
 from .base import shown
 
@@ -73,7 +73,7 @@ class Expected:
             intermediate: features inside the MLP.
         """
         self.model, self.dtype, self.intermediate = model, dtype, intermediate
-        self.tensors: dict[str, Logical] = {}
+        self.tensors: dict[str, LogicalTensor] = {}
 
     def add(self, role: Role, param: str, index: int | None, shape: tuple[int, ...] = ()) -> str:
         """Add the parameter of the module with `role`; its name.
@@ -97,7 +97,7 @@ class Expected:
         full = shape or self._shape(found.role, param)
         if found.entry.conv1d and len(full) == 2:
             full = full[::-1]
-        self.tensors[name] = Logical(dtype=self.dtype, shape=full)
+        self.tensors[name] = LogicalTensor(dtype=self.dtype, shape=full)
         return name
 
     def _shape(self, role: Role, param: str) -> tuple[int, ...]:
@@ -118,8 +118,12 @@ class Expected:
 
 
 def placed(
-    laid_out: Iterable[Stored], held: Mapping[str, Stored], name: str, *, optional: Iterable[str] = ()
-) -> tuple[Stored, ...]:
+    laid_out: Iterable[StoredTensor],
+    held: Mapping[str, StoredTensor],
+    name: str,
+    *,
+    optional: Iterable[str] = (),
+) -> tuple[StoredTensor, ...]:
     """What the writer would store in a file, with the offsets of what the file called `name` holds.
 
     Raises:
@@ -148,7 +152,7 @@ def placed(
     return tuple(found)
 
 
-def one_dtype(tensors: Iterable[Stored], name: str) -> str:
+def one_dtype(tensors: Iterable[StoredTensor], name: str) -> str:
     """The dtype of all floating tensors.
 
     Raises:

@@ -9,7 +9,7 @@ from reshard.errors import DamagedFileError, InconsistentShardsError, MissingFil
 from reshard.manifest import KEY
 from reshard.model import Model, parse_model
 from reshard.storage import Folder, read
-from reshard.tensors import Chunk, Logical, Stored
+from reshard.tensors import Chunk, LogicalTensor, StoredTensor
 
 from .fallback import with_plan
 
@@ -28,7 +28,7 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
         values: entries of an archive that are no tensors.
     """
 
-    tensors: dict[str, Stored]
+    tensors: dict[str, StoredTensor]
     metadata: dict[str, str]
     values: dict[str, object] = {}
 
@@ -57,7 +57,9 @@ def contents(folder: Folder, file: str, root: tuple[str, ...] = ()) -> Contents:
     if file.endswith(".safetensors"):
         specs, metadata = read_file(folder, file)
         found = {
-            name: Stored(name=name, dtype=s.dtype, shape=s.shape, chunks=(), offset_bytes=s.offset_bytes)
+            name: StoredTensor(
+                name=name, dtype=s.dtype, shape=s.shape, chunks=(), offset_bytes=s.offset_bytes
+            )
             for name, s in specs.items()
         }
         return Contents(tensors=found, metadata=metadata)
@@ -91,7 +93,7 @@ def _archive(folder: Folder, file: str, root: tuple[str, ...]) -> Contents:
         if name in tensors:
             raise DamagedFileError(f"{shown} has two tensors that are both {name}")
         at = place(tensor, size, shown)
-        tensors[name] = Stored(
+        tensors[name] = StoredTensor(
             name=name,
             dtype=at.dtype,
             shape=at.shape,
@@ -99,10 +101,10 @@ def _archive(folder: Folder, file: str, root: tuple[str, ...]) -> Contents:
             offset_bytes=at.offset_bytes,
             strides=at.strides,
         )
-    account = getattr(value, ATTRIBUTE, None)
+    manifest = getattr(value, ATTRIBUTE, None)
     values = {k: v for k, v in outer.items() if not isinstance(v, torch.Tensor)} if root else {}
     return Contents(
-        tensors=tensors, metadata={KEY: account} if isinstance(account, str) else {}, values=values
+        tensors=tensors, metadata={KEY: manifest} if isinstance(manifest, str) else {}, values=values
     )
 
 
@@ -131,7 +133,7 @@ def flat(value: dict[str, object]) -> list[tuple[str, object]]:
     return found
 
 
-def merged(stored: Stored) -> Stored:
+def merged(stored: StoredTensor) -> StoredTensor:
     """The stored tensor as all of the logical one with its name."""
     box = tuple((0, extent) for extent in stored.shape)
     chunk = Chunk(tensor=stored.name, box=box, at=(0,) * len(stored.shape))
@@ -143,7 +145,7 @@ class Collected:
 
     def __init__(self) -> None:
         """Nothing was met yet."""
-        self.tensors: dict[str, Logical] = {}
+        self.tensors: dict[str, LogicalTensor] = {}
 
     def add(self, name: str, dtype: str, shape: tuple[int, ...], shown: str) -> None:
         """Note a logical tensor.
@@ -151,7 +153,7 @@ class Collected:
         Raises:
             InconsistentShardsError: it was met with another dtype or shape.
         """
-        found = Logical(dtype=dtype, shape=shape)
+        found = LogicalTensor(dtype=dtype, shape=shape)
         known = self.tensors.setdefault(name, found)
         if known != found:
             raise InconsistentShardsError(

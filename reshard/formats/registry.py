@@ -15,7 +15,7 @@ from reshard.roles import Roles
 from reshard.roles import read as read_roles
 from reshard.storage import Folder
 
-from . import deepspeed, huggingface, megatron, own, per_rank, transformers, vllm
+from . import deepspeed, huggingface, manifest_format, megatron, per_rank, transformers, vllm
 from .base import Format, Source, shown
 
 FORMATS: Final = {
@@ -27,7 +27,7 @@ FORMATS: Final = {
         vllm.FORMAT,
         megatron.FORMAT,
         huggingface.FORMAT,
-        own.FORMAT,
+        manifest_format.FORMAT,
     )
 }
 
@@ -89,10 +89,10 @@ def read_source(folder: Folder, model: Model | None = None) -> Source:
     """
     names = folder.files()
     found = {f.name: seen for f in FORMATS.values() if (seen := f.evidence(names))}
-    shards = tuple(n for n in names if own.SHARD.fullmatch(n))
-    if own.FORMAT.name in found:
+    shards = tuple(n for n in names if manifest_format.SHARD.fullmatch(n))
+    if manifest_format.FORMAT.name in found:
         _nothing_else(folder, {**found, per_rank.FORMAT.name: shards})
-        found = {own.FORMAT.name: found[own.FORMAT.name]}
+        found = {manifest_format.FORMAT.name: found[manifest_format.FORMAT.name]}
     elif shards:
         raise MissingFileError(
             f"{folder.path('')} holds {shown(shards)} but not the {FILE} that belongs to them; fetch it"
@@ -117,7 +117,7 @@ def read_source(folder: Folder, model: Model | None = None) -> Source:
 
 def _nothing_else(folder: Folder, found: dict[str, tuple[str, ...]]) -> None:
     """A set of ours, whatever its format, must not be mixed up with another checkpoint."""
-    known = {FILE, *_COMPANIONS, *own.read_manifest(folder).files}
+    known = {FILE, *_COMPANIONS, *manifest_format.read_manifest(folder).files}
     others = {f for files in found.values() for f in files if not f.endswith(".index.json")} - known
     if others:
         raise AmbiguousSourceError(

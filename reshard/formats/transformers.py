@@ -19,7 +19,7 @@ from reshard.layout import Interval
 from reshard.model import Model
 from reshard.rules import Rule, Rules
 from reshard.storage import Folder
-from reshard.tensors import Chunk, Logical, Stored, along, copy_of
+from reshard.tensors import Chunk, LogicalTensor, StoredTensor, along, copy_of
 
 from .base import Format, Layout, Options, Source, SourceFile, TargetFile, shown
 from .layers import full_name
@@ -51,13 +51,13 @@ class Whole(msgspec.Struct, frozen=True, kw_only=True):
         dim: the dimension that is cut; None when it is stored once.
     """
 
-    stored: Stored
+    stored: StoredTensor
     dim: int | None
 
 
 def _write(source: Source, options: Options) -> Layout:
     _check(source, options.tp_size)
-    ranks: list[list[tuple[Stored, tuple[int, ...]]]] = [[] for _ in range(options.tp_size)]
+    ranks: list[list[tuple[StoredTensor, tuple[int, ...]]]] = [[] for _ in range(options.tp_size)]
     for tensor in _running(source):
         if tensor.dim is None or options.tp_size == 1:
             ranks[0].append((tensor.stored, (0,) * len(tensor.stored.shape)))
@@ -100,7 +100,7 @@ def _check(source: Source, tp_size: int) -> None:
         )
 
 
-def _file(rank: int, tensors: list[tuple[Stored, tuple[int, ...]]]) -> TargetFile:
+def _file(rank: int, tensors: list[tuple[StoredTensor, tuple[int, ...]]]) -> TargetFile:
     offsets = {stored.name: {"saved_offsets": list(at)} for stored, at in tensors}
     return TargetFile(
         name=f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors",
@@ -111,7 +111,7 @@ def _file(rank: int, tensors: list[tuple[Stored, tuple[int, ...]]]) -> TargetFil
     )
 
 
-def _part(tensor: Whole, tp_size: int, tp_rank: int) -> tuple[Stored, tuple[int, ...]] | None:
+def _part(tensor: Whole, tp_size: int, tp_rank: int) -> tuple[StoredTensor, tuple[int, ...]] | None:
     """The rank's box and where it begins, as DTensor's `Shard` has it: the last ranks may get nothing."""
     stored, dim = tensor.stored, tensor.dim
     assert dim is not None
@@ -171,7 +171,7 @@ def _running_name(table: Architecture, rule: Rule, name: str) -> str:
     return full_name(table, name).replace(".block_sparse_moe.gate.", ".mlp.gate.")
 
 
-def _dim(rule: Rule, tensor: Logical) -> int | None:
+def _dim(rule: Rule, tensor: LogicalTensor) -> int | None:
     if rule.role in _COLUMN:
         return 0 if rule.param == "bias" else len(tensor.shape) - 2
     if rule.role in _ROW:
@@ -208,7 +208,9 @@ def _stacked(module: str, held: list[Rule], rules: Rules) -> Iterator[Whole]:
         first = rules.tensors[by_role[roles[0]][0].name]
         shape = (len(by_role[roles[0]]), at, first.shape[1])
         yield Whole(
-            stored=Stored(name=f"{module}.{name}", dtype=first.dtype, shape=shape, chunks=tuple(chunks)),
+            stored=StoredTensor(
+                name=f"{module}.{name}", dtype=first.dtype, shape=shape, chunks=tuple(chunks)
+            ),
             dim=dim,
         )
 
@@ -242,7 +244,7 @@ def _read(folder: Folder, model: Model | None) -> Source:
     if ranks != list(range(len(held))):
         raise DamagedFileError(f"{folder.path('')} lacks shards: it has {shown(tuple(f.name for f in held))}")
     shapes = {name: tuple(map(max, zip(*ends, strict=True))) for name, ends in boxes.items()}
-    logical = {name: Logical(dtype=kinds[name], shape=shape) for name, shape in shapes.items()}
+    logical = {name: LogicalTensor(dtype=kinds[name], shape=shape) for name, shape in shapes.items()}
     _check_whole(folder, model, logical)
     return Source(
         format="transformers",
@@ -254,7 +256,7 @@ def _read(folder: Folder, model: Model | None) -> Source:
     )
 
 
-def _check_whole(folder: Folder, model: Model, tensors: dict[str, Logical]) -> None:
+def _check_whole(folder: Folder, model: Model, tensors: dict[str, LogicalTensor]) -> None:
     """The files do not say how many there are: without the last one, every tensor would only seem smaller."""
     rules = Rules(model, tensors)
     for name, tensor in tensors.items():

@@ -91,14 +91,14 @@ def check_rank(
         InconsistentShardsError: files of another set, rank, model or dtype; a key too few or too many.
     """
     stored: dict[str, tuple[int, ...]] = {}
-    accounts: dict[str, Manifest | None] = {}
+    manifests: dict[str, Manifest | None] = {}
     for file in index.files_of(tp_rank):
         tensors = open_tensors(folder / file)
         raw = getattr(tensors, ATTRIBUTE, None)
-        accounts[file] = None if raw is None else decode(raw, str(folder / file))
+        manifests[file] = None if raw is None else decode(raw, str(folder / file))
         _check_file(folder / file, tensors, needed, dtype)
         stored |= {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    _check_accounts(folder, accounts, index, tp_rank)
+    _check_manifests(folder, manifests, index, tp_rank)
     if lost := sorted(needed.keys() - stored.keys()):
         raise InconsistentShardsError(f"{folder} lacks {_some(lost)}; write it again")
     if strange := sorted(stored.keys() - needed.keys()):
@@ -151,18 +151,18 @@ def _check_file(
         )
 
 
-def _check_accounts(folder: Path, accounts: dict[str, Manifest | None], index: Index, tp_rank: int) -> None:
+def _check_manifests(folder: Path, manifests: dict[str, Manifest | None], index: Index, tp_rank: int) -> None:
     """Compare what the files say of themselves. Every rank reads the file of whole tensors, so all agree."""
-    told = {file: account for file, account in accounts.items() if account is not None}
-    if told and (silent := sorted(accounts.keys() - told.keys())):
+    told = {file: manifest for file, manifest in manifests.items() if manifest is not None}
+    if told and (silent := sorted(manifests.keys() - told.keys())):
         raise InconsistentShardsError(f"{folder} holds {_some(silent)} of another set: it has no manifest")
-    for file, account in told.items():
-        if account.tp_size != index.tp_size or account.tp_rank not in (None, tp_rank):
+    for file, manifest in told.items():
+        if manifest.tp_size != index.tp_size or manifest.tp_rank not in (None, tp_rank):
             raise InconsistentShardsError(
-                f"{folder / file} was written for rank {account.tp_rank} of tp_size={account.tp_size}, but "
+                f"{folder / file} was written for rank {manifest.tp_rank} of tp_size={manifest.tp_size}, but "
                 f"rank {tp_rank} of {index.tp_size} would load it; it was renamed, or is of another set"
             )
-    if len({(account.origin.sha256, account.files) for account in told.values()}) > 1:
+    if len({(manifest.origin.sha256, manifest.files) for manifest in told.values()}) > 1:
         raise InconsistentShardsError(f"{folder} mixes shards of several checkpoints; write it again")
 
 

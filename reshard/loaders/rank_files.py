@@ -75,10 +75,10 @@ def find_rank_files(folder: Path, tp_rank: int, tp_size: int) -> RankFiles:
         held = {name: read_file(opened, name) for name in names}
     finally:
         opened.close()
-    accounts = {name: _manifest(folder / name, metadata) for name, (_, metadata) in held.items()}
-    manifest = accounts[names[0]]
-    for name, account in accounts.items():
-        _check_account(folder / name, account, manifest, tp_rank, tp_size)
+    manifests = {name: _manifest(folder / name, metadata) for name, (_, metadata) in held.items()}
+    manifest = manifests[names[0]]
+    for name, shard_manifest in manifests.items():
+        _check_manifest(folder / name, shard_manifest, manifest, tp_rank, tp_size)
     _check_complete(folder, names, manifest, tp_rank)
     return RankFiles(
         folder=folder,
@@ -128,20 +128,26 @@ def _manifest(file: Path, metadata: dict[str, str]) -> Manifest:
     return decode(metadata[KEY], str(file))
 
 
-def _check_account(file: Path, account: Manifest, first: Manifest, tp_rank: int, tp_size: int) -> None:
+def _check_manifest(
+    file: Path, shard_manifest: Manifest, first: Manifest, tp_rank: int, tp_size: int
+) -> None:
     """Compare what a file says of itself with what is asked of it: its name alone proves nothing."""
-    if (account.tp_rank, account.tp_size) != (tp_rank, tp_size):
+    if (shard_manifest.tp_rank, shard_manifest.tp_size) != (tp_rank, tp_size):
         raise InconsistentShardsError(
-            f"{file} was written for rank {account.tp_rank} of tp_size={account.tp_size}, but rank {tp_rank} "
-            f"of {tp_size} would load it; it was renamed, or is of another set"
+            f"{file} was written for rank {shard_manifest.tp_rank} of tp_size={shard_manifest.tp_size}, but "
+            f"rank {tp_rank} of {tp_size} would load it; it was renamed, or is of another set"
         )
-    if (account.origin, account.format, account.files) != (first.origin, first.format, first.files):
+    if (shard_manifest.origin, shard_manifest.format, shard_manifest.files) != (
+        first.origin,
+        first.format,
+        first.files,
+    ):
         raise InconsistentShardsError(f"{file} is of another checkpoint than the files beside it")
-    if account.recipe is not None:
+    if shard_manifest.recipe is not None:
         raise UnsupportedSourceError(
             f"{file} holds quantized weights, which are loaded as they were saved; merge and dequantize them"
         )
-    if account.roles is not None:
+    if shard_manifest.roles is not None:
         raise UnsupportedSourceError(
             f"{file} is cut by a roles file, and DeepSpeed cuts by rules of its own; cut the checkpoint "
             "again without --roles"

@@ -47,7 +47,7 @@ class SavedBox(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class ShardSet(msgspec.Struct, frozen=True, kw_only=True):
+class SavedShards(msgspec.Struct, frozen=True, kw_only=True):
     """A folder's shards.
 
     Attributes:
@@ -61,7 +61,7 @@ class ShardSet(msgspec.Struct, frozen=True, kw_only=True):
     boxes: dict[str, tuple[SavedBox, ...]]
 
 
-def read_shards(folder: Path) -> ShardSet:
+def read_shards(folder: Path) -> SavedShards:
     """Survey the shards in `folder` from their headers alone.
 
     Raises:
@@ -80,11 +80,11 @@ def read_shards(folder: Path) -> ShardSet:
             boxes.setdefault(tensor, []).append(box)
     _check_manifests(folder, manifests)
     tp_size = len(set(ranks.values()))
-    return ShardSet(folder=folder, tp_size=tp_size, boxes={name: tuple(b) for name, b in boxes.items()})
+    return SavedShards(folder=folder, tp_size=tp_size, boxes={name: tuple(b) for name, b in boxes.items()})
 
 
 def check_tensors(
-    shards: ShardSet, shapes: Mapping[str, tuple[int, ...]], *, ignored: Iterable[str] = ()
+    shards: SavedShards, shapes: Mapping[str, tuple[int, ...]], *, ignored: Iterable[str] = ()
 ) -> None:
     """Check that the shards make up every tensor of a model, exactly.
 
@@ -177,7 +177,7 @@ def _saved_offsets(
 
 
 def _manifest(file: Path, metadata: Mapping[str, str], rank: int) -> Manifest | None:
-    """The file's own account; None where transformers itself wrote it."""
+    """The file's manifest; None where transformers itself wrote it."""
     if KEY not in metadata:
         return None
     manifest = decode(metadata[KEY], str(file))
@@ -191,12 +191,12 @@ def _manifest(file: Path, metadata: Mapping[str, str], rank: int) -> Manifest | 
 
 def _check_manifests(folder: Path, manifests: Mapping[str, Manifest | None]) -> None:
     """Every file tells of the same set, and all of that set is there."""
-    accounts = {
+    identities = {
         name: (m.origin.sha256, m.tp_size, m.files) if m is not None else None
         for name, m in manifests.items()
     }
     one = next(iter(manifests))
-    other = next((name for name in manifests if accounts[name] != accounts[one]), None)
+    other = next((name for name in manifests if identities[name] != identities[one]), None)
     if other is not None:
         raise InconsistentShardsError(
             f"{one} in {folder} is {_told(manifests[one])}, and {other} is {_told(manifests[other])}; "

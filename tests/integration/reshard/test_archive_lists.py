@@ -10,14 +10,14 @@ from reshard.errors import DamagedFileError
 from reshard.formats.base import TargetFile
 from reshard.formats.reading import contents
 from reshard.storage import open_folder
-from reshard.tensors import Stored
+from reshard.tensors import StoredTensor
 
 TENSORS = (
-    Stored(name="before", dtype="float16", shape=(3,), chunks=()),
-    Stored(name="block.0.w.0", dtype="int8", shape=(4, 6), chunks=()),
-    Stored(name="block.0.w.1", dtype="float32", shape=(4, 1), chunks=()),
+    StoredTensor(name="before", dtype="float16", shape=(3,), chunks=()),
+    StoredTensor(name="block.0.w.0", dtype="int8", shape=(4, 6), chunks=()),
+    StoredTensor(name="block.0.w.1", dtype="float32", shape=(4, 1), chunks=()),
     # A name that ends in a number, and is no part of a list.
-    Stored(name="block.0", dtype="float16", shape=(2, 2), chunks=()),
+    StoredTensor(name="block.0", dtype="float16", shape=(2, 2), chunks=()),
 )
 
 

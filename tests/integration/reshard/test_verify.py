@@ -11,7 +11,7 @@ from reshard.errors import (
 )
 from reshard.job import open_source
 from reshard.padding import gaps
-from reshard.verify import verify
+from reshard.verification import verify
 
 from .format_cases import CASES, flat
 from .variants import HIDDEN, VARIANTS, VOCAB, cut, save

@@ -11,7 +11,7 @@ from .formats.registry import roles_for
 from .job import Job, Request, open_source, plan_job
 from .layout import Box, volume
 from .run import anonymous_bytes, make_budget, notes_of
-from .tensors import Piece
+from .tensors import FileRegion
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,7 +132,7 @@ def _map(job: Job) -> tuple[TensorMap, ...]:
     )
 
 
-def _spans(pieces: tuple[Piece, ...], kind: str) -> tuple[Span, ...]:
+def _spans(regions: tuple[FileRegion, ...], kind: str) -> tuple[Span, ...]:
     return tuple(
         Span(
             file=p.file,
@@ -141,14 +141,14 @@ def _spans(pieces: tuple[Piece, ...], kind: str) -> tuple[Span, ...]:
             box=p.box,
             is_contiguous=_is_contiguous(p),
         )
-        for p in pieces
+        for p in regions
     )
 
 
-def _is_contiguous(piece: Piece) -> bool:
+def _is_contiguous(region: FileRegion) -> bool:
     """Whether the region has no gaps, in whatever order of dimensions."""
     step = 1
-    for stride, extent in sorted((s, e - b) for s, (b, e) in zip(piece.strides, piece.box, strict=True)):
+    for stride, extent in sorted((s, e - b) for s, (b, e) in zip(region.strides, region.box, strict=True)):
         if extent > 1 and stride != step:
             return False
         step *= extent
