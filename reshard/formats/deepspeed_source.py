@@ -12,7 +12,7 @@ from reshard.storage import Folder, read
 from reshard.tensors import LogicalTensor, StoredTensor
 
 from .base import Source, SourceFile, shown
-from .deepspeed import CODES, CONFIG, NORMS, PARAMS, ROWS, layer_tensors, outside_tensors
+from .deepspeed_layout import CODES, INDEX_FILE, NORMS, PARAMS, ROWS, layer_tensors, outside_tensors
 from .layers import Layers
 from .naming import Expected, one_dtype, placed
 from .per_rank import read_rank_files
@@ -54,21 +54,21 @@ def read_deepspeed(folder: Folder, model: Model | None) -> Source:
 
 def _read_config(folder: Folder) -> _Config:
     try:
-        config = msgspec.json.decode(read(folder, CONFIG), type=_Config)
+        config = msgspec.json.decode(read(folder, INDEX_FILE), type=_Config)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise DamagedFileError(f"{folder.path(CONFIG)} is not what DeepSpeed writes: {error}") from error
+        raise DamagedFileError(f"{folder.path(INDEX_FILE)} is not what DeepSpeed writes: {error}") from error
     named = (*config.checkpoints.non_tp, *config.checkpoints.tp)
     for file in named:
         if Path(file).name != file:
-            raise DamagedFileError(f"{folder.path(CONFIG)} names a file outside its folder: {file!r}")
+            raise DamagedFileError(f"{folder.path(INDEX_FILE)} names a file outside its folder: {file!r}")
     if config.tp_size < 1 or not config.checkpoints.tp or len(config.checkpoints.tp) % config.tp_size:
         raise InconsistentShardsError(
-            f"{folder.path(CONFIG)} names {len(config.checkpoints.tp)} files for tp_size={config.tp_size}; "
-            "it must be a multiple"
+            f"{folder.path(INDEX_FILE)} names {len(config.checkpoints.tp)} files for "
+            f"tp_size={config.tp_size}; it must be a multiple"
         )
     lost = tuple(sorted(set(named) - set(folder.files())))
     if lost:
-        raise MissingFileError(f"{folder.path(CONFIG)} names {shown(lost)}, which is not there")
+        raise MissingFileError(f"{folder.path(INDEX_FILE)} names {shown(lost)}, which is not there")
     return config
 
 

@@ -1,6 +1,5 @@
 """Whatever this tool wrote, in any format: read by the manifest in every shard, not by rules."""
 
-import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -17,8 +16,6 @@ from reshard.tensors import Chunk, LogicalTensor, StoredTensor
 from .base import Format, Source, SourceFile, shown
 from .reading import Contents, contents, model_of
 
-#: Names that only this tool gives, in its own format.
-SHARD: Final = re.compile(r"model-rank-\d+-of-\d+(-part-\d+-of-\d+)?\.safetensors")
 #: Where our archives keep their dictionary of tensors, by format.
 _ROOTS: Final = {"megatron": ("model",)}
 

@@ -20,12 +20,21 @@ from reshard.tensors import LogicalTensor, StoredTensor
 
 from .base import Source, SourceFile, shown
 from .layers import Layers
-from .megatron import check, rank_tensors
-from .megatron_names import EMBEDDING, FILE, FINAL_NORM, HEAD, NORMS, POSITION, canonical, evidence
+from .megatron_layout import check, rank_tensors
+from .megatron_names import (
+    EMBEDDING,
+    FILE,
+    FINAL_NORM,
+    HEAD,
+    LATEST_FILE,
+    NORMS,
+    POSITION,
+    canonical,
+    evidence,
+)
 from .naming import Expected, module_of, one_dtype, placed
 from .reading import Contents, contents, model_of
 
-_LATEST: Final = "latest_checkpointed_iteration.txt"
 _VERSIONS: Final = (0.0, 1.0, 2.0, 3.0)
 
 
@@ -96,12 +105,13 @@ def _grid(folder: Folder) -> dict[tuple[int, int], str]:
 def _iteration(folder: Folder, there: tuple[str, ...]) -> str:
     if len(there) == 1:
         return there[0]
-    latest = read(folder, _LATEST).decode("utf-8", "replace").strip() if _LATEST in folder.files() else ""
+    raw = read(folder, LATEST_FILE) if LATEST_FILE in folder.files() else b""
+    latest = raw.decode("utf-8", "replace").strip()
     name = f"iter_{int(latest):07d}" if latest.isdecimal() else latest
     if name not in there:
         raise AmbiguousSourceError(
-            f"{folder.path('')} holds several iterations ({shown(tuple(sorted(there)))}) and no {_LATEST} "
-            "that names one; give the iteration's folder"
+            f"{folder.path('')} holds several iterations ({shown(tuple(sorted(there)))}) and no "
+            f"{LATEST_FILE} that names one; give the iteration's folder"
         )
     return name
 

@@ -5,6 +5,7 @@ outputs, those before an all-reduce along their inputs with whole biases, the he
 embeddings and norms whole.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -22,6 +23,9 @@ from reshard.tensors import LogicalTensor, StoredTensor, copy_of, cut
 from .base import Format, Layout, Options, Source, SourceFile, TargetFile, by_size, shown
 from .naming import placed
 from .running import as_stored
+
+#: Names that only this tool gives: rank and degree.
+SHARD: Final = re.compile(r"model-rank-(\d+)-of-(\d+)(?:-part-\d+-of-\d+)?\.safetensors")
 
 POLICY: Final = Policy(name="safetensors", head="features", uneven=True)
 

@@ -17,6 +17,8 @@ from reshard.storage import Folder
 
 from . import deepspeed, huggingface, manifest_format, megatron, per_rank, transformers, vllm
 from .base import Format, Source, shown
+from .deepspeed_layout import INDEX_FILE
+from .megatron_names import LATEST_FILE
 
 FORMATS: Final = {
     f.name: f
@@ -31,8 +33,8 @@ FORMATS: Final = {
     )
 }
 
-#: Files that belong to one of our own sets though they are no shards.
-_COMPANIONS: Final = ("ds_inference_config.json", "latest_checkpointed_iteration.txt")
+#: Files that formats write beside the shards of a set.
+SIDE_FILES: Final = (INDEX_FILE, LATEST_FILE)
 
 
 def targets() -> dict[str, Format]:
@@ -89,7 +91,7 @@ def read_source(folder: Folder, model: Model | None = None) -> Source:
     """
     names = folder.files()
     found = {f.name: seen for f in FORMATS.values() if (seen := f.evidence(names))}
-    shards = tuple(n for n in names if manifest_format.SHARD.fullmatch(n))
+    shards = tuple(n for n in names if per_rank.SHARD.fullmatch(n))
     if manifest_format.FORMAT.name in found:
         _nothing_else(folder, {**found, per_rank.FORMAT.name: shards})
         found = {manifest_format.FORMAT.name: found[manifest_format.FORMAT.name]}
@@ -117,7 +119,7 @@ def read_source(folder: Folder, model: Model | None = None) -> Source:
 
 def _nothing_else(folder: Folder, found: dict[str, tuple[str, ...]]) -> None:
     """A set of ours, whatever its format, must not be mixed up with another checkpoint."""
-    known = {FILE, *_COMPANIONS, *manifest_format.read_manifest(folder).files}
+    known = {FILE, *SIDE_FILES, *manifest_format.read_manifest(folder).files}
     others = {f for files in found.values() for f in files if not f.endswith(".index.json")} - known
     if others:
         raise AmbiguousSourceError(

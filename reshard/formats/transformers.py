@@ -25,8 +25,9 @@ from .base import Format, Layout, Options, Source, SourceFile, TargetFile, shown
 from .layers import full_name
 from .reading import contents, model_of
 
-_FILE: Final = re.compile(r"shard-(\d{5})-model-\d{5}-of-\d{5}\.safetensors")
-_OFFSETS: Final = "DCP_SHARDING_INFO"
+#: Number of the shard, of its part, and how many parts it has.
+FILE_NAME: Final = re.compile(r"shard-(\d{5})-model-(\d{5})-of-(\d{5})\.safetensors")
+OFFSETS_KEY: Final = "DCP_SHARDING_INFO"
 #: Families that transformers has a plan for, among those with a table.
 _FAMILIES: Final = (
     "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "phi", "phi3",
@@ -107,7 +108,7 @@ def _file(rank: int, tensors: list[tuple[StoredTensor, tuple[int, ...]]]) -> Tar
         container="safetensors",
         tensors=tuple(stored for stored, _ in tensors),
         rank=rank,
-        metadata={"format": "pt", "DCP_VERSION": "1.0", _OFFSETS: json.dumps(offsets)},
+        metadata={"format": "pt", "DCP_VERSION": "1.0", OFFSETS_KEY: json.dumps(offsets)},
     )
 
 
@@ -216,7 +217,7 @@ def _stacked(module: str, held: list[Rule], rules: Rules) -> Iterator[Whole]:
 
 
 def _evidence(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(n for n in names if _FILE.fullmatch(n))
+    return tuple(n for n in names if FILE_NAME.fullmatch(n))
 
 
 def _read(folder: Folder, model: Model | None) -> Source:
@@ -272,16 +273,16 @@ def _check_whole(folder: Folder, model: Model, tensors: dict[str, LogicalTensor]
 
 
 def _rank(file: str) -> int:
-    match = _FILE.fullmatch(file)
+    match = FILE_NAME.fullmatch(file)
     assert match is not None
     return int(match[1]) - 1
 
 
 def _offsets(metadata: dict[str, str], name: str) -> dict[str, tuple[int, ...]]:
     try:
-        found = msgspec.json.decode(metadata[_OFFSETS], type=dict[str, _Offsets])
+        found = msgspec.json.decode(metadata[OFFSETS_KEY], type=dict[str, _Offsets])
     except (KeyError, msgspec.DecodeError, RecursionError) as error:
-        raise DamagedFileError(f"{name} has no {_OFFSETS} that can be read: {error}") from error
+        raise DamagedFileError(f"{name} has no {OFFSETS_KEY} that can be read: {error}") from error
     if any(at < 0 for entry in found.values() for at in entry.saved_offsets):
         raise DamagedFileError(f"{name} has a negative offset")
     return {key: entry.saved_offsets for key, entry in found.items()}

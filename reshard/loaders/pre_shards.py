@@ -11,10 +11,10 @@ import msgspec
 import torch
 
 from ..errors import DamagedFileError, InconsistentShardsError, MissingFileError
+from ..formats.deepspeed_layout import INDEX_FILE
 from ..manifest import Manifest, decode
 from ..pickles import ATTRIBUTE
 
-INDEX_FILE: Final = "ds_inference_config.json"
 _NAMED: Final = 4  # names that an error spells out before it counts the rest
 
 

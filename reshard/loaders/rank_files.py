@@ -3,7 +3,6 @@
 Format: `reshard.formats.per_rank`; every file carries a manifest.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -12,13 +11,13 @@ import msgspec
 
 from ..checkpoint import TensorSpec, read_file
 from ..errors import DamagedFileError, InconsistentShardsError, MissingFileError, UnsupportedSourceError
+from ..formats.per_rank import SHARD
 from ..manifest import KEY, Manifest, decode
 from ..storage import LocalFolder
 
 if TYPE_CHECKING:
     import torch
 
-_NAME: Final = re.compile(r"model-rank-(\d+)-of-(\d+)(?:-part-\d+-of-\d+)?\.safetensors")
 #: How many names an error lists before it only counts them.
 _LISTED: Final = 4
 
@@ -96,7 +95,7 @@ def some(names: Iterable[str]) -> str:
 
 def _place(name: str) -> tuple[int, int] | None:
     """Rank and degree in a file's name."""
-    found = _NAME.fullmatch(name)
+    found = SHARD.fullmatch(name)
     return (int(found[1]), int(found[2])) if found else None
 
 

@@ -12,16 +12,13 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Final
 
 import msgspec
 from safetensors import SafetensorError, safe_open
 
 from ..errors import DamagedFileError, InconsistentShardsError, MissingFileError
+from ..formats.transformers import FILE_NAME, OFFSETS_KEY
 from ..manifest import KEY, Manifest, decode
-
-_FILE_NAME: Final = re.compile(r"shard-(\d{5})-model-(\d{5})-of-(\d{5})\.safetensors")
-_OFFSETS_KEY: Final = "DCP_SHARDING_INFO"
 
 
 class SavedBox(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,7 +112,7 @@ def check_tensors(
 
 def _check_names(folder: Path, names: list[str]) -> dict[str, int]:
     """Rank of every file, once the set has no gap and nothing else lies beside it."""
-    matches = {name: _FILE_NAME.fullmatch(name) for name in names}
+    matches = {name: FILE_NAME.fullmatch(name) for name in names}
     numbered = {n: tuple(map(int, match.groups())) for n, match in matches.items() if match is not None}
     if not numbered:
         raise MissingFileError(
@@ -164,11 +161,11 @@ def _saved_offsets(
 ) -> dict[str, tuple[int, ...]]:
     """Where each tensor's box begins."""
     try:
-        described = json.loads(metadata[_OFFSETS_KEY])
+        described = json.loads(metadata[OFFSETS_KEY])
         found = {name: tuple(described[name]["saved_offsets"]) for name in shapes}
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(
-            f"{file} does not say in {_OFFSETS_KEY} where each of its tensors begins: {error!r}"
+            f"{file} does not say in {OFFSETS_KEY} where each of its tensors begins: {error!r}"
         ) from error
     for name, offsets in found.items():
         if len(offsets) != len(shapes[name]) or any(type(at) is not int or at < 0 for at in offsets):
