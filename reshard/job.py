@@ -1,20 +1,19 @@
-"""A run from a request to a finished folder: planned, staged, resumed, filled in and renamed."""
+"""A request planned: what is read, what every file will be, and which regions are copied. Writes nothing."""
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from .containers import Prepared, filled_in, pending, prepare
+from .containers import LaidOutFile, lay_out, pending
 from .dtypes import dtype
 from .encoding import Transform
 from .errors import UnsupportedTargetError
 from .formats.base import Layout, Options, Source, TargetFile
-from .formats.registry import read_source, roles_for, target
+from .formats.registry import SIDE_FILES, read_source, roles_for, target
 from .manifest import FILE, Entry, Manifest, Origin, encode, slices
 from .model import Model, parse_model, with_dtype
 from .plan import TensorCopy, make_plan
@@ -28,7 +27,7 @@ _CONFIG: Final = "config.json"
 #: What is copied beside the shards: configuration, tokenizer, a model's own code.
 _SMALL: Final = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".md")
 _SMALL_BYTES: Final = 64 << 20
-_NOT_COPIED: Final = (FILE, ROLES_FILE, "ds_inference_config.json", "latest_checkpointed_iteration.txt")
+_NOT_COPIED: Final = (FILE, ROLES_FILE, *SIDE_FILES)
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +83,7 @@ class ShardSet(msgspec.Struct, frozen=True, kw_only=True):
 
     folder: str
     layout: Layout
-    files: tuple[Prepared, ...]
+    files: tuple[LaidOutFile, ...]
     manifest: Manifest
 
 
@@ -110,7 +109,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
 
     @property
-    def files(self) -> tuple[tuple[str, Prepared], ...]:
+    def files(self) -> tuple[tuple[str, LaidOutFile], ...]:
         """Every target file with its path relative to the output."""
         return tuple((_join(s.folder, f.file.name), f) for s in self.sets for f in s.files)
 
@@ -133,13 +132,12 @@ def open_source(address: str, config: Path | None = None) -> Source:
     return read_source(open_folder(address), model)
 
 
-def plan_job(request: Request, source: Source, folder: Path, transform: Transform | None = None) -> Job:
-    """Plan `request`, and lay out its files in `folder`: whole, but with holes where data will be.
+def plan_job(request: Request, source: Source, transform: Transform | None = None) -> Job:
+    """Plan `request` and lay out its files, in memory.
 
     Args:
         request: what is asked for.
         source: what is read.
-        folder: gets the files.
         transform: what becomes of the tensors, when they are to be encoded.
 
     Raises:
@@ -157,7 +155,7 @@ def plan_job(request: Request, source: Source, folder: Path, transform: Transfor
     sets = []
     for layout in layouts:
         inside = "" if len(layouts) == 1 else f"tp{layout.tp_size}"
-        sets.append(_lay_out(layout, given, source, names, folder, inside))
+        sets.append(_lay_out(layout, given, source, names, inside))
     placed = [(_join(s.folder, f.file.name), f.file.rank, f.tensors) for s in sets for f in s.files]
     copies = make_plan(source, tensors, placed, derived)
     side_files = _side_files(given, sets, request.dtype)
@@ -168,7 +166,7 @@ def plan_job(request: Request, source: Source, folder: Path, transform: Transfor
         sets=tuple(sets),
         copies=copies,
         side_files=side_files,
-        fingerprint=_fingerprint(source, copies, side_files),
+        fingerprint=_fingerprint(source, copies, side_files, sets),
     )
 
 
@@ -201,9 +199,7 @@ def _layout(request: Request, source: Source, degree: int, roles: Roles | None) 
     return write(source, Options(tp_size=degree, max_shard_bytes=request.max_shard_bytes, roles=roles))
 
 
-def _lay_out(
-    layout: Layout, given: Source, source: Source, names: dict[str, int], folder: Path, inside: str
-) -> ShardSet:
+def _lay_out(layout: Layout, given: Source, source: Source, names: dict[str, int], inside: str) -> ShardSet:
     held = {c.tensor for f in layout.files for t in f.tensors for c in t.chunks}
     set_manifest = Manifest(
         origin=Origin(name=source.folder.name, format=source.format, sha256=pending(len(names))),
@@ -220,7 +216,7 @@ def _lay_out(
         recipe=given.model.config.get("quantization_config"),
         roles=layout.roles,
     )
-    files = tuple(prepare(f, folder / inside, encode(_shard_manifest(f, set_manifest))) for f in layout.files)
+    files = tuple(lay_out(f, encode(_shard_manifest(f, set_manifest))) for f in layout.files)
     return ShardSet(folder=inside, layout=layout, files=files, manifest=set_manifest)
 
 
@@ -257,12 +253,19 @@ def companions(source: Source, dtype_name: str | None) -> dict[str, bytes]:
     return found
 
 
-def _fingerprint(source: Source, copies: tuple[TensorCopy, ...], side_files: dict[str, bytes]) -> str:
+def _fingerprint(
+    source: Source, copies: tuple[TensorCopy, ...], side_files: dict[str, bytes], sets: Iterable[ShardSet]
+) -> str:
     stamps = [(f.name, source.folder.stamp(f.name)) for f in source.files]
-    sha = hashlib.sha256(msgspec.json.encode((stamps, copies)))
+    plan = hashlib.sha256(msgspec.json.encode((stamps, copies)))
     for name in sorted(side_files):
-        sha.update(name.encode() + side_files[name])
-    return sha.hexdigest()
+        plan.update(name.encode() + side_files[name])
+    # Another release may write other heads.
+    whole = hashlib.sha256(plan.hexdigest().encode())
+    for shards in sets:
+        for laid_out in shards.files:
+            whole.update(laid_out.head)
+    return whole.hexdigest()
 
 
 def digests_of(job: Job, found: dict[str, Digests]) -> list[str]:
@@ -278,17 +281,6 @@ def origin_digest(source: Source, found: dict[str, Digests]) -> str:
     """SHA-256 over the names, dtypes, shapes and digests of the logical tensors: one model, one digest."""
     lines = sorted((n, t.dtype, t.shape, found[n].source) for n, t in source.tensors.items())
     return hashlib.sha256(msgspec.json.encode(lines)).hexdigest()
-
-
-def write_side_files(job: Job, folder: Path, digests: list[str]) -> None:
-    """Write the small files, with the digests in their places."""
-    for name, raw in job.side_files.items():
-        path = folder / name
-        with path.open("wb") as stream:
-            # Only ours has marks; a copied text may say whatever it likes.
-            stream.write(filled_in(raw, digests) if path.name == FILE else raw)
-            stream.flush()
-            os.fsync(stream.fileno())
 
 
 def _join(folder: str, name: str) -> str:

@@ -1,6 +1,5 @@
 """What a run would do, without doing it: the byte map, memory, disk, and what the runtimes will take."""
 
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -86,16 +85,17 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def dry_run(request: Request) -> DryRun:
-    """Plan `request` and write nothing but headers in a temporary folder.
+    """Plan `request` and write nothing.
 
     Raises:
         CheckpointError: as `reshard.run.reshard`.
     """
     source = open_source(request.source, request.config)
-    with tempfile.TemporaryDirectory(prefix="reshard-") as folder:
-        job = plan_job(request, source, Path(folder))
+    try:
+        job = plan_job(request, source)
         roles = roles_for(request.format, request.roles, source)
-    source.folder.close()
+    finally:
+        source.folder.close()
     casts = any(c.dtype != c.target_dtype for c in job.copies)
     budget, _ = make_budget(request.memory_bytes, request.jobs, casts=casts)
     return DryRun(

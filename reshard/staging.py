@@ -24,7 +24,7 @@ class Stage:
         output: the final name.
         folder: the staging folder.
         tree: what is being filled, or is finished.
-        fresh: what a plan has just laid out.
+        fresh: the files of a new run, until all of them have their headers.
         replaced: what stood at `output` and is to be overwritten.
         journal: what was done.
     """
