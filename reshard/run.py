@@ -10,13 +10,14 @@ from typing import Final
 
 import msgspec
 
+from .budget import Budget, fit_budget
 from .encoding import EncodingStream, Transform
 from .errors import CheckpointError, DamagedFileError, DiskSpaceError
 from .formats.base import Source
 from .job import Job, Request, digests_of, open_source, plan_job
 from .staging import Stage, check_output, check_place, sync_folder
-from .stream import Budget, Cast, Digests, Files, Stream, Write, fit_budget
-from .target_files import create, fill_in, renew_head, reserve, write_side_files
+from .stream import Cast, Digests, Stream, Write
+from .target_files import OpenFiles, create, fill_in, renew_head, reserve, write_side_files
 
 #: A batch is made durable and journalled after so much time, or so many bytes.
 _BATCH_S: Final = 5.0
@@ -237,7 +238,7 @@ def _fill(
     for copy in job.copies:
         if copy.name in found:
             progress(copy.read_bytes)
-    files = Files(str(stage.tree))
+    files = OpenFiles(str(stage.tree))
     batch: list[Digests] = []
 
     def note() -> None:

@@ -1,11 +1,16 @@
 """Target files on the disk: created with holes where data will be, completed when every digest is known."""
 
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from .containers import LaidOutFile, filled_in
 from .manifest import FILE
+
+#: From this size on a write is worth a request to the disk of its own.
+_WRITE_BACK_BYTES: Final = 256 << 10
 
 
 def create(laid_out: LaidOutFile, path: Path) -> None:
@@ -68,3 +73,51 @@ def write_side_files(side_files: Mapping[str, bytes], folder: Path, digests: lis
             stream.write(filled_in(raw, digests) if path.name == FILE else raw)
             stream.flush()
             os.fsync(stream.fileno())
+
+
+class OpenFiles:
+    """Target files, written at any place by any thread."""
+
+    def __init__(self, root: str) -> None:
+        """Files are named relative to `root`, and exist."""
+        self._root = root
+        self._open: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._touched: set[str] = set()
+
+    def write(self, file: str, offset: int, data: memoryview) -> None:
+        """Write all of `data` at byte `offset`."""
+        descriptor = self._descriptor(file)
+        done = 0
+        while done < len(data):
+            done += os.pwrite(descriptor, data[done:], offset + done)
+        if len(data) >= _WRITE_BACK_BYTES:
+            # Linux begins to write such a range back. Left to itself it waits until memory is full of dirty
+            # pages, then makes the workers wait, and the disk has idled until then.
+            os.posix_fadvise(descriptor, offset, len(data), os.POSIX_FADV_DONTNEED)
+        # Only now: a `sync` that runs meanwhile may have missed these bytes, so the next one must not.
+        with self._lock:
+            self._touched.add(file)
+
+    def sync(self) -> None:
+        """Wait until everything written so far is on the disk."""
+        with self._lock:
+            touched, self._touched = self._touched, set()
+            descriptors = [self._open[name] for name in touched]
+        for descriptor in descriptors:
+            os.fdatasync(descriptor)
+
+    def close(self) -> None:
+        """Close every file."""
+        with self._lock:
+            for descriptor in self._open.values():
+                os.close(descriptor)
+            self._open.clear()
+            self._touched.clear()
+
+    def _descriptor(self, file: str) -> int:
+        with self._lock:
+            found = self._open.get(file)
+            if found is None:
+                found = self._open[file] = os.open(os.path.join(self._root, file), os.O_WRONLY | os.O_CLOEXEC)
+            return found
