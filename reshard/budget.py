@@ -36,7 +36,7 @@ def fit_budget(memory_bytes: int, jobs: int, used_bytes: int) -> Budget:
     smallest = 3 * _SMALLEST_STRIP_BYTES
     if free < smallest:
         raise MemoryBudgetError(
-            f"--memory {memory_bytes >> 20}MiB is too little: the process itself uses "
-            f"{used_bytes >> 20} MiB; give at least {(used_bytes + smallest >> 20) + 16}MiB"
+            f"`memory_bytes` of {memory_bytes >> 20} MiB is too little: the process itself uses "
+            f"{used_bytes >> 20} MiB; give at least {(used_bytes + smallest >> 20) + 16} MiB"
         )
     return Budget(buffer_bytes=free, jobs=max(1, min(jobs, free // smallest)))

@@ -87,7 +87,7 @@ def check_parameter(name: str, param: str) -> None:
     if param == CHUNKS:
         raise CannotSplitError(
             f"{name} has the scales of chunks that are no whole rows, and no rank's part of the weight is of "
-            "whole chunks; quantize with a number of --groups that divides the rows of every weight and is a "
+            "whole chunks; quantize with a number of `groups` that divides the rows of every weight and is a "
             "multiple of the degree"
         )
     if param not in _KNOWN:

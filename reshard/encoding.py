@@ -71,7 +71,7 @@ def row_strips(shape: tuple[int, ...], rows: int, longest: int, name: str) -> It
     if step == 0:
         raise MemoryBudgetError(
             f"{name}: {rows} rows of {columns} elements are coded together and do not fit the buffers; "
-            "give more --memory, or fewer --jobs"
+            "give more `memory_bytes`, or fewer `jobs`"
         )
     for begin in range(0, shape[0], step):
         yield ((begin, min(begin + step, shape[0])), *((0, n) for n in shape[1:]))

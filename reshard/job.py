@@ -114,6 +114,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         return tuple((_join(s.folder, f.file.name), f) for s in self.sets for f in s.files)
 
     @property
+    def read_bytes(self) -> int:
+        """Bytes of the source that are read, each of them once."""
+        return sum(c.read_bytes for c in self.copies)
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of everything that will be written."""
         return sum(f.size_bytes for _, f in self.files) + sum(map(len, self.side_files.values()))
@@ -180,11 +185,11 @@ def cast_tensors(source: Source, wanted: str | None) -> dict[str, LogicalTensor]
     kind = dtype(wanted)
     if kind.name not in ("float16", "bfloat16", "float32", "float64"):
         raise UnsupportedTargetError(
-            f"--dtype {wanted}: a checkpoint is cast to float16, bfloat16 or float32"
+            f"`dtype` {wanted}: a checkpoint is cast to float16, bfloat16 or float32"
         )
     if source.model.config.get("quantization_config"):
         raise UnsupportedTargetError(
-            "--dtype: the checkpoint is quantized; its scales and weights keep their dtypes"
+            "`dtype`: the checkpoint is quantized; its scales and weights keep their dtypes"
         )
     floating = ("float16", "bfloat16", "float32", "float64")
     return {

@@ -107,7 +107,7 @@ def dry_run(request: Request) -> DryRun:
             FileSize(file=name, rank=f.file.rank, tensors=len(f.tensors), size_bytes=f.size_bytes)
             for name, f in job.files
         ),
-        read_bytes=sum(c.read_bytes for c in job.copies),
+        read_bytes=job.read_bytes,
         written_bytes=job.size_bytes,
         peak_memory_bytes=anonymous_bytes() + budget.buffer_bytes,
         jobs=budget.jobs,

@@ -188,7 +188,7 @@ def _check_room(job: Job, stage: Stage) -> None:
     if job.size_bytes > free:
         raise DiskSpaceError(
             f"{stage.output.parent} has {_megabytes(free)} free, but {_megabytes(job.size_bytes)} would be "
-            "written; make room, or give an --output on another disk"
+            "written; make room, or give an `output` on another disk"
         )
 
 

@@ -7,10 +7,11 @@ import msgspec
 
 from .errors import InconsistentShardsError, UnsupportedSourceError
 from .formats import manifest_format
-from .formats.base import Options, Source, shown
+from .formats.base import Options, Source
 from .formats.registry import target
 from .job import open_source
 from .manifest import Manifest, Slice, slices
+from .messages import shown
 from .padding import check_zero, gaps
 from .plan import TensorCopy, make_plan
 from .run import make_budget

@@ -115,7 +115,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     """A format.
 
     Attributes:
-        name: as in `--format`.
+        name: as in `Request.format`.
         summary: one line of help.
         evidence: the files in a list of names that speak for this format; none when it is not this one.
         read: the source in a folder; the model comes from the folder's configuration, or from the caller.
@@ -130,12 +130,6 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     read: Callable[[Folder, Model | None], Source] | None = None
     write: Callable[[Source, Options], Layout] | None = None
     takes_roles: bool = False
-
-
-def shown(names: tuple[str, ...], limit: int = 4) -> str:
-    """A few of `names`, for a message."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def by_size(tensors: Mapping[str, StoredTensor], longest_bytes: int) -> list[tuple[StoredTensor, ...]]:

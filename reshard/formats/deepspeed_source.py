@@ -6,12 +6,13 @@ import msgspec
 
 from reshard.architectures.schema import Role
 from reshard.errors import DamagedFileError, InconsistentShardsError, MissingFileError, UnsupportedSourceError
+from reshard.messages import shown
 from reshard.model import Model
 from reshard.rules import Rules
 from reshard.storage import Folder, read
 from reshard.tensors import LogicalTensor, StoredTensor
 
-from .base import Source, SourceFile, shown
+from .base import Source, SourceFile
 from .deepspeed_layout import CODES, INDEX_FILE, NORMS, PARAMS, ROWS, layer_tensors, outside_tensors
 from .layers import Layers
 from .naming import Expected, one_dtype, placed

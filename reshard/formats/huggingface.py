@@ -11,12 +11,13 @@ import msgspec
 
 from reshard.checkpoint import INDEX, SINGLE, read_weight_map
 from reshard.errors import AmbiguousSourceError, DamagedFileError
+from reshard.lookup import find
+from reshard.messages import shown
 from reshard.model import Model
-from reshard.rules import find
 from reshard.storage import Folder
 from reshard.tensors import LogicalTensor, StoredTensor, copy_of
 
-from .base import Format, Layout, Options, Source, SourceFile, TargetFile, by_size, shown
+from .base import Format, Layout, Options, Source, SourceFile, TargetFile, by_size
 from .reading import contents, merged, model_of
 
 _BIN_INDEX: Final = "pytorch_model.bin.index.json"

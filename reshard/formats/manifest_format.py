@@ -8,12 +8,13 @@ import msgspec
 from reshard import roles as roles_files
 from reshard.errors import DamagedFileError, InconsistentShardsError, MissingFileError
 from reshard.manifest import FILE, KEY, Manifest, chunks, decode
+from reshard.messages import shown
 from reshard.model import Model
 from reshard.roles import Roles
 from reshard.storage import Folder, read
 from reshard.tensors import Chunk, LogicalTensor, StoredTensor
 
-from .base import Format, Source, SourceFile, shown
+from .base import Format, Source, SourceFile
 from .reading import Contents, contents, model_of
 
 #: Where our archives keep their dictionary of tensors, by format.

@@ -13,12 +13,13 @@ from reshard.errors import (
     InconsistentShardsError,
     UnsupportedSourceError,
 )
+from reshard.messages import shown
 from reshard.model import Model
 from reshard.rules import Rules
 from reshard.storage import Folder, read
 from reshard.tensors import LogicalTensor, StoredTensor
 
-from .base import Source, SourceFile, shown
+from .base import Source, SourceFile
 from .layers import Layers
 from .megatron_layout import check, rank_tensors
 from .megatron_names import (

@@ -10,10 +10,10 @@ import msgspec
 
 from reshard.architectures.schema import Module, Role
 from reshard.errors import DamagedFileError, InconsistentShardsError, UnsupportedSourceError
-from reshard.model import Model, holds
+from reshard.lookup import entry_for
+from reshard.messages import shown
+from reshard.model import Model
 from reshard.tensors import LogicalTensor, StoredTensor
-
-from .base import shown
 
 _FUSED: dict[Role, tuple[Role, ...]] = {
     "query": ("query", "query_key_value"),
@@ -43,7 +43,7 @@ def module_of(model: Model, role: Role, index: int | None) -> Name | None:
     table, _ = model.known()
     for patterns, prefix in ((table.base, table.prefix), (table.top, "")):
         for pattern, value in patterns.items():
-            entry = _entry(model, value)
+            entry = entry_for(value, table, model)
             if entry is None or entry.role not in _FUSED.get(role, (role,)):
                 continue
             if pattern.count("*") != (index is not None):
@@ -51,14 +51,6 @@ def module_of(model: Model, role: Role, index: int | None) -> Name | None:
             path = pattern.replace("*", str(index))
             return Name(module=f"{prefix}.{path}" if prefix else path, role=entry.role, entry=entry)
     return None
-
-
-def _entry(model: Model, value: Role | Module | tuple[Module, ...]) -> Module | None:
-    table, _ = model.known()
-    if isinstance(value, str):
-        return Module(role=value)
-    options = value if isinstance(value, tuple) else (value,)
-    return next((o for o in options if holds(model.config, table, o.when)), None)
 
 
 class Expected:
@@ -90,7 +82,7 @@ class Expected:
         found = module_of(self.model, role, index)
         if found is None:
             raise UnsupportedSourceError(
-                f"the files hold a {role}, which {self.model.model_type!r} does not have; is --config the "
+                f"the files hold a {role}, which {self.model.model_type!r} does not have; is `config` the "
                 "right one?"
             )
         name = f"{found.module}.{param}"

@@ -13,6 +13,7 @@ import msgspec
 
 from reshard.cuts import Cut
 from reshard.errors import InconsistentShardsError
+from reshard.messages import shown
 from reshard.model import Model
 from reshard.role_cuts import RoleCut, cuts_by_roles
 from reshard.roles import FILE, Roles, digest, encode
@@ -20,7 +21,7 @@ from reshard.rules import Policy, Rules, check_heads, logical_shape
 from reshard.storage import Folder
 from reshard.tensors import LogicalTensor, StoredTensor, copy_of, cut
 
-from .base import Format, Layout, Options, Source, SourceFile, TargetFile, by_size, shown
+from .base import Format, Layout, Options, Source, SourceFile, TargetFile, by_size
 from .naming import placed
 from .running import as_stored
 

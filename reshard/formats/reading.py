@@ -5,11 +5,11 @@ from typing import Final
 import msgspec
 
 from reshard.checkpoint import check_name, read_file
-from reshard.errors import DamagedFileError, InconsistentShardsError, MissingFileError
+from reshard.errors import DamagedFileError, MissingFileError
 from reshard.manifest import KEY
 from reshard.model import Model, parse_model
 from reshard.storage import Folder, read
-from reshard.tensors import Chunk, LogicalTensor, StoredTensor
+from reshard.tensors import Chunk, StoredTensor
 
 from .fallback import with_plan
 
@@ -43,7 +43,7 @@ def model_of(folder: Folder, model: Model | None) -> Model:
         return with_plan(model)
     if CONFIG not in folder.files():
         raise MissingFileError(
-            f"{folder.path('')} has no {CONFIG}, which says the model's family; name one with --config"
+            f"{folder.path('')} has no {CONFIG}, which says the model's family; give one as `config`"
         )
     return with_plan(parse_model(read(folder, CONFIG), folder.path(CONFIG)))
 
@@ -138,25 +138,3 @@ def merged(stored: StoredTensor) -> StoredTensor:
     box = tuple((0, extent) for extent in stored.shape)
     chunk = Chunk(tensor=stored.name, box=box, at=(0,) * len(stored.shape))
     return msgspec.structs.replace(stored, chunks=(chunk,))
-
-
-class Collected:
-    """Logical tensors as they are met in one file after the other."""
-
-    def __init__(self) -> None:
-        """Nothing was met yet."""
-        self.tensors: dict[str, LogicalTensor] = {}
-
-    def add(self, name: str, dtype: str, shape: tuple[int, ...], shown: str) -> None:
-        """Note a logical tensor.
-
-        Raises:
-            InconsistentShardsError: it was met with another dtype or shape.
-        """
-        found = LogicalTensor(dtype=dtype, shape=shape)
-        known = self.tensors.setdefault(name, found)
-        if known != found:
-            raise InconsistentShardsError(
-                f"{shown} has {name} as {dtype} {list(shape)}, another file as {known.dtype} "
-                f"{list(known.shape)}; these are files of different models"
-            )

@@ -10,13 +10,14 @@ from reshard.errors import (
     UnsupportedTargetError,
 )
 from reshard.manifest import FILE
+from reshard.messages import shown
 from reshard.model import Model
 from reshard.roles import Roles
 from reshard.roles import read as read_roles
 from reshard.storage import Folder
 
 from . import deepspeed, huggingface, manifest_format, megatron, per_rank, transformers, vllm
-from .base import Format, Source, shown
+from .base import Format, Source
 from .deepspeed_layout import INDEX_FILE
 from .megatron_names import LATEST_FILE
 
@@ -71,7 +72,7 @@ def roles_for(name: str, file: Path | None, source: Source) -> Roles | None:
     if file is not None:
         takers = ", ".join(n for n, f in targets().items() if f.takes_roles)
         raise UnsupportedTargetError(
-            f"--roles: {name} is cut by rules of its own, or is not cut; formats that take roles: {takers}"
+            f"`roles`: {name} is cut by rules of its own, or is not cut; formats that take roles: {takers}"
         )
     return None
 

@@ -16,12 +16,13 @@ import msgspec
 from reshard.architectures.schema import Architecture, Role
 from reshard.errors import CannotSplitError, DamagedFileError, InconsistentShardsError, UnsupportedTargetError
 from reshard.layout import Interval
+from reshard.messages import shown
 from reshard.model import Model
 from reshard.rules import Rule, Rules
 from reshard.storage import Folder
 from reshard.tensors import Chunk, LogicalTensor, StoredTensor, along, copy_of
 
-from .base import Format, Layout, Options, Source, SourceFile, TargetFile, shown
+from .base import Format, Layout, Options, Source, SourceFile, TargetFile
 from .layers import full_name
 from .reading import contents, model_of
 

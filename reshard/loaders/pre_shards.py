@@ -5,7 +5,6 @@ DeepSpeed's own say nothing of themselves.
 """
 
 from pathlib import Path
-from typing import Final
 
 import msgspec
 import torch
@@ -13,9 +12,8 @@ import torch
 from ..errors import DamagedFileError, InconsistentShardsError, MissingFileError
 from ..formats.deepspeed_layout import INDEX_FILE
 from ..manifest import Manifest, decode
+from ..messages import shown
 from ..pickles import ATTRIBUTE
-
-_NAMED: Final = 4  # names that an error spells out before it counts the rest
 
 
 class Index(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +49,7 @@ def read_index(folder: Path) -> Index:
     """
     path = folder / INDEX_FILE
     if not path.is_file():
-        raise MissingFileError(f"{path} is not there; write the folder with reshard's --format deepspeed")
+        raise MissingFileError(f"{path} is not there; cut the checkpoint with format='deepspeed'")
     try:
         index = msgspec.json.decode(path.read_bytes(), type=Index)
     except (msgspec.DecodeError, UnicodeError) as error:
@@ -70,7 +68,7 @@ def read_index(folder: Path) -> Index:
     if outside := [name for name in names if Path(name).name != name]:
         raise DamagedFileError(f"{path} names {outside[0]!r}; only files of its own folder are read")
     if lost := [name for name in names if not (folder / name).is_file()]:
-        raise MissingFileError(f"{folder} lacks {_some(lost)}, named in {INDEX_FILE}; write it again")
+        raise MissingFileError(f"{folder} lacks {shown(lost)}, named in {INDEX_FILE}; write it again")
     return index
 
 
@@ -100,10 +98,10 @@ def check_rank(
         stored |= {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     _check_manifests(folder, manifests, index, tp_rank)
     if lost := sorted(needed.keys() - stored.keys()):
-        raise InconsistentShardsError(f"{folder} lacks {_some(lost)}; write it again")
+        raise InconsistentShardsError(f"{folder} lacks {shown(lost)}; write it again")
     if strange := sorted(stored.keys() - needed.keys()):
         raise InconsistentShardsError(
-            f"{folder} holds {_some(strange)}, which the model of config.json lacks"
+            f"{folder} holds {shown(strange)}, which the model of config.json lacks"
         )
     if wrong := [key for key, shape in needed.items() if stored[key] != shape]:
         raise InconsistentShardsError(
@@ -142,7 +140,7 @@ def _check_file(
     if torn := [key for key in weights if key in needed and key not in tensors]:
         raise InconsistentShardsError(
             f"{path} holds a bias but not {torn[0]}, and DeepSpeed reads both from one file; cut the "
-            "checkpoint again with --format deepspeed"
+            "checkpoint again with format='deepspeed'"
         )
     if wrong := [key for key, tensor in tensors.items() if tensor.dtype != dtype]:
         raise InconsistentShardsError(
@@ -155,7 +153,7 @@ def _check_manifests(folder: Path, manifests: dict[str, Manifest | None], index:
     """Compare what the files say of themselves. Every rank reads the file of whole tensors, so all agree."""
     told = {file: manifest for file, manifest in manifests.items() if manifest is not None}
     if told and (silent := sorted(manifests.keys() - told.keys())):
-        raise InconsistentShardsError(f"{folder} holds {_some(silent)} of another set: it has no manifest")
+        raise InconsistentShardsError(f"{folder} holds {shown(silent)} of another set: it has no manifest")
     for file, manifest in told.items():
         if manifest.tp_size != index.tp_size or manifest.tp_rank not in (None, tp_rank):
             raise InconsistentShardsError(
@@ -164,8 +162,3 @@ def _check_manifests(folder: Path, manifests: dict[str, Manifest | None], index:
             )
     if len({(manifest.origin.sha256, manifest.files) for manifest in told.values()}) > 1:
         raise InconsistentShardsError(f"{folder} mixes shards of several checkpoints; write it again")
-
-
-def _some(names: list[str]) -> str:
-    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + rest

@@ -3,9 +3,9 @@
 Format: `reshard.formats.per_rank`; every file carries a manifest.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -13,13 +13,11 @@ from ..checkpoint import TensorSpec, read_file
 from ..errors import DamagedFileError, InconsistentShardsError, MissingFileError, UnsupportedSourceError
 from ..formats.per_rank import SHARD
 from ..manifest import KEY, Manifest, decode
+from ..messages import shown
 from ..storage import LocalFolder
 
 if TYPE_CHECKING:
     import torch
-
-#: How many names an error lists before it only counts them.
-_LISTED: Final = 4
 
 
 class RankFiles(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +34,7 @@ class RankFiles(msgspec.Struct, frozen=True, kw_only=True):
     specs: dict[str, TensorSpec]
 
     @property
-    def shown(self) -> str:
+    def description(self) -> str:
         """How messages call it."""
         return f"the shard of rank {self.manifest.tp_rank} in {self.folder}"
 
@@ -86,13 +84,6 @@ def find_rank_files(folder: Path, tp_rank: int, tp_size: int) -> RankFiles:
     )
 
 
-def some(names: Iterable[str]) -> str:
-    """The first few of `names`, and how many more there are."""
-    listed = sorted(names)
-    rest = len(listed) - _LISTED
-    return ", ".join(listed[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
-
-
 def _place(name: str) -> tuple[int, int] | None:
     """Rank and degree in a file's name."""
     found = SHARD.fullmatch(name)
@@ -101,20 +92,20 @@ def _place(name: str) -> tuple[int, int] | None:
 
 def _own_names(folder: Path, tp_rank: int, tp_size: int) -> list[str]:
     if not folder.is_dir():
-        raise MissingFileError(f"{folder} is no folder; name the one that reshard --tp {tp_size} wrote")
+        raise MissingFileError(f"{folder} is no folder; name the one that was cut with tp_size={tp_size}")
     places = {path.name: place for path in sorted(folder.iterdir()) if (place := _place(path.name))}
     if own := [name for name, place in places.items() if place == (tp_rank, tp_size)]:
         return own
     degrees = sorted({degree for _, degree in places.values()})
     if not degrees:
         raise MissingFileError(
-            f"{folder} holds no model-rank-RR-of-NN.safetensors; write them with reshard --tp {tp_size}"
+            f"{folder} holds no model-rank-RR-of-NN.safetensors; cut the checkpoint with tp_size={tp_size}"
         )
     if tp_size not in degrees:
         held = " and ".join(map(str, degrees))
         raise InconsistentShardsError(
             f"{folder} is cut for tp_size={held}, but the number of processes is {tp_size}; start {held}, or "
-            f"cut it again with reshard --tp {tp_size}"
+            f"cut it again with tp_size={tp_size}"
         )
     raise MissingFileError(
         f"{folder} lacks the shard of rank {tp_rank} of {tp_size}; fetch it, or cut the checkpoint again"
@@ -149,13 +140,13 @@ def _check_manifest(
     if shard_manifest.roles is not None:
         raise UnsupportedSourceError(
             f"{file} is cut by a roles file, and DeepSpeed cuts by rules of its own; cut the checkpoint "
-            "again without --roles"
+            "again without `roles`"
         )
 
 
 def _check_complete(folder: Path, names: list[str], manifest: Manifest, tp_rank: int) -> None:
     needed = {name for name in manifest.files if (_place(name) or (None,))[0] == tp_rank}
     if lost := needed - set(names):
-        raise MissingFileError(f"{folder} lacks {some(lost)}; fetch it, or cut the checkpoint again")
+        raise MissingFileError(f"{folder} lacks {shown(sorted(lost))}; fetch it, or cut the checkpoint again")
     if strange := set(names) - needed:
-        raise InconsistentShardsError(f"{folder} holds {some(strange)} of another set; remove it")
+        raise InconsistentShardsError(f"{folder} holds {shown(sorted(strange))} of another set; remove it")

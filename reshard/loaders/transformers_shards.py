@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import DamagedFileError, InconsistentShardsError, MissingFileError
 from ..formats.transformers import FILE_NAME, OFFSETS_KEY
 from ..manifest import KEY, Manifest, decode
+from ..messages import shown
 
 
 class SavedBox(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,14 +98,14 @@ def check_tensors(
     lost = sorted(set(shapes) - set(shards.boxes))
     if lost:
         raise InconsistentShardsError(
-            f"no shard in {folder} holds {_some(lost)}; a shard is missing or of another model, or carries "
+            f"no shard in {folder} holds {shown(lost)}; a shard is missing or of another model, or carries "
             "the names of the plain checkpoint where transformers wants those of its modules"
         )
     known = [re.compile(pattern) for pattern in ignored]
     surplus = sorted(n for n in shards.boxes if n not in shapes and not any(k.search(n) for k in known))
     if surplus:
         raise InconsistentShardsError(
-            f"the shards in {folder} hold {_some(surplus)}, which the model of config.json does not have"
+            f"the shards in {folder} hold {shown(surplus)}, which the model of config.json does not have"
         )
     for name, shape in shapes.items():
         _check_tiling(f"{name} in {folder}", shards.boxes[name], shape)
@@ -117,7 +118,7 @@ def _check_names(folder: Path, names: list[str]) -> dict[str, int]:
     if not numbered:
         raise MissingFileError(
             f"{folder} has no shard-00001-model-00001-of-00001.safetensors or another of its kind; "
-            "write it with --format transformers"
+            "write it with format='transformers'"
         )
     stray = [name for name, match in matches.items() if match is None]
     if stray:
@@ -203,7 +204,7 @@ def _check_manifests(folder: Path, manifests: Mapping[str, Manifest | None]) -> 
     missing = [name for name in (manifest.files if manifest is not None else ()) if name not in manifests]
     if manifest is not None and missing:
         raise MissingFileError(
-            f"{folder} was cut for tp_size={manifest.tp_size} and lacks {_some(missing)}; fetch it, or write "
+            f"{folder} was cut for tp_size={manifest.tp_size} and lacks {shown(missing)}; fetch it, or write "
             "the whole set again"
         )
 
@@ -238,8 +239,3 @@ def _check_tiling(where: str, boxes: tuple[SavedBox, ...], shape: tuple[int, ...
         raise InconsistentShardsError(
             f"{where}: the shards hold {held} of its {needed} elements; one of them is missing"
         )
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

@@ -9,8 +9,8 @@ from reshard.architectures import families
 from reshard.architectures.schema import Role
 from reshard.errors import DamagedFileError, InconsistentShardsError, UnsupportedSourceError
 from reshard.formats.naming import Expected, module_of, one_dtype, placed
+from reshard.lookup import find
 from reshard.model import Model, parse_model
-from reshard.rules import find
 from reshard.tensors import LogicalTensor, StoredTensor, copy_of
 
 #: Every table finds its extents under one of these.
