@@ -10,8 +10,10 @@ from typing import Any
 import click
 
 from planner.errors import PlannerError
+from reshard.errors import CheckpointError
 
 from .exit_codes import ExitCode, exit_code, is_foreseen
+from .flags import with_options
 from .termination import Terminated, terminable
 
 
@@ -60,7 +62,7 @@ def _sentence(name: str, error: BaseException, *, debug: bool) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "Terminated." if isinstance(error, Terminated) else "Interrupted."
     if is_foreseen(error):
-        return str(error)
+        return with_options(str(error)) if isinstance(error, CheckpointError) else str(error)
     advice = "" if debug else " Run again with --debug for the traceback."
     return f"Unexpected {type(error).__name__}: {error}. This is a defect of {name}.{advice}"
 

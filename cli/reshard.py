@@ -16,10 +16,7 @@ from .progress import byte_bar
 from .render import Column, show_facts, show_json, show_table, show_text
 
 if TYPE_CHECKING:
-    from reshard.dry_run import DryRun
-    from reshard.job import Request
-    from reshard.run import Report
-    from reshard.verify import Verified
+    from reshard import DryRun, Report, Request, Verified
 
 _FORMATS = ("safetensors", "deepspeed", "transformers", "vllm", "megatron", "huggingface")
 
@@ -100,7 +97,7 @@ def command(
         return
     if against is not None:
         raise click.UsageError("--against belongs to --verify.")
-    from reshard.job import Request
+    from reshard import Request
 
     degrees = _degrees(tp, format_name)
     request = Request(
@@ -163,13 +160,13 @@ def _beside(checkpoint: str, degrees: tuple[int, ...], format_name: str | None) 
 
 
 def _reshard(request: "Request", *, as_json: bool) -> None:
-    from reshard.run import reshard
+    from reshard import reshard
 
     with byte_bar("resharding", is_shown=not as_json) as bar:
         report = reshard(
             request,
             progress=bar.advance,
-            started=lambda job: bar.expect(sum(c.read_bytes for c in job.copies)),
+            started=lambda job: bar.expect(job.read_bytes),
         )
     if as_json:
         show_json(report)
@@ -199,7 +196,7 @@ def _show_report(report: "Report", request: "Request") -> None:
 
 
 def _dry_run(request: "Request", *, as_json: bool) -> None:
-    from reshard.dry_run import dry_run
+    from reshard import dry_run
 
     found = dry_run(request)
     if as_json:
@@ -248,7 +245,7 @@ def _box(box: tuple[tuple[int, int], ...], shape: tuple[int, ...]) -> str:
 
 
 def _verify(folder: str, against: str | None, memory: int, jobs: int, *, as_json: bool) -> None:
-    from reshard.verify import verify
+    from reshard import verify
 
     with byte_bar("verifying", is_shown=not as_json) as bar:
         found = verify(

@@ -13,7 +13,7 @@ from reshard.formats.base import Source
 from reshard.job import Job, Request
 from reshard.rules import Rules
 from reshard.run import Report, reshard
-from reshard.tensors import Logical
+from reshard.tensors import LogicalTensor
 
 from .errors import GroupSizeError, NothingToQuantizeError
 from .formats.base import Output
@@ -34,7 +34,7 @@ class Quantization:
         self._source, self._output, self._decisions = source, output, decisions
         self._made = {name: self._derived(name) for name in quantized(decisions)}
 
-    def _derived(self, name: str) -> dict[str, Logical]:
+    def _derived(self, name: str) -> dict[str, LogicalTensor]:
         """What stands in the place of a weight; schemes, which know shapes only, get its name."""
         try:
             return self._output.derived(name, self._source.tensors[name])
@@ -45,7 +45,7 @@ class Quantization:
 
     def apply(self, source: Source) -> Source:
         """The source with codes and scales in the place of weights, and a configuration that says so."""
-        tensors: dict[str, Logical] = {}
+        tensors: dict[str, LogicalTensor] = {}
         for name, tensor in source.tensors.items():
             tensors |= self._made.get(name, {name: tensor})
         config = dict(source.model.config)

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from reshard.dtypes import dtype
 from reshard.encoding import Encoded, Encoder
 from reshard.errors import DamagedFileError, UnsupportedSourceError
-from reshard.fetch import fetch
 from reshard.formats.base import Source
 from reshard.job import Job, Request
 from reshard.layout import Box
 from reshard.model import with_dtype
 from reshard.run import Report, reshard
-from reshard.tensors import Logical
+from reshard.tensors import LogicalTensor
+from reshard.whole_tensors import fetch
 
 from .formats import plain
 from .groups import absmax, blocks, row_absmax, symmetric, zero_inference
@@ -84,7 +84,7 @@ class Dequantization:
             elif param == "weight" and tensor.dtype in ("int8", "uint8") and len(tensor.shape) == 2:
                 yield name, (name, (tensor.shape[0], tensor.shape[1]))
 
-    def _columns(self, module: str, packed: Logical) -> int:
+    def _columns(self, module: str, packed: LogicalTensor) -> int:
         """Of the weight: a row may end inside a word."""
         held = self._held.get(f"{module}.weight_shape")
         per_word = 32 // self._bits()
@@ -105,14 +105,16 @@ class Dequantization:
 
     def apply(self, source: Source) -> Source:
         """The source with weights in the place of codes, and a configuration of a plain model."""
-        tensors: dict[str, Logical] = {}
+        tensors: dict[str, LogicalTensor] = {}
         for name, tensor in source.tensors.items():
             if name in self._made:
                 weight, shape = self._made[name]
-                tensors[weight] = Logical(dtype=self._kind, shape=shape)
+                tensors[weight] = LogicalTensor(dtype=self._kind, shape=shape)
             elif name not in self._held:
                 is_float = tensor.dtype in _FLOATING
-                tensors[name] = Logical(dtype=self._kind if is_float else tensor.dtype, shape=tensor.shape)
+                tensors[name] = LogicalTensor(
+                    dtype=self._kind if is_float else tensor.dtype, shape=tensor.shape
+                )
         config = {k: v for k, v in source.model.config.items() if k != "quantization_config"}
         model = msgspec.structs.replace(source.model, config=with_dtype(config, self._kind))
         return msgspec.structs.replace(source, tensors=tensors, model=model)

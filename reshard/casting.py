@@ -7,18 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .dtypes import dtype
-
 #: Elements cast at once: what is made on the way stays in the cache, and below this torch starts no threads
 #: beside the caller's own.
 _BLOCK: Final = 32_000
 _BITS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def is_floating(name: str) -> bool:
-    """Whether the dtype called `name` is one that `--dtype` changes: 16 bits or more, and floating."""
-    kind: torch.dtype = getattr(torch, name)
-    return kind.is_floating_point and dtype(name).itemsize_bytes >= 2
 
 
 def cast(given: NDArray[np.uint8], made: NDArray[np.uint8], source: str, target: str) -> bool:

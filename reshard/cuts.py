@@ -12,7 +12,7 @@ import msgspec
 from .errors import CannotSplitError, DamagedFileError
 from .layout import Axis, Interval, rank_intervals
 from .model import Model
-from .tensors import Logical
+from .tensors import LogicalTensor
 
 #: Parameters of an ordinary module; `""` is one with a name of its own.
 PLAIN: Final = ("", "weight", "bias")
@@ -87,7 +87,7 @@ def check_parameter(name: str, param: str) -> None:
     if param == CHUNKS:
         raise CannotSplitError(
             f"{name} has the scales of chunks that are no whole rows, and no rank's part of the weight is of "
-            "whole chunks; quantize with a number of --groups that divides the rows of every weight and is a "
+            "whole chunks; quantize with a number of `groups` that divides the rows of every weight and is a "
             "multiple of the degree"
         )
     if param not in _KNOWN:
@@ -140,7 +140,7 @@ def companion_cut(
     return Cut(dim=dim, axis=axis(weight), ratio=ratio)
 
 
-def weight_shape(module: str, tensors: Mapping[str, Logical], model: Model) -> tuple[int, int]:
+def weight_shape(module: str, tensors: Mapping[str, LogicalTensor], model: Model) -> tuple[int, int]:
     """`[out, in]` of the quantized weight of `module`, unpacked.
 
     Raises:

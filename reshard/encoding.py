@@ -5,7 +5,7 @@ What the code is, `quantize` knows; here is only how strips go through it inside
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,7 @@ from .errors import MemoryBudgetError
 from .formats.base import Source
 from .layout import Box
 from .plan import TensorCopy
-from .stream import Digests, Stream
-
-#: As for plain copies: what fits a core's share of the cache.
-_STRIP_BYTES: Final = 8 << 20
+from .stream import STRIP_BYTES, Buffers, Digests, Stream
 
 #: Name of a derived tensor, box in it, and its elements there as an array of the box's shape.
 Encoded = tuple[str, Box, NDArray[Any]]
@@ -74,53 +71,50 @@ def row_strips(shape: tuple[int, ...], rows: int, longest: int, name: str) -> It
     if step == 0:
         raise MemoryBudgetError(
             f"{name}: {rows} rows of {columns} elements are coded together and do not fit the buffers; "
-            "give more --memory, or fewer --jobs"
+            "give more `memory_bytes`, or fewer `jobs`"
         )
     for begin in range(0, shape[0], step):
         yield ((begin, min(begin + step, shape[0])), *((0, n) for n in shape[1:]))
 
 
 class EncodingStream(Stream):
-    """A stream that encodes the tensors that have derived ones, and copies the others."""
+    """A stream that encodes the tensors that have derived ones, and copies the others.
+
+    Attributes:
+        encoder: makes the encoder of the tensor with the name that it is given.
+    """
 
     def __init__(self, *arguments: Any, encoder: Callable[[str], Encoder], **options: Any) -> None:
         """As `Stream`, with a maker of encoders."""
         super().__init__(*arguments, **options)
-        self._encoder = encoder
+        self.encoder = encoder
 
-    def _copy_with(self, copy: TensorCopy, buffers: Any) -> Digests:
+    def copy_tensor(self, copy: TensorCopy, buffers: Buffers) -> Digests:
+        """Encode the tensor where others are made from it; see `Stream.copy_tensor`."""
         if not copy.derived:
-            return super()._copy_with(copy, buffers)
-        encoder = self._encoder(copy.name)
-        longest = min(self._budget.strip_bytes, _STRIP_BYTES) // dtype(copy.dtype).itemsize_bytes
+            return super().copy_tensor(copy, buffers)
+        encoder = self.encoder(copy.name)
+        longest = min(self.budget.strip_bytes, STRIP_BYTES) // dtype(copy.dtype).itemsize_bytes
         boxes = list(row_strips(copy.shape, encoder.rows, longest, copy.name))
         if encoder.is_two_pass:
             for box in boxes:
-                encoder.observe(box, self._strip(copy, box, buffers))
+                encoder.observe(box, self.read_strip(copy, box, buffers)[0])
         source = hashlib.sha256()
         made = {derived.name: hashlib.sha256() for derived in copy.derived}
         targets = {derived.name: derived.targets for derived in copy.derived}
         for box in boxes:
-            if self._stop.is_set():
+            if self.is_stopped:
                 break
-            values = self._strip(copy, box, buffers)
+            values, _ = self.read_strip(copy, box, buffers)
             source.update(values.reshape(-1).view(np.uint8).data)
             for name, at, array in encoder.encode(box, values):
                 made[name].update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-                self._give(array, at, targets[name], buffers)
-            self._progress(values.nbytes)
-        self._check_digest(copy, source.hexdigest())
+                self.write_box(array, at, targets[name], buffers)
+            self.progress(values.nbytes)
+        self.check_digest(copy, source.hexdigest())
         return Digests(
             name=copy.name,
             source=source.hexdigest(),
             target="",
             derived={name: sha.hexdigest() for name, sha in made.items()},
         )
-
-    def _strip(self, copy: TensorCopy, box: Box, buffers: Any) -> NDArray[Any]:
-        kind = np.dtype(f"u{dtype(copy.dtype).itemsize_bytes}")
-        shape = tuple(end - begin for begin, end in box)
-        count = int(np.prod(shape, dtype=np.int64))
-        values: NDArray[Any] = buffers.strip[: count * kind.itemsize].view(kind).reshape(shape)
-        self._read(copy, box, values, buffers)
-        return values

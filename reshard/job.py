@@ -1,20 +1,19 @@
-"""A run from a request to a finished folder: planned, staged, resumed, filled in and renamed."""
+"""A request planned: what is read, what every file will be, and which regions are copied. Writes nothing."""
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from .containers import Prepared, filled_in, pending, prepare
+from .containers import LaidOutFile, lay_out, pending
 from .dtypes import dtype
 from .encoding import Transform
 from .errors import UnsupportedTargetError
 from .formats.base import Layout, Options, Source, TargetFile
-from .formats.registry import read_source, roles_for, target
+from .formats.registry import SIDE_FILES, read_source, roles_for, target
 from .manifest import FILE, Entry, Manifest, Origin, encode, slices
 from .model import Model, parse_model, with_dtype
 from .plan import TensorCopy, make_plan
@@ -22,13 +21,13 @@ from .roles import FILE as ROLES_FILE
 from .roles import Roles
 from .storage import Folder, open_folder, read
 from .stream import Digests
-from .tensors import Logical
+from .tensors import LogicalTensor
 
 _CONFIG: Final = "config.json"
 #: What is copied beside the shards: configuration, tokenizer, a model's own code.
 _SMALL: Final = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".md")
 _SMALL_BYTES: Final = 64 << 20
-_NOT_COPIED: Final = (FILE, ROLES_FILE, "ds_inference_config.json", "latest_checkpointed_iteration.txt")
+_NOT_COPIED: Final = (FILE, ROLES_FILE, *SIDE_FILES)
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +71,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
-class Set(msgspec.Struct, frozen=True, kw_only=True):
+class ShardSet(msgspec.Struct, frozen=True, kw_only=True):
     """The files of one degree.
 
     Attributes:
@@ -84,7 +83,7 @@ class Set(msgspec.Struct, frozen=True, kw_only=True):
 
     folder: str
     layout: Layout
-    files: tuple[Prepared, ...]
+    files: tuple[LaidOutFile, ...]
     manifest: Manifest
 
 
@@ -97,27 +96,32 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         parents: tensor that is made from another one → that one.
         sets: what is written.
         copies: how one becomes the other.
-        texts: small files → their bytes, digests pending; relative to the output.
+        side_files: small files → their bytes, digests pending; relative to the output.
         fingerprint: the same for the same source, plan and release.
     """
 
     source: Source
-    tensors: dict[str, Logical]
+    tensors: dict[str, LogicalTensor]
     parents: dict[str, str]
-    sets: tuple[Set, ...]
+    sets: tuple[ShardSet, ...]
     copies: tuple[TensorCopy, ...]
-    texts: dict[str, bytes]
+    side_files: dict[str, bytes]
     fingerprint: str
 
     @property
-    def files(self) -> tuple[tuple[str, Prepared], ...]:
+    def files(self) -> tuple[tuple[str, LaidOutFile], ...]:
         """Every target file with its path relative to the output."""
         return tuple((_join(s.folder, f.file.name), f) for s in self.sets for f in s.files)
 
     @property
+    def read_bytes(self) -> int:
+        """Bytes of the source that are read, each of them once."""
+        return sum(c.read_bytes for c in self.copies)
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of everything that will be written."""
-        return sum(f.size_bytes for _, f in self.files) + sum(map(len, self.texts.values()))
+        return sum(f.size_bytes for _, f in self.files) + sum(map(len, self.side_files.values()))
 
 
 def open_source(address: str, config: Path | None = None) -> Source:
@@ -133,13 +137,12 @@ def open_source(address: str, config: Path | None = None) -> Source:
     return read_source(open_folder(address), model)
 
 
-def plan_job(request: Request, source: Source, folder: Path, transform: Transform | None = None) -> Job:
-    """Plan `request`, and lay out its files in `folder`: whole, but with holes where data will be.
+def plan_job(request: Request, source: Source, transform: Transform | None = None) -> Job:
+    """Plan `request` and lay out its files, in memory.
 
     Args:
         request: what is asked for.
         source: what is read.
-        folder: gets the files.
         transform: what becomes of the tensors, when they are to be encoded.
 
     Raises:
@@ -157,22 +160,22 @@ def plan_job(request: Request, source: Source, folder: Path, transform: Transfor
     sets = []
     for layout in layouts:
         inside = "" if len(layouts) == 1 else f"tp{layout.tp_size}"
-        sets.append(_lay_out(layout, given, source, names, folder, inside))
+        sets.append(_lay_out(layout, given, source, names, inside))
     placed = [(_join(s.folder, f.file.name), f.file.rank, f.tensors) for s in sets for f in s.files]
     copies = make_plan(source, tensors, placed, derived)
-    texts = _texts(given, sets, request.dtype)
+    side_files = _side_files(given, sets, request.dtype)
     return Job(
         source=source,
         tensors=tensors,
         parents={made: name for name, several in derived.items() for made in several},
         sets=tuple(sets),
         copies=copies,
-        texts=texts,
-        fingerprint=_fingerprint(source, copies, texts),
+        side_files=side_files,
+        fingerprint=_fingerprint(source, copies, side_files, sets),
     )
 
 
-def cast_tensors(source: Source, wanted: str | None) -> dict[str, Logical]:
+def cast_tensors(source: Source, wanted: str | None) -> dict[str, LogicalTensor]:
     """The logical tensors with the dtype that was asked for, where that applies.
 
     Integer tensors keep theirs, and so does everything in a quantized checkpoint: scales have their own.
@@ -182,15 +185,15 @@ def cast_tensors(source: Source, wanted: str | None) -> dict[str, Logical]:
     kind = dtype(wanted)
     if kind.name not in ("float16", "bfloat16", "float32", "float64"):
         raise UnsupportedTargetError(
-            f"--dtype {wanted}: a checkpoint is cast to float16, bfloat16 or float32"
+            f"`dtype` {wanted}: a checkpoint is cast to float16, bfloat16 or float32"
         )
     if source.model.config.get("quantization_config"):
         raise UnsupportedTargetError(
-            "--dtype: the checkpoint is quantized; its scales and weights keep their dtypes"
+            "`dtype`: the checkpoint is quantized; its scales and weights keep their dtypes"
         )
     floating = ("float16", "bfloat16", "float32", "float64")
     return {
-        name: Logical(dtype=kind.name if t.dtype in floating else t.dtype, shape=t.shape)
+        name: LogicalTensor(dtype=kind.name if t.dtype in floating else t.dtype, shape=t.shape)
         for name, t in source.tensors.items()
     }
 
@@ -201,11 +204,9 @@ def _layout(request: Request, source: Source, degree: int, roles: Roles | None) 
     return write(source, Options(tp_size=degree, max_shard_bytes=request.max_shard_bytes, roles=roles))
 
 
-def _lay_out(
-    layout: Layout, given: Source, source: Source, names: dict[str, int], folder: Path, inside: str
-) -> Set:
+def _lay_out(layout: Layout, given: Source, source: Source, names: dict[str, int], inside: str) -> ShardSet:
     held = {c.tensor for f in layout.files for t in f.tensors for c in t.chunks}
-    whole = Manifest(
+    set_manifest = Manifest(
         origin=Origin(name=source.folder.name, format=source.format, sha256=pending(len(names))),
         format=layout.format,
         model_type=source.model.model_type,
@@ -220,26 +221,26 @@ def _lay_out(
         recipe=given.model.config.get("quantization_config"),
         roles=layout.roles,
     )
-    files = tuple(prepare(f, folder / inside, encode(_account(f, whole))) for f in layout.files)
-    return Set(folder=inside, layout=layout, files=files, manifest=whole)
+    files = tuple(lay_out(f, encode(_shard_manifest(f, set_manifest))) for f in layout.files)
+    return ShardSet(folder=inside, layout=layout, files=files, manifest=set_manifest)
 
 
-def _account(file: TargetFile, whole: Manifest) -> Manifest:
+def _shard_manifest(file: TargetFile, set_manifest: Manifest) -> Manifest:
     held = {chunk.tensor for tensor in file.tensors for chunk in tensor.chunks}
     return msgspec.structs.replace(
-        whole,
+        set_manifest,
         tp_rank=file.rank,
-        tensors={name: entry for name, entry in whole.tensors.items() if name in held},
+        tensors={name: entry for name, entry in set_manifest.tensors.items() if name in held},
         slices=slices(file.tensors),
     )
 
 
-def _texts(source: Source, sets: Iterable[Set], dtype_name: str | None) -> dict[str, bytes]:
+def _side_files(source: Source, sets: Iterable[ShardSet], dtype_name: str | None) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     small = companions(source, dtype_name)
     for one in sets:
-        texts = {**small, **one.layout.texts, FILE: encode(one.manifest).encode()}
-        found |= {_join(one.folder, name): raw for name, raw in texts.items()}
+        side_files = {**small, **one.layout.side_files, FILE: encode(one.manifest).encode()}
+        found |= {_join(one.folder, name): raw for name, raw in side_files.items()}
     return found
 
 
@@ -257,12 +258,19 @@ def companions(source: Source, dtype_name: str | None) -> dict[str, bytes]:
     return found
 
 
-def _fingerprint(source: Source, copies: tuple[TensorCopy, ...], texts: dict[str, bytes]) -> str:
+def _fingerprint(
+    source: Source, copies: tuple[TensorCopy, ...], side_files: dict[str, bytes], sets: Iterable[ShardSet]
+) -> str:
     stamps = [(f.name, source.folder.stamp(f.name)) for f in source.files]
-    sha = hashlib.sha256(msgspec.json.encode((stamps, copies)))
-    for name in sorted(texts):
-        sha.update(name.encode() + texts[name])
-    return sha.hexdigest()
+    plan = hashlib.sha256(msgspec.json.encode((stamps, copies)))
+    for name in sorted(side_files):
+        plan.update(name.encode() + side_files[name])
+    # Another release may write other heads.
+    whole = hashlib.sha256(plan.hexdigest().encode())
+    for shards in sets:
+        for laid_out in shards.files:
+            whole.update(laid_out.head)
+    return whole.hexdigest()
 
 
 def digests_of(job: Job, found: dict[str, Digests]) -> list[str]:
@@ -278,17 +286,6 @@ def origin_digest(source: Source, found: dict[str, Digests]) -> str:
     """SHA-256 over the names, dtypes, shapes and digests of the logical tensors: one model, one digest."""
     lines = sorted((n, t.dtype, t.shape, found[n].source) for n, t in source.tensors.items())
     return hashlib.sha256(msgspec.json.encode(lines)).hexdigest()
-
-
-def write_texts(job: Job, folder: Path, digests: list[str]) -> None:
-    """Write the small files, with the digests in their places."""
-    for name, raw in job.texts.items():
-        path = folder / name
-        with path.open("wb") as stream:
-            # Only ours has marks; a copied text may say whatever it likes.
-            stream.write(filled_in(raw, digests) if path.name == FILE else raw)
-            stream.flush()
-            os.fsync(stream.fileno())
 
 
 def _join(folder: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What every shard says of itself. Pure.
+"""The manifest: what every shard says of itself. Pure.
 
 It stands in each file (`__metadata__["reshard"]` of safetensors, attribute `_reshard` of the dictionary in a
 PyTorch archive) and, without the slices, beside them as `reshard.json`.
@@ -11,7 +11,7 @@ import msgspec
 
 from .errors import DamagedFileError
 from .layout import volume
-from .tensors import Chunk, Stored
+from .tensors import Chunk, StoredTensor
 
 FILE: Final = "reshard.json"
 #: Key in a safetensors file's metadata.
@@ -64,10 +64,10 @@ class Slice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One file's account of itself, or the whole set's.
+    """What one file holds of which checkpoint, or what the whole set holds.
 
     Attributes:
-        format_version: of this account.
+        format_version: of the manifest.
         origin: what was cut.
         format: the files' format.
         model_type: the configuration's.
@@ -107,7 +107,7 @@ def decode(raw: str | bytes, shown: str) -> Manifest:
         DamagedFileError: no manifest, or one of a later format.
     """
     try:
-        version = msgspec.json.decode(raw, type=_Version).format_version
+        version = msgspec.json.decode(raw, type=_ManifestVersion).format_version
         if version != _VERSION:
             raise DamagedFileError(
                 f"{shown} has a manifest of format {version}; this release reads {_VERSION}; update it"
@@ -117,12 +117,12 @@ def decode(raw: str | bytes, shown: str) -> Manifest:
         raise DamagedFileError(f"{shown} has a damaged manifest: {error}") from error
 
 
-class _Version(msgspec.Struct):
+class _ManifestVersion(msgspec.Struct):
     format_version: int = _VERSION
 
 
-def slices(tensors: Iterable[Stored]) -> dict[str, Slice]:
-    """The account of stored tensors."""
+def slices(tensors: Iterable[StoredTensor]) -> dict[str, Slice]:
+    """Stored tensors as the manifest of their file describes them."""
     return {
         t.name: Slice(
             chunks=tuple((c.tensor, c.box, c.at) for c in t.chunks),
@@ -135,14 +135,14 @@ def slices(tensors: Iterable[Stored]) -> dict[str, Slice]:
 
 
 def chunks(entry: Slice) -> tuple[Chunk, ...]:
-    """The chunks that an account tells of."""
+    """The chunks that a manifest gives for one stored tensor."""
     return tuple(
         Chunk(tensor=name, box=box, at=at, is_swapped=number in entry.swapped)
         for number, (name, box, at) in enumerate(entry.chunks)
     )
 
 
-def _padding(stored: Stored) -> int:
+def _padding(stored: StoredTensor) -> int:
     elements = 1
     for extent in stored.shape:
         elements *= extent

@@ -66,7 +66,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
             raise UnknownArchitectureError(
                 f"model type {self.model_type!r} is unknown; add "
                 f"reshard/architectures/{self.model_type or 'family'}.toml, which says what each module is, "
-                "or derive a roles file with `planner roles` and give it as --roles"
+                "or derive a roles file with `planner roles` and give it as `roles`"
             )
         return self.table, self.geometry
 

@@ -13,7 +13,7 @@ from .layout import Box, strips, volume, whole
 from .plan import without
 from .regions import gather
 from .storage import Folder
-from .tensors import Chunk, Piece, Stored
+from .tensors import Chunk, FileRegion, StoredTensor
 
 #: Read at once; padding is at most some hundred rows.
 _LONGEST_BYTES: Final = 1 << 20
@@ -24,22 +24,22 @@ class Gap(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         tensor: the stored tensor's name.
-        piece: where it is; its box is in the stored tensor.
+        region: where it is; its box is in the stored tensor.
         itemsize_bytes: of one element.
     """
 
     tensor: str
-    piece: Piece
+    region: FileRegion
     itemsize_bytes: int
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all its elements."""
-        return volume(self.piece.box) * self.itemsize_bytes
+        return volume(self.region.box) * self.itemsize_bytes
 
 
 def gaps(source: Source) -> Iterator[Gap]:
-    """What no chunk covers, in pieces that fit into memory."""
+    """What no chunk covers, in regions that fit into memory."""
     for file in source.files:
         for stored in file.tensors:
             itemsize = dtype(stored.dtype).itemsize_bytes
@@ -47,11 +47,11 @@ def gaps(source: Source) -> Iterator[Gap]:
                 for strip in strips([end - begin for begin, end in box], _LONGEST_BYTES // itemsize):
                     part = tuple((o + b, o + e) for (o, _), (b, e) in zip(box, strip, strict=True))
                     yield Gap(
-                        tensor=stored.name, piece=_piece(stored, file.name, part), itemsize_bytes=itemsize
+                        tensor=stored.name, region=_region(stored, file.name, part), itemsize_bytes=itemsize
                     )
 
 
-def _uncovered(stored: Stored) -> list[Box]:
+def _uncovered(stored: StoredTensor) -> list[Box]:
     left = [whole(stored.shape)]
     for chunk in stored.chunks:
         left = [rest for box in left for rest in without(box, _covered(chunk, len(stored.shape)))]
@@ -65,9 +65,11 @@ def _covered(chunk: Chunk, dims: int) -> Box:
     return tuple((at, at + extent) for at, extent in zip(chunk.at, extents, strict=True))
 
 
-def _piece(stored: Stored, file: str, box: Box) -> Piece:
+def _region(stored: StoredTensor, file: str, box: Box) -> FileRegion:
     strides = stored.element_strides()
-    all_of_it = Piece(file=file, box=whole(stored.shape), offset_bytes=stored.offset_bytes, strides=strides)
+    all_of_it = FileRegion(
+        file=file, box=whole(stored.shape), offset_bytes=stored.offset_bytes, strides=strides
+    )
     return all_of_it.part(box, dtype(stored.dtype).itemsize_bytes)
 
 
@@ -78,11 +80,11 @@ def check_zero(folder: Folder, gap: Gap) -> None:
         DamagedFileError: it is not.
     """
     raw = np.empty(gap.size_bytes, np.uint8)
-    shape = [end - begin for begin, end in gap.piece.box]
+    shape = [end - begin for begin, end in gap.region.box]
     view = raw.view(f"u{gap.itemsize_bytes}").reshape(shape)
-    gather(gap.piece, view, np.empty_like(raw), folder.read_into)
+    gather(gap.region, view, np.empty_like(raw), folder.read_into)
     if raw.any():
         raise DamagedFileError(
-            f"the padding of {gap.tensor} in {folder.path(gap.piece.file)} is not zero: its bytes were "
+            f"the padding of {gap.tensor} in {folder.path(gap.region.file)} is not zero: its bytes were "
             "changed; cut the checkpoint again"
         )

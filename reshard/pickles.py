@@ -1,4 +1,4 @@
-"""PyTorch's archives: where their tensors lie, and how to write one before its data are known.
+"""PyTorch's archives: where their tensors lie.
 
 Only `torch.load(weights_only=True)` reads them; what is not data of tensors is refused. Tensors come as fake
 ones, so that nothing is read but the pickle, however large the file.
@@ -13,10 +13,8 @@ import io
 import logging
 import pickle
 import zipfile
-from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -25,7 +23,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .errors import CheckpointError, DamagedFileError
 from .storage import Folder
-from .tensors import Stored
 
 #: Attribute of the dictionary of tensors that holds our manifest.
 ATTRIBUTE: Final = "_reshard"
@@ -152,68 +149,3 @@ def _check_byte_order(stream: Any, shown: str) -> None:
             begin = 30 + int.from_bytes(raw[26:28], "little") + int.from_bytes(raw[28:30], "little")
             if raw[begin : begin + entry.file_size] == b"big":
                 raise DamagedFileError(f"{shown} was written on a big-endian machine; it is not read")
-
-
-def write_skeleton(
-    path: Path,
-    tensors: tuple[Stored, ...],
-    manifest: str,
-    root: tuple[str, ...],
-    extra: Mapping[str, Any],
-    lists: Collection[str] = (),
-) -> tuple[int, ...]:
-    """Write an archive with everything but the data of `tensors`.
-
-    Args:
-        path: the file; its name becomes the archive's, as `torch.save` does it.
-        tensors: what it will hold.
-        manifest: goes with the dictionary of tensors, as its attribute `_reshard`.
-        root: keys under which that dictionary stands; none: it is the archive's object.
-        extra: other entries of the outermost dictionary; `args` becomes a namespace.
-        lists: keys whose value is a list, of the tensors `key.0`, `key.1` and so on, in that order.
-
-    Returns:
-        For each tensor the byte where its data belong.
-    """
-    with FakeTensorMode():
-        held: OrderedDict[str, Any] = OrderedDict()
-        for tensor in tensors:
-            key = tensor.name.rpartition(".")[0]
-            if key in lists:
-                held.setdefault(key, []).append(_empty(tensor))
-            else:
-                held[tensor.name] = _empty(tensor)
-    held._reshard = manifest  # type: ignore[attr-defined]
-    value: Any = held
-    for key in reversed(root):
-        value = {key: value}
-    if root:
-        value |= {k: argparse.Namespace(**v) if k == "args" else v for k, v in extra.items()}
-    checksums = torch.serialization.get_crc32_options()
-    # The data are not there yet, so checksums of them would be wrong.
-    torch.serialization.set_crc32_options(False)
-    try:
-        with torch.serialization.skip_data(materialize_fake_tensors=True):
-            torch.save(value, path)
-    finally:
-        torch.serialization.set_crc32_options(checksums)
-    return _offsets(path, root, tensors, lists)
-
-
-def _empty(tensor: Stored) -> torch.Tensor:
-    return torch.empty(tensor.stored_shape, dtype=getattr(torch, tensor.dtype))
-
-
-def _offsets(
-    path: Path, root: tuple[str, ...], tensors: tuple[Stored, ...], lists: Collection[str]
-) -> tuple[int, ...]:
-    with FakeTensorMode(), torch.serialization.safe_globals(list(_HARMLESS)):
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    for key in root:
-        value = value[key]
-    found = []
-    for tensor in tensors:
-        key, _, number = tensor.name.rpartition(".")
-        held = value[key][int(number)] if key in lists else value[tensor.name]
-        found.append(int(held.untyped_storage()._checkpoint_offset))
-    return tuple(found)

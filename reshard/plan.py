@@ -8,7 +8,7 @@ from .dtypes import dtype
 from .errors import InconsistentShardsError
 from .formats.base import Source
 from .layout import Box, overlap, volume
-from .tensors import Logical, Piece, Stored, pieces
+from .tensors import FileRegion, LogicalTensor, StoredTensor, file_regions
 
 
 class Derived(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,7 +24,7 @@ class Derived(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     dtype: str
     shape: tuple[int, ...]
-    targets: tuple[Piece, ...]
+    targets: tuple[FileRegion, ...]
 
 
 class TensorCopy(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,9 +46,9 @@ class TensorCopy(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     target_dtype: str
     shape: tuple[int, ...]
-    sources: tuple[Piece, ...]
-    replicas: tuple[Piece, ...]
-    targets: tuple[Piece, ...]
+    sources: tuple[FileRegion, ...]
+    replicas: tuple[FileRegion, ...]
+    targets: tuple[FileRegion, ...]
     digest: str | None = None
     derived: tuple[Derived, ...] = ()
 
@@ -66,12 +66,12 @@ class TensorCopy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 #: (path of the file, rank, its tensors with offsets)
-Placed = tuple[str, int | None, tuple[Stored, ...]]
+Placed = tuple[str, int | None, tuple[StoredTensor, ...]]
 
 
 def make_plan(
     source: Source,
-    tensors: Mapping[str, Logical],
+    tensors: Mapping[str, LogicalTensor],
     targets: Iterable[Placed],
     derived: Mapping[str, tuple[str, ...]] | None = None,
 ) -> tuple[TensorCopy, ...]:
@@ -109,7 +109,7 @@ def make_plan(
 
 
 def _derived(
-    names: Iterable[str], tensors: Mapping[str, Logical], wanted: Mapping[str, list[Piece]]
+    names: Iterable[str], tensors: Mapping[str, LogicalTensor], wanted: Mapping[str, list[FileRegion]]
 ) -> tuple[Derived, ...]:
     return tuple(
         Derived(
@@ -122,29 +122,31 @@ def _derived(
     )
 
 
-def _by_tensor(files: Iterable[Placed]) -> dict[str, list[Piece]]:
-    found: dict[str, list[Piece]] = {}
+def _by_tensor(files: Iterable[Placed]) -> dict[str, list[FileRegion]]:
+    found: dict[str, list[FileRegion]] = {}
     for file, rank, stored in files:
         for tensor in stored:
-            for name, piece in pieces(tensor, file, rank):
-                found.setdefault(name, []).append(piece)
+            for name, region in file_regions(tensor, file, rank):
+                found.setdefault(name, []).append(region)
     return found
 
 
-def _disjoint(name: str, tensor: Logical, given: list[Piece]) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
+def _disjoint(
+    name: str, tensor: LogicalTensor, given: list[FileRegion]
+) -> tuple[tuple[FileRegion, ...], tuple[FileRegion, ...]]:
     """Regions that tile the tensor, and those that repeat what the former hold."""
     size = dtype(tensor.dtype).itemsize_bytes
-    sources: list[Piece] = []
-    replicas: list[Piece] = []
-    for piece in given:
-        rest = [piece.box]
+    sources: list[FileRegion] = []
+    replicas: list[FileRegion] = []
+    for region in given:
+        rest = [region.box]
         for known in sources:
-            common = overlap(piece.box, known.box)
+            common = overlap(region.box, known.box)
             if common is None:
                 continue
-            replicas += [piece.part(c, size) for box in rest if (c := overlap(box, common)) is not None]
+            replicas += [region.part(c, size) for box in rest if (c := overlap(box, common)) is not None]
             rest = [left for box in rest for left in without(box, common)]
-        sources += [piece.part(box, size) for box in rest]
+        sources += [region.part(box, size) for box in rest]
     held = sum(volume(p.box) for p in sources)
     needed = volume(tuple((0, n) for n in tensor.shape))
     if held != needed:

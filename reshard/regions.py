@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .layout import Box
-from .tensors import Piece
+from .tensors import FileRegion
 
 Array = NDArray[Any]
 
@@ -29,11 +29,11 @@ class _Order:
         outer: how many of `dims` are walked, one run for every combination.
     """
 
-    def __init__(self, piece: Piece) -> None:
-        extents = [end - begin for begin, end in piece.box]
-        self.dims = sorted(range(len(extents)), key=lambda i: (-piece.strides[i], -extents[i]))
+    def __init__(self, region: FileRegion) -> None:
+        extents = [end - begin for begin, end in region.box]
+        self.dims = sorted(range(len(extents)), key=lambda i: (-region.strides[i], -extents[i]))
         self.shape = tuple(extents[i] for i in self.dims)
-        self.strides = tuple(piece.strides[i] for i in self.dims)
+        self.strides = tuple(region.strides[i] for i in self.dims)
         self.run, self.outer = 1, len(self.dims)
         while self.outer and (self.shape[self.outer - 1] == 1 or self.strides[self.outer - 1] == self.run):
             self.outer -= 1
@@ -44,11 +44,13 @@ class _Order:
         for index in itertools.product(*(range(n) for n in self.shape[: self.outer])):
             yield sum(i * s for i, s in zip(index, self.strides[: self.outer], strict=True))
 
-    def runs(self, piece: Piece, held: NDArray[np.uint8], itemsize: int) -> Iterator[tuple[int, memoryview]]:
+    def runs(
+        self, region: FileRegion, held: NDArray[np.uint8], itemsize: int
+    ) -> Iterator[tuple[int, memoryview]]:
         """Each run's byte in the file, and its part of the region's bytes in the file's order."""
         step, flat = self.run * itemsize, held.data
         for number, offset in enumerate(self.offsets()):
-            yield piece.offset_bytes + offset * itemsize, flat[number * step : (number + 1) * step]
+            yield region.offset_bytes + offset * itemsize, flat[number * step : (number + 1) * step]
 
     @property
     def is_row_major(self) -> bool:
@@ -57,10 +59,10 @@ class _Order:
         return self.outer == 0 and real == sorted(real)
 
 
-def is_scattered(piece: Piece) -> bool:
+def is_scattered(region: FileRegion) -> bool:
     """Whether the region's last dimension is not the file's innermost: strips of rows are short runs."""
-    extents = [end - begin for begin, end in piece.box]
-    return len(extents) > 1 and extents[-1] > 1 and piece.strides[-1] != 1
+    extents = [end - begin for begin, end in region.box]
+    return len(extents) > 1 and extents[-1] > 1 and region.strides[-1] != 1
 
 
 def within(box: Box, outer: Box) -> tuple[EllipsisType | slice, ...]:
@@ -74,42 +76,42 @@ def _bytes_of(array: Array) -> memoryview:
 
 
 def gather(
-    piece: Piece, view: Array, scratch: NDArray[np.uint8], read: Callable[[str, int, memoryview], None]
+    region: FileRegion, view: Array, scratch: NDArray[np.uint8], read: Callable[[str, int, memoryview], None]
 ) -> None:
     """Fill `view` with the region.
 
     Args:
-        piece: the region.
+        region: the region.
         view: an array of the region's shape, in any memory order.
         scratch: as many bytes as the region has.
         read: fills a buffer from a byte of a file.
     """
     if view.size == 0:
         return
-    order = _Order(piece)
+    order = _Order(region)
     if order.is_row_major and view.flags.c_contiguous:
-        read(piece.file, piece.offset_bytes, _bytes_of(view))
+        read(region.file, region.offset_bytes, _bytes_of(view))
         return
     held = scratch[: view.nbytes]
-    for at, part in order.runs(piece, held, view.itemsize):
-        read(piece.file, at, part)
+    for at, part in order.runs(region, held, view.itemsize):
+        read(region.file, at, part)
     _copy(_reordered(held, order, view.dtype), view)
 
 
 def scatter(
-    piece: Piece, view: Array, scratch: NDArray[np.uint8], write: Callable[[str, int, memoryview], None]
+    region: FileRegion, view: Array, scratch: NDArray[np.uint8], write: Callable[[str, int, memoryview], None]
 ) -> None:
     """Write `view`, which has the region's shape, to the region; arguments as for `gather`."""
     if view.size == 0:
         return
-    order = _Order(piece)
+    order = _Order(region)
     if order.is_row_major and view.flags.c_contiguous:
-        write(piece.file, piece.offset_bytes, _bytes_of(view))
+        write(region.file, region.offset_bytes, _bytes_of(view))
         return
     held = scratch[: view.nbytes]
     _copy(view, _reordered(held, order, view.dtype))
-    for at, part in order.runs(piece, held, view.itemsize):
-        write(piece.file, at, part)
+    for at, part in order.runs(region, held, view.itemsize):
+        write(region.file, at, part)
 
 
 def _reordered(held: NDArray[np.uint8], order: _Order, kind: np.dtype[Any]) -> Array:

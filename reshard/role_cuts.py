@@ -10,12 +10,11 @@ import msgspec
 from .cuts import COMPANIONS, SCALARS, SHAPE
 from .errors import CannotSplitError, InconsistentShardsError, UnsupportedSourceError
 from .layout import Interval, joined
+from .messages import shown
 from .model import Model
 from .roles import Roles, WeightRoles
-from .tensors import Logical
+from .tensors import LogicalTensor
 
-#: Names that an error spells out before it counts the rest.
-_SHOWN: Final = 3
 #: Of an index that is in no group.
 _EVERYBODY: Final = -1
 
@@ -40,7 +39,7 @@ class RoleCut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cuts_by_roles(
-    roles: Roles, model: Model, tensors: Mapping[str, Logical], tp_size: int
+    roles: Roles, model: Model, tensors: Mapping[str, LogicalTensor], tp_size: int
 ) -> dict[str, RoleCut | None]:
     """How every tensor is shared out; None: whole on every rank.
 
@@ -103,8 +102,8 @@ class Names:
         """
         if unknown := self.lacks(entries):
             raise InconsistentShardsError(
-                f"the roles name {_shown(unknown)}, which the checkpoint does not hold; derive them from "
-                "this model"
+                f"the roles name {shown(sorted(unknown))}, which the checkpoint does not hold; "
+                "derive them from this model"
             )
         owners: dict[str, tuple[str, _Value]] = {}
         # Names before patterns: the exception before the rule.
@@ -143,7 +142,7 @@ def _numberless(segments: list[str]) -> tuple[str, ...]:
     return tuple("*" if s.isdecimal() else s for s in segments)
 
 
-def _check_model(roles: Roles, model: Model, tensors: Mapping[str, Logical]) -> None:
+def _check_model(roles: Roles, model: Model, tensors: Mapping[str, LogicalTensor]) -> None:
     if roles.model_type != model.model_type:
         raise InconsistentShardsError(
             f"the roles are of a {roles.model_type!r} model, and the checkpoint is of a {model.model_type!r} "
@@ -158,18 +157,19 @@ def _check_model(roles: Roles, model: Model, tensors: Mapping[str, Logical]) -> 
 
 
 def _check_biases(
-    found: Mapping[str, WeightRoles], once: Mapping[str, bool], tensors: Mapping[str, Logical]
+    found: Mapping[str, WeightRoles], once: Mapping[str, bool], tensors: Mapping[str, LogicalTensor]
 ) -> None:
     if both := sorted(set(found) & set(once)):
         raise CannotSplitError(
-            f"the roles cut {_shown(both)} and also say that it is added once, after the sum over ranks; "
-            "only what every rank holds whole can be"
+            f"the roles cut {shown(sorted(both))} and also say that it is added once, after the sum over "
+            "ranks; only what every rank holds whole can be"
         )
     biases = [f"{name.removesuffix('.weight')}.bias" for name in found if name.endswith(".weight")]
     if open_ := [b for b in biases if b in tensors and b not in found and b not in once]:
         raise CannotSplitError(
-            f"the roles cut the weights to which {_shown(open_)} belong, and say nothing of these; a bias of "
-            "rows is cut with them, under weights, and one that follows a sum over ranks is under bias_once"
+            f"the roles cut the weights to which {shown(sorted(open_))} belong, and say nothing of these; "
+            "a bias of rows is cut with them, under weights, and one that follows a sum over ranks is under "
+            "bias_once"
         )
 
 
@@ -262,9 +262,3 @@ def _check_degree(roles: Roles, found: Mapping[str, WeightRoles], tp_size: int) 
             )
     if not found and tp_size > 1:
         raise CannotSplitError(f"the roles cut no tensor, so tp_size={tp_size} would give {tp_size} copies")
-
-
-def _shown(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    rest = len(listed) - _SHOWN
-    return ", ".join(listed[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -69,7 +69,7 @@ def decode(raw: str | bytes, shown: str) -> Roles:
         DamagedFileError: no roles, or of a later form.
     """
     try:
-        version = msgspec.json.decode(raw, type=_Version).schema_version
+        version = msgspec.json.decode(raw, type=_RolesVersion).schema_version
         if version != VERSION:
             raise DamagedFileError(
                 f"{shown} has schema_version {version!r}, and this release reads {VERSION}; derive it again"
@@ -94,5 +94,5 @@ def digest(roles: Roles) -> str:
     return hashlib.sha256(encode(roles)).hexdigest()
 
 
-class _Version(msgspec.Struct):
+class _RolesVersion(msgspec.Struct):
     schema_version: object = None

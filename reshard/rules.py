@@ -5,12 +5,13 @@ from typing import Final, Literal
 
 import msgspec
 
-from .architectures.schema import Architecture, Module, Role
+from .architectures.schema import Module, Role
 from .cuts import COMPANIONS, PLAIN, Cut, check_parameter, check_recipe, companion_cut, weight_shape
 from .errors import CannotSplitError, DamagedFileError, InconsistentShardsError, UnknownArchitectureError
 from .layout import Axis, Part
-from .model import Geometry, Model, holds
-from .tensors import Logical
+from .lookup import find
+from .model import Geometry, Model
+from .tensors import LogicalTensor
 
 _COLUMN: Final = ("query", "key", "value", "query_key_value", "mlp_gate", "mlp_up", "mlp_gate_up", "column")
 _ROW: Final = ("attention_output", "mlp_output", "row")
@@ -91,7 +92,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 class Rules:
     """The rules of one model's tensors."""
 
-    def __init__(self, model: Model, tensors: Mapping[str, Logical], *, is_checked: bool = True) -> None:
+    def __init__(
+        self, model: Model, tensors: Mapping[str, LogicalTensor], *, is_checked: bool = True
+    ) -> None:
         """Prepare for `tensors`, the model's logical ones; without checks their shapes are not compared.
 
         Raises:
@@ -102,7 +105,7 @@ class Rules:
         self.tensors = tensors
         self._is_checked = is_checked
 
-    def rule(self, name: str, tensor: Logical | None = None) -> Rule:
+    def rule(self, name: str, tensor: LogicalTensor | None = None) -> Rule:
         """What the tensor called `name` is.
 
         Args:
@@ -223,7 +226,7 @@ def logical_shape(
         return shapes[0]
     # The rule needs an extent before it can say which dimension is cut; heads ignore it.
     summed = tuple(sum(extents) for extents in zip(*shapes, strict=True))
-    rules = Rules(model, {name: Logical(dtype="uint8", shape=summed)}, is_checked=False)
+    rules = Rules(model, {name: LogicalTensor(dtype="uint8", shape=summed)}, is_checked=False)
     way = policy.cut(rules.rule(name))
     if way is None:
         return shapes[0]
@@ -244,45 +247,6 @@ def check_heads(model: Model, tp_size: int) -> None:
             f"tp_size={tp_size} would cut attention heads: this {model.model_type} has {heads} query and "
             f"{kv_heads} key/value heads; degrees that work: {', '.join(map(str, works))}"
         )
-
-
-def find(table: Architecture, model: Model, name: str) -> tuple[Module, str, str, tuple[str, ...]] | None:
-    """The table's entry for the tensor `name`: entry, module, parameter, what the wildcards stand for."""
-    if table.prefix and name.startswith(table.prefix + "."):
-        tries = ((table.base, table.prefix + "."), (table.top, ""))
-    else:
-        tries = ((table.top, ""), (table.base, ""))
-    module, _, param = name.rpartition(".")
-    for patterns, prefix in tries:
-        for path, rest in ((name, ""), (module, param)):
-            for pattern, value in patterns.items():
-                stars = _match(pattern, path.removeprefix(prefix))
-                entry = None if stars is None else _entry(value, table, model)
-                if stars is not None and entry is not None:
-                    return entry, path, rest, stars
-    if table.others is None:
-        return None
-    return Module(role=table.others), module, param, ()
-
-
-def _match(pattern: str, path: str) -> tuple[str, ...] | None:
-    wanted, given = pattern.split("."), path.split(".")
-    if len(wanted) != len(given):
-        return None
-    stars = []
-    for want, have in zip(wanted, given, strict=True):
-        if want == "*":
-            stars.append(have)
-        elif want != have:
-            return None
-    return tuple(stars)
-
-
-def _entry(value: Role | Module | tuple[Module, ...], table: Architecture, model: Model) -> Module | None:
-    if isinstance(value, str):
-        return Module(role=value)
-    options = value if isinstance(value, tuple) else (value,)
-    return next((o for o in options if holds(model.config, table, o.when)), None)
 
 
 def _heads(name: str, geometry: Geometry) -> Part:

@@ -1,6 +1,5 @@
 """Carries out a job so that it can be killed at any moment: staged beside the output, journalled, renamed."""
 
-import hashlib
 import os
 import shutil
 import time
@@ -11,13 +10,14 @@ from typing import Final
 
 import msgspec
 
-from .containers import fill_in, head, renew_head, reserve
+from .budget import Budget, fit_budget
 from .encoding import EncodingStream, Transform
 from .errors import CheckpointError, DamagedFileError, DiskSpaceError
 from .formats.base import Source
-from .job import Job, Request, digests_of, open_source, plan_job, write_texts
+from .job import Job, Request, digests_of, open_source, plan_job
 from .staging import Stage, check_output, check_place, sync_folder
-from .stream import Budget, Cast, Digests, Files, Stream, Write, fit_budget
+from .stream import Cast, Digests, Stream, Write
+from .target_files import OpenFiles, create, fill_in, renew_head, reserve, write_side_files
 
 #: A batch is made durable and journalled after so much time, or so many bytes.
 _BATCH_S: Final = 5.0
@@ -86,7 +86,7 @@ def reshard(
             source = open_source(request.source, request.config)
             opened.callback(source.folder.close)
             made = None if transform is None else transform(source)
-            job = plan_job(request, source, stage.fresh, made)
+            job = plan_job(request, source, made)
             stamps = _stamps(job)
             casts = any(c.dtype != c.target_dtype for c in job.copies)
             budget, cast = make_budget(request.memory_bytes, request.jobs, casts=casts)
@@ -154,35 +154,27 @@ def anonymous_bytes() -> int:
 
 def _begin(job: Job, request: Request, stage: Stage) -> dict[str, Digests]:
     """Continue with the files of an interrupted run, or begin with fresh ones; what is done already."""
-    plan = _plan_of(job, stage)
-    found = stage.journal.done(plan)
+    found = stage.journal.done(job.fingerprint)
     if found is not None and stage.is_published:
         return found
     check_output(stage.output, overwrite=request.overwrite)
     if found is not None and all(_has_size(stage.tree / name, f.size_bytes) for name, f in job.files):
         for name, file in job.files:
-            renew_head(file, stage.fresh / name, stage.tree / name)
-        shutil.rmtree(stage.fresh, ignore_errors=True)
+            renew_head(file, stage.tree / name)
         return found
+    stage.fresh.mkdir()
+    for name, file in job.files:
+        create(file, stage.fresh / name)
     _check_room(job, stage)
     stage.journal.clear()
     shutil.rmtree(stage.tree, ignore_errors=True)
-    stage.fresh.mkdir(exist_ok=True)
     stage.fresh.rename(stage.tree)
     for name, file in job.files:
         reserve(stage.tree / name, file.size_bytes)
     _sync_folders(job, stage)
-    stage.journal.begin(plan)
+    stage.journal.begin(job.fingerprint)
     sync_folder(stage.folder)
     return {}
-
-
-def _plan_of(job: Job, stage: Stage) -> str:
-    """The job's fingerprint with the heads of its files: another release may write other ones."""
-    sha = hashlib.sha256(job.fingerprint.encode())
-    for name, file in job.files:
-        sha.update(head(file, stage.fresh / name))
-    return sha.hexdigest()
 
 
 def _has_size(path: Path, size_bytes: int) -> bool:
@@ -196,7 +188,7 @@ def _check_room(job: Job, stage: Stage) -> None:
     if job.size_bytes > free:
         raise DiskSpaceError(
             f"{stage.output.parent} has {_megabytes(free)} free, but {_megabytes(job.size_bytes)} would be "
-            "written; make room, or give an --output on another disk"
+            "written; make room, or give an `output` on another disk"
         )
 
 
@@ -246,7 +238,7 @@ def _fill(
     for copy in job.copies:
         if copy.name in found:
             progress(copy.read_bytes)
-    files = Files(str(stage.tree))
+    files = OpenFiles(str(stage.tree))
     batch: list[Digests] = []
 
     def note() -> None:
@@ -286,8 +278,8 @@ def _finish(job: Job, found: dict[str, Digests], stage: Stage) -> None:
     digests = digests_of(job, found)
     for one in job.sets:
         for file in one.files:
-            fill_in(file, stage.tree / one.folder, digests)
-    write_texts(job, stage.tree, digests)
+            fill_in(file, stage.tree / one.folder / file.file.name, digests)
+    write_side_files(job.side_files, stage.tree, digests)
     _sync_folders(job, stage)
     stage.journal.finish()
 

@@ -24,7 +24,7 @@ class Stage:
         output: the final name.
         folder: the staging folder.
         tree: what is being filled, or is finished.
-        fresh: what a plan has just laid out.
+        fresh: the files of a new run, until all of them have their headers.
         replaced: what stood at `output` and is to be overwritten.
         journal: what was done.
     """
@@ -169,7 +169,7 @@ class Stage:
 
     def _unwritable(self, error: OSError) -> OutputExistsError:
         return OutputExistsError(
-            f"{self.output} cannot be written: {error.strerror} ({error.filename}); give another --output"
+            f"{self.output} cannot be written: {error.strerror} ({error.filename}); give another `output`"
         )
 
     def _full(self, error: OSError, advice: str) -> DiskSpaceError:
@@ -188,11 +188,11 @@ def check_place(output: Path, address: str) -> None:
         return
     source, target = Path(os.path.realpath(address)), Path(os.path.realpath(output))
     if target == source:
-        raise OutputExistsError(f"--output {output} is the source itself; give another folder")
+        raise OutputExistsError(f"`output` {output} is the source itself; give another folder")
     if source in target.parents:
-        raise OutputExistsError(f"--output {output} is inside the source {address}; give a folder elsewhere")
+        raise OutputExistsError(f"`output` {output} is inside the source {address}; give a folder elsewhere")
     if target in source.parents:
-        raise OutputExistsError(f"--output {output} holds the source {address}; give another folder")
+        raise OutputExistsError(f"`output` {output} holds the source {address}; give another folder")
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
@@ -208,7 +208,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     if output.is_dir() and next(output.iterdir(), None) is None:
         return
     if not overwrite:
-        raise OutputExistsError(f"{output} exists; give another --output, or --overwrite")
+        raise OutputExistsError(f"{output} exists; give another `output`, or set `overwrite`")
     if not _is_ours(output):
         raise OutputExistsError(
             f"{output} exists and holds more than this tool has written; it is not overwritten"

@@ -4,7 +4,6 @@ Every worker has its own buffers, reused for every strip, so memory does not dep
 """
 
 import hashlib
-import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable
@@ -15,19 +14,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from .budget import Budget
 from .dtypes import dtype
-from .errors import DamagedFileError, InconsistentShardsError, MemoryBudgetError
+from .errors import DamagedFileError, InconsistentShardsError
 from .layout import Box, aligned_strips, overlap, strips
 from .plan import TensorCopy
 from .regions import gather, is_scattered, scatter, within
 from .storage import Folder
-from .tensors import Piece
+from .tensors import FileRegion
 
 #: Strips that fit a core's share of the cache are copied fastest (measured: 8 MB, 6–7 GB/s strided).
-_STRIP_BYTES: Final = 8 << 20
-_SMALLEST_STRIP_BYTES: Final = 64 << 10
-#: From this size on a write is worth a request to the disk of its own.
-_WRITE_BACK_BYTES: Final = 256 << 10
+STRIP_BYTES: Final = 8 << 20
 _UNSIGNED: Final[dict[int, np.dtype[Any]]] = {
     1: np.dtype("u1"),
     2: np.dtype("u2"),
@@ -63,50 +60,29 @@ class Cast(Protocol):
         """Fill `made`; say whether a finite number became infinite."""
 
 
-class Budget(msgspec.Struct, frozen=True, kw_only=True):
-    """How much memory and how many threads a run may use.
+class Buffers:
+    """One worker's, of a strip each.
 
     Attributes:
-        buffer_bytes: for all buffers together.
-        jobs: threads.
+        strip: the elements as read.
+        scratch: the elements in a file's order of dimensions.
+        cast: the elements in the targets' dtype; replicas on their way to be compared.
     """
-
-    buffer_bytes: int
-    jobs: int
-
-    @property
-    def strip_bytes(self) -> int:
-        """The longest strip: a worker holds one as read, one reordered and one cast."""
-        return self.buffer_bytes // self.jobs // 3
-
-
-def fit_budget(memory_bytes: int, jobs: int, used_bytes: int) -> Budget:
-    """The buffers that fit into `memory_bytes` when the process itself already uses `used_bytes`.
-
-    Raises:
-        MemoryBudgetError: not even the smallest buffers do.
-    """
-    free = memory_bytes - used_bytes
-    smallest = 3 * _SMALLEST_STRIP_BYTES
-    if free < smallest:
-        raise MemoryBudgetError(
-            f"--memory {memory_bytes >> 20}MiB is too little: the process itself uses "
-            f"{used_bytes >> 20} MiB; give at least {(used_bytes + smallest >> 20) + 16}MiB"
-        )
-    return Budget(buffer_bytes=free, jobs=max(1, min(jobs, free // smallest)))
-
-
-class _Buffers:
-    """One worker's."""
 
     def __init__(self, size_bytes: int) -> None:
+        """Take memory for strips of at most `size_bytes`."""
         self.strip = np.empty(size_bytes, np.uint8)
         self.scratch = np.empty(size_bytes, np.uint8)
         self.cast = np.empty(size_bytes, np.uint8)
 
 
 class Stream:
-    """One run over a plan."""
+    """One run over a plan. A subclass that does more than copy and cast overrides `copy_tensor`.
+
+    Attributes:
+        budget: memory and threads.
+        progress: told of bytes read, from any thread.
+    """
 
     def __init__(
         self,
@@ -117,14 +93,22 @@ class Stream:
         cast: Cast | None = None,
         progress: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Prepare; `progress` is told of bytes read, from any thread."""
-        self._source, self._write, self._budget = source, write, budget
-        self._cast, self._progress = cast, progress
+        """Prepare.
+
+        Args:
+            source: the folder that is read.
+            write: called with a file, a byte of it, and what belongs there, from any thread.
+            budget: memory and threads.
+            cast: converts elements; needed where a copy's dtypes differ.
+            progress: told of bytes read, from any thread.
+        """
+        self.budget, self.progress = budget, progress
+        self._source, self._write, self._cast = source, write, cast
         self._stop = threading.Event()
-        self._free: queue.SimpleQueue[_Buffers] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[Buffers] = queue.SimpleQueue()
         for _ in range(budget.jobs):
             # np.empty takes no memory before it is written to.
-            self._free.put(_Buffers(budget.strip_bytes))
+            self._free.put(Buffers(budget.strip_bytes))
 
     def run(self, copies: Iterable[TensorCopy]) -> Generator[Digests, None, None]:
         """Carry out `copies`, the largest first, and yield what each tensor was found to be.
@@ -138,7 +122,7 @@ class Stream:
         """
         todo = sorted(copies, key=lambda c: -c.read_bytes)
         done: queue.SimpleQueue[Future[Digests]] = queue.SimpleQueue()
-        pool = ThreadPoolExecutor(self._budget.jobs, thread_name_prefix="reshard")
+        pool = ThreadPoolExecutor(self.budget.jobs, thread_name_prefix="reshard")
         try:
             # All at once: the workers go on while the caller makes durable what they have done.
             for copy in todo:
@@ -152,44 +136,69 @@ class Stream:
     def _copy(self, copy: TensorCopy) -> Digests:
         buffers = self._free.get()
         try:
-            return self._copy_with(copy, buffers)
+            return self.copy_tensor(copy, buffers)
         finally:
             self._free.put(buffers)
 
-    def _copy_with(self, copy: TensorCopy, buffers: _Buffers) -> Digests:
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the run was given up; tensors that are not whole yet need not be finished."""
+        return self._stop.is_set()
+
+    def copy_tensor(self, copy: TensorCopy, buffers: Buffers) -> Digests:
+        """Do all that is to be done with one tensor; called by several threads, each with its own buffers.
+
+        Raises:
+            InconsistentShardsError: two files hold different values of the same elements.
+            DamagedFileError: a file is truncated, or the tensor is not what the source's manifest says.
+            OSError: the disk is full, or fails.
+        """
         read = hashlib.sha256()
         is_cast = copy.dtype != copy.target_dtype
         written = hashlib.sha256() if is_cast else read
         itemsizes = [dtype(d).itemsize_bytes for d in (copy.dtype, copy.target_dtype)]
         overflows = False
         for strip in self._strips(copy, max(itemsizes)):
-            if self._stop.is_set():
+            if self.is_stopped:
                 break
-            found = _view(buffers.strip, strip, itemsizes[0])
-            count = self._read(copy, strip, found, buffers)
-            read.update(_raw(found).data)
-            made = found
+            values, count = self.read_strip(copy, strip, buffers)
+            read.update(_raw(values).data)
+            made = values
             if is_cast:
                 assert self._cast is not None
                 made = _view(buffers.cast, strip, itemsizes[1])
-                overflows |= self._cast(_raw(found), _raw(made), copy.dtype, copy.target_dtype)
+                overflows |= self._cast(_raw(values), _raw(made), copy.dtype, copy.target_dtype)
                 written.update(_raw(made).data)
-            self._give(made, strip, copy.targets, buffers)
-            self._progress(count)
+            self.write_box(made, strip, copy.targets, buffers)
+            self.progress(count)
         digest = read.hexdigest()
-        self._check_digest(copy, digest)
+        self.check_digest(copy, digest)
         return Digests(name=copy.name, source=digest, target=written.hexdigest(), overflows=overflows)
 
-    def _give(self, made: NDArray[Any], box: Box, targets: Iterable[Piece], buffers: _Buffers) -> None:
-        """Write what the targets have of `made`, the elements of `box`."""
+    def write_box(
+        self, values: NDArray[Any], box: Box, targets: Iterable[FileRegion], buffers: Buffers
+    ) -> None:
+        """Write a box of a tensor to all files that have elements of it.
+
+        Args:
+            values: the elements, an array of the box's shape.
+            box: in the logical tensor.
+            targets: where the tensor goes.
+            buffers: the thread's own.
+        """
         for target in targets:
             common = overlap(box, target.box)
             if common is not None:
-                part = target.part(common, made.itemsize)
-                scatter(part, made[within(common, box)], buffers.scratch, self._write)
+                part = target.part(common, values.itemsize)
+                scatter(part, values[within(common, box)], buffers.scratch, self._write)
 
-    def _check_digest(self, copy: TensorCopy, digest: str) -> None:
-        if copy.digest is not None and copy.digest != digest and not self._stop.is_set():
+    def check_digest(self, copy: TensorCopy, digest: str) -> None:
+        """Compare a tensor's SHA-256 with what the source says of it, unless the run was given up.
+
+        Raises:
+            DamagedFileError: it is another.
+        """
+        if copy.digest is not None and copy.digest != digest and not self.is_stopped:
             files = ", ".join(sorted({p.file for p in copy.sources}))
             raise DamagedFileError(
                 f"{copy.name} in {files} is not what the manifest says it is: its bytes were changed; "
@@ -201,33 +210,49 @@ class Stream:
 
         A transposed region is one run where a strip has all of its rows, so strips end where regions do.
         """
-        pieces = (*copy.sources, *copy.replicas, *copy.targets)
-        longest = self._budget.strip_bytes // itemsize
-        if not any(map(is_scattered, pieces)):
-            return strips(copy.shape, min(longest, _STRIP_BYTES // itemsize))
-        return aligned_strips(copy.shape, longest, {bound for p in pieces for bound in p.box[0]})
+        regions = (*copy.sources, *copy.replicas, *copy.targets)
+        longest = self.budget.strip_bytes // itemsize
+        if not any(map(is_scattered, regions)):
+            return strips(copy.shape, min(longest, STRIP_BYTES // itemsize))
+        return aligned_strips(copy.shape, longest, {bound for p in regions for bound in p.box[0]})
 
-    def _read(self, copy: TensorCopy, strip: Box, found: NDArray[Any], buffers: _Buffers) -> int:
-        size, count = found.itemsize, 0
-        for piece in copy.sources:
-            box = overlap(strip, piece.box)
+    def read_strip(self, copy: TensorCopy, strip: Box, buffers: Buffers) -> tuple[NDArray[Any], int]:
+        """Read a box of a tensor, and compare it with its replicas.
+
+        Args:
+            copy: the tensor.
+            strip: the box.
+            buffers: the thread's own; the elements stay there until the next strip is read.
+
+        Returns:
+            The elements as unsigned integers of the dtype's size, in the box's shape; and the bytes read for
+            them, those of replicas included.
+
+        Raises:
+            InconsistentShardsError: a replica has other values.
+            DamagedFileError: a file is truncated.
+        """
+        values = _view(buffers.strip, strip, dtype(copy.dtype).itemsize_bytes)
+        size, count = values.itemsize, 0
+        for region in copy.sources:
+            box = overlap(strip, region.box)
             if box is not None:
-                view = found[within(box, strip)]
-                gather(piece.part(box, size), view, buffers.scratch, self._source.read_into)
+                view = values[within(box, strip)]
+                gather(region.part(box, size), view, buffers.scratch, self._source.read_into)
                 count += view.nbytes
-        for piece in copy.replicas:
-            box = overlap(strip, piece.box)
+        for region in copy.replicas:
+            box = overlap(strip, region.box)
             if box is not None:
-                count += self._compare(copy, piece.part(box, size), found[within(box, strip)], buffers)
-        return count
+                count += self._compare(copy, region.part(box, size), values[within(box, strip)], buffers)
+        return values, count
 
-    def _compare(self, copy: TensorCopy, piece: Piece, view: NDArray[Any], buffers: _Buffers) -> int:
+    def _compare(self, copy: TensorCopy, region: FileRegion, view: NDArray[Any], buffers: Buffers) -> int:
         # The buffer for the cast is not in use yet.
         other = buffers.cast[: view.nbytes].view(view.dtype).reshape(view.shape)
-        gather(piece, other, buffers.scratch, self._source.read_into)
+        gather(region, other, buffers.scratch, self._source.read_into)
         if not np.array_equal(other, view):
             raise InconsistentShardsError(
-                f"{piece.file} has other values of {copy.name} than {copy.sources[0].file}; "
+                f"{region.file} has other values of {copy.name} than {copy.sources[0].file}; "
                 "these are shards of different models, or one is damaged"
             )
         return int(view.nbytes)
@@ -242,51 +267,3 @@ def _view(buffer: NDArray[np.uint8], box: Box, itemsize: int) -> NDArray[Any]:
 
 def _raw(array: NDArray[Any]) -> NDArray[np.uint8]:
     return array.reshape(-1).view(np.uint8)
-
-
-class Files:
-    """Target files, written at any place by any thread."""
-
-    def __init__(self, root: str) -> None:
-        """Files are named relative to `root`, and exist."""
-        self._root = root
-        self._open: dict[str, int] = {}
-        self._lock = threading.Lock()
-        self._touched: set[str] = set()
-
-    def write(self, file: str, offset: int, data: memoryview) -> None:
-        """Write all of `data` at byte `offset`."""
-        descriptor = self._descriptor(file)
-        done = 0
-        while done < len(data):
-            done += os.pwrite(descriptor, data[done:], offset + done)
-        if len(data) >= _WRITE_BACK_BYTES:
-            # Linux begins to write such a range back. Left to itself it waits until memory is full of dirty
-            # pages, then makes the workers wait, and the disk has idled until then.
-            os.posix_fadvise(descriptor, offset, len(data), os.POSIX_FADV_DONTNEED)
-        # Only now: a `sync` that runs meanwhile may have missed these bytes, so the next one must not.
-        with self._lock:
-            self._touched.add(file)
-
-    def sync(self) -> None:
-        """Wait until everything written so far is on the disk."""
-        with self._lock:
-            touched, self._touched = self._touched, set()
-            descriptors = [self._open[name] for name in touched]
-        for descriptor in descriptors:
-            os.fdatasync(descriptor)
-
-    def close(self) -> None:
-        """Close every file."""
-        with self._lock:
-            for descriptor in self._open.values():
-                os.close(descriptor)
-            self._open.clear()
-            self._touched.clear()
-
-    def _descriptor(self, file: str) -> int:
-        with self._lock:
-            found = self._open.get(file)
-            if found is None:
-                found = self._open[file] = os.open(os.path.join(self._root, file), os.O_WRONLY | os.O_CLOEXEC)
-            return found

@@ -12,7 +12,7 @@ from .dtypes import dtype
 from .layout import Box, Interval, whole
 
 
-class Logical(msgspec.Struct, frozen=True, kw_only=True):
+class LogicalTensor(msgspec.Struct, frozen=True, kw_only=True):
     """A tensor of the merged checkpoint.
 
     Attributes:
@@ -41,7 +41,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     is_swapped: bool = False
 
 
-class Stored(msgspec.Struct, frozen=True, kw_only=True):
+class StoredTensor(msgspec.Struct, frozen=True, kw_only=True):
     """A tensor in a file.
 
     Attributes:
@@ -83,7 +83,7 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
         return (*strides[:-2], strides[-1], strides[-2]) if self.transposed else strides
 
 
-class Piece(msgspec.Struct, frozen=True, kw_only=True):
+class FileRegion(msgspec.Struct, frozen=True, kw_only=True):
     """A box of a logical tensor as a region of a file.
 
     Attributes:
@@ -100,7 +100,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     strides: tuple[int, ...]
     rank: int | None = None
 
-    def part(self, box: Box, itemsize_bytes: int) -> "Piece":
+    def part(self, box: Box, itemsize_bytes: int) -> "FileRegion":
         """The same region, narrowed to `box`, which lies inside it."""
         moved = sum((b[0] - a[0]) * s for a, b, s in zip(self.box, box, self.strides, strict=True))
         return msgspec.structs.replace(self, box=box, offset_bytes=self.offset_bytes + moved * itemsize_bytes)
@@ -116,7 +116,7 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def pieces(stored: Stored, file: str, rank: int | None) -> list[tuple[str, Piece]]:
+def file_regions(stored: StoredTensor, file: str, rank: int | None) -> list[tuple[str, FileRegion]]:
     """The regions of `file` that `stored` gives to logical tensors, with those tensors' names."""
     strides = stored.element_strides()
     itemsize = dtype(stored.dtype).itemsize_bytes
@@ -126,14 +126,14 @@ def pieces(stored: Stored, file: str, rank: int | None) -> list[tuple[str, Piece
         used = strides[len(strides) - len(chunk.box) :]
         used = used[::-1] if chunk.is_swapped else used
         found.append(
-            (chunk.tensor, Piece(file=file, box=chunk.box, offset_bytes=offset, strides=used, rank=rank))
+            (chunk.tensor, FileRegion(file=file, box=chunk.box, offset_bytes=offset, strides=used, rank=rank))
         )
     return found
 
 
-def copy_of(name: str, tensor: Logical, *, stored_as: str | None = None) -> Stored:
+def copy_of(name: str, tensor: LogicalTensor, *, stored_as: str | None = None) -> StoredTensor:
     """A stored tensor that is all of a logical one."""
-    return Stored(
+    return StoredTensor(
         name=stored_as or name,
         dtype=tensor.dtype,
         shape=tensor.shape,
@@ -141,7 +141,7 @@ def copy_of(name: str, tensor: Logical, *, stored_as: str | None = None) -> Stor
     )
 
 
-def along(name: str, tensor: Logical, dim: int, intervals: Iterable[Interval]) -> tuple[Chunk, ...]:
+def along(name: str, tensor: LogicalTensor, dim: int, intervals: Iterable[Interval]) -> tuple[Chunk, ...]:
     """Chunks that put `intervals` of dimension `dim` one behind the other."""
     found, at = [], 0
     for begin, end in intervals:
@@ -152,16 +152,20 @@ def along(name: str, tensor: Logical, dim: int, intervals: Iterable[Interval]) -
     return tuple(found)
 
 
-def cut(name: str, tensor: Logical, dim: int, intervals: tuple[Interval, ...]) -> Stored:
+def cut(name: str, tensor: LogicalTensor, dim: int, intervals: tuple[Interval, ...]) -> StoredTensor:
     """A stored tensor that is the `intervals` of a logical one along dimension `dim`."""
     extent = sum(end - begin for begin, end in intervals)
     shape = tuple(extent if i == dim else n for i, n in enumerate(tensor.shape))
-    return Stored(name=name, dtype=tensor.dtype, shape=shape, chunks=along(name, tensor, dim, intervals))
+    return StoredTensor(
+        name=name, dtype=tensor.dtype, shape=shape, chunks=along(name, tensor, dim, intervals)
+    )
 
 
-def padded_share(stored_as: str, name: str, tensor: Logical, rows: int, tp_size: int, tp_rank: int) -> Stored:
+def padded_share(
+    stored_as: str, name: str, tensor: LogicalTensor, rows: int, tp_size: int, tp_rank: int
+) -> StoredTensor:
     """A rank's rows of a tensor that is padded to `rows`, a multiple of the degree; the rest is zero."""
     share = rows // tp_size
     begin, end = (min(row, tensor.shape[0]) for row in (tp_rank * share, (tp_rank + 1) * share))
     chunks = along(name, tensor, 0, [(begin, end)]) if begin < end else ()
-    return Stored(name=stored_as, dtype=tensor.dtype, shape=(share, *tensor.shape[1:]), chunks=chunks)
+    return StoredTensor(name=stored_as, dtype=tensor.dtype, shape=(share, *tensor.shape[1:]), chunks=chunks)

@@ -7,7 +7,7 @@ import msgspec
 
 from reshard.encoding import Encoder
 from reshard.formats.base import Source
-from reshard.tensors import Logical
+from reshard.tensors import LogicalTensor
 
 from ..select import Decision
 
@@ -26,7 +26,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     target: str
-    derived: Callable[[str, Logical], dict[str, Logical]]
-    encoder: Callable[[str, Logical], Encoder]
+    derived: Callable[[str, LogicalTensor], dict[str, LogicalTensor]]
+    encoder: Callable[[str, LogicalTensor], Encoder]
     config: Callable[[Source, Mapping[str, Decision]], dict[str, Any] | None]
     notes: Callable[[Source], tuple[str, ...]] = lambda _: ()

@@ -12,7 +12,7 @@ from reshard.encoding import Encoded, Encoder
 from reshard.errors import UnsupportedTargetError
 from reshard.formats.base import Source
 from reshard.layout import Box
-from reshard.tensors import Logical
+from reshard.tensors import LogicalTensor
 
 from ..families import OWN_LINEARS
 from ..groups import blocks, row_absmax
@@ -28,7 +28,7 @@ _ROW: Final = 0
 def output(*, allow_nonfinite: bool = False) -> Output:
     """The format; it has one scheme."""
 
-    def encoder(name: str, tensor: Logical) -> Encoder:
+    def encoder(name: str, tensor: LogicalTensor) -> Encoder:
         def encode(box: Box, block: blocks.Block) -> Iterable[Encoded]:
             return _strips(name, box, row_absmax.encode(block))
 
@@ -44,12 +44,12 @@ def output(*, allow_nonfinite: bool = False) -> Output:
     )
 
 
-def _derived(name: str, tensor: Logical) -> dict[str, Logical]:
+def _derived(name: str, tensor: LogicalTensor) -> dict[str, LogicalTensor]:
     module = name.removesuffix(".weight")
     return {
-        name: Logical(dtype="int8", shape=tensor.shape),
-        f"{module}.SCB": Logical(dtype="float32", shape=tensor.shape[:1]),
-        f"{module}.weight_format": Logical(dtype="uint8", shape=()),
+        name: LogicalTensor(dtype="int8", shape=tensor.shape),
+        f"{module}.SCB": LogicalTensor(dtype="float32", shape=tensor.shape[:1]),
+        f"{module}.weight_format": LogicalTensor(dtype="uint8", shape=()),
     }
 
 

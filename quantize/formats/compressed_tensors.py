@@ -12,7 +12,7 @@ from reshard.encoding import Encoded, Encoder
 from reshard.errors import UnsupportedTargetError
 from reshard.formats.base import Source
 from reshard.layout import Box
-from reshard.tensors import Logical
+from reshard.tensors import LogicalTensor
 
 from ..errors import GroupSizeError
 from ..families import FLOAT32, LOOKS_AT_WEIGHTS
@@ -46,10 +46,10 @@ def output(
     if activations and (bits != 8 or group_size is not None):
         raise UnsupportedTargetError("W8A8 is 8 bits with one scale per row; give --group-size row")
 
-    def derived(name: str, tensor: Logical) -> dict[str, Logical]:
+    def derived(name: str, tensor: LogicalTensor) -> dict[str, LogicalTensor]:
         return _derived(name, tensor, bits, group_size, is_packed=not activations)
 
-    def encoder(name: str, tensor: Logical) -> Encoder:
+    def encoder(name: str, tensor: LogicalTensor) -> Encoder:
         def encode(box: Box, block: blocks.Block) -> Iterable[Encoded]:
             found = _SCALES[scales].encode(block, group_size=group_size, bits=bits)
             yield from _strips(name, box, found, bits, tensor.shape, is_packed=not activations)
@@ -82,8 +82,8 @@ def _notes(source: Source) -> tuple[str, ...]:
 
 
 def _derived(
-    name: str, tensor: Logical, bits: int, group_size: int | None, *, is_packed: bool
-) -> dict[str, Logical]:
+    name: str, tensor: LogicalTensor, bits: int, group_size: int | None, *, is_packed: bool
+) -> dict[str, LogicalTensor]:
     rows, columns = tensor.shape
     if group_size is not None and columns % group_size:
         works = [g for g in (256, 128, 64, 32, 16, 8) if columns % g == 0]
@@ -92,13 +92,15 @@ def _derived(
             f"--group-size {', '.join(map(str, works)) or 'row'} would"
         )
     module = name.removesuffix(".weight")
-    scales = Logical(dtype=tensor.dtype, shape=(rows, 1 if group_size is None else columns // group_size))
+    scales = LogicalTensor(
+        dtype=tensor.dtype, shape=(rows, 1 if group_size is None else columns // group_size)
+    )
     if not is_packed:
-        return {name: Logical(dtype="int8", shape=tensor.shape), f"{module}.weight_scale": scales}
+        return {name: LogicalTensor(dtype="int8", shape=tensor.shape), f"{module}.weight_scale": scales}
     return {
-        f"{module}.weight_packed": Logical(dtype="int32", shape=(rows, packed_columns(columns, bits))),
+        f"{module}.weight_packed": LogicalTensor(dtype="int32", shape=(rows, packed_columns(columns, bits))),
         f"{module}.weight_scale": scales,
-        f"{module}.weight_shape": Logical(dtype="int64", shape=(2,)),
+        f"{module}.weight_shape": LogicalTensor(dtype="int64", shape=(2,)),
     }
 
 

@@ -28,7 +28,7 @@ from reshard.formats.base import Source
 from reshard.formats.injected import check_family
 from reshard.layout import Box
 from reshard.rules import Rules, check_heads
-from reshard.tensors import Logical
+from reshard.tensors import LogicalTensor
 
 from ..groups import blocks, rows
 from ..scheme import Groups
@@ -58,14 +58,14 @@ def output(source: Source, *, tp_size: int, allow_nonfinite: bool = False) -> Ou
     check_heads(source.model, tp_size)
     rules = Rules(source.model, source.tensors)
 
-    def parts(name: str, tensor: Logical) -> int:
+    def parts(name: str, tensor: LogicalTensor) -> int:
         return _parts(rules, name, tensor, tp_size)
 
-    def derived(name: str, tensor: Logical) -> dict[str, Logical]:
-        scales = Logical(dtype="float32", shape=(tensor.shape[0], parts(name, tensor)))
-        return {name: Logical(dtype="int8", shape=tensor.shape), _scale(name): scales}
+    def derived(name: str, tensor: LogicalTensor) -> dict[str, LogicalTensor]:
+        scales = LogicalTensor(dtype="float32", shape=(tensor.shape[0], parts(name, tensor)))
+        return {name: LogicalTensor(dtype="int8", shape=tensor.shape), _scale(name): scales}
 
-    def encoder(name: str, tensor: Logical) -> Encoder:
+    def encoder(name: str, tensor: LogicalTensor) -> Encoder:
         numel = tensor.shape[1] // parts(name, tensor)
 
         def encode(box: Box, block: blocks.Block) -> Iterable[Encoded]:
@@ -86,7 +86,7 @@ def _scale(name: str) -> str:
     return f"{name.removesuffix('.weight')}.{SCALE}"
 
 
-def _parts(rules: Rules, name: str, tensor: Logical, tp_size: int) -> int:
+def _parts(rules: Rules, name: str, tensor: LogicalTensor, tp_size: int) -> int:
     """How many ranks share one row of a weight."""
     role = rules.rule(name).role
     if role in _BY_ROWS:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from reshard.encoding import Encoded
 from reshard.layout import Box
-from reshard.tensors import Logical
+from reshard.tensors import LogicalTensor
 
 from ..errors import NonfiniteWeightError, QuantizeError, ScaleOverflowError
 from ..groups import blocks
@@ -61,7 +61,7 @@ class FlatEncoder:
     def __init__(
         self,
         name: str,
-        tensor: Logical,
+        tensor: LogicalTensor,
         group_numel: int,
         scale: Callable[[blocks.Floats], blocks.Floats],
         encode: Callable[[blocks.Block, blocks.Floats, int], NDArray[np.int8]],

@@ -17,7 +17,7 @@ from reshard.encoding import Encoded, Encoder
 from reshard.errors import UnsupportedTargetError
 from reshard.formats.base import Source
 from reshard.layout import Box
-from reshard.tensors import Logical
+from reshard.tensors import LogicalTensor
 
 from ..groups import blocks, moq, rows, search, symmetric, zero_inference
 from ..scheme import Groups, Moq, Rows, Scheme, Symmetric, SymmetricSearch, ZeroInference
@@ -48,10 +48,10 @@ def output(scheme: Scheme, *, allow_nonfinite: bool = False) -> Output:
     if isinstance(scheme, ZeroInference) and scheme.dim != 1:
         raise UnsupportedTargetError("the plain format takes zero-inference's groups along the input only")
 
-    def derived(name: str, tensor: Logical) -> dict[str, Logical]:
+    def derived(name: str, tensor: LogicalTensor) -> dict[str, LogicalTensor]:
         return _derived(name, tensor, scheme)
 
-    def encoder(name: str, tensor: Logical) -> Encoder:
+    def encoder(name: str, tensor: LogicalTensor) -> Encoder:
         return _encoder(name, tensor, scheme, allow_nonfinite=allow_nonfinite)
 
     def config(source: Source, decisions: Mapping[str, Decision]) -> dict[str, Any]:
@@ -80,18 +80,18 @@ def scale_param(scheme: Scheme, shape: tuple[int, ...]) -> str:
     return CHUNKS if isinstance(scheme, Moq) and not is_whole else SCALE
 
 
-def _derived(name: str, tensor: Logical, scheme: Scheme) -> dict[str, Logical]:
+def _derived(name: str, tensor: LogicalTensor, scheme: Scheme) -> dict[str, LogicalTensor]:
     module = name.removesuffix(".weight")
     # What DeepSpeed computes in float32 stays so; the others keep scales in the weights' dtype.
     kind = "float32" if isinstance(scheme, Moq | Rows | Groups) else tensor.dtype
-    scales = Logical(dtype=kind, shape=_stored_shape(scheme, tensor.shape))
+    scales = LogicalTensor(dtype=kind, shape=_stored_shape(scheme, tensor.shape))
     codes = "int8" if scheme.is_symmetric else "uint8"
     scale = f"{module}.{scale_param(scheme, tensor.shape)}"
-    made = {name: Logical(dtype=codes, shape=tensor.shape), scale: scales}
+    made = {name: LogicalTensor(dtype=codes, shape=tensor.shape), scale: scales}
     return made if scheme.is_symmetric else made | {f"{module}.{MINIMUM}": scales}
 
 
-def _encoder(name: str, tensor: Logical, scheme: Scheme, *, allow_nonfinite: bool) -> Encoder:
+def _encoder(name: str, tensor: LogicalTensor, scheme: Scheme, *, allow_nonfinite: bool) -> Encoder:
     if isinstance(scheme, Moq | Rows):
         formula: Any = moq if isinstance(scheme, Moq) else rows
         keep: Callable[[Any], NDArray[Any]] = moq.kept if isinstance(scheme, Moq) else np.asarray

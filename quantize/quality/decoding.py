@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from reshard.encoding import Encoded, Encoder
 from reshard.errors import UnsupportedTargetError
 from reshard.layout import Box
-from reshard.tensors import Logical
+from reshard.tensors import LogicalTensor
 
 from ..formats import plain
 from ..groups import absmax, blocks, row_absmax, rows, symmetric, zero_inference
@@ -57,7 +57,7 @@ class RoundTrip:
         yield self._name, box, self._decode(self._stored, box).view(values.dtype)
 
 
-def decoder(config: Mapping[str, Any] | None, name: str, tensor: Logical) -> Decode:
+def decoder(config: Mapping[str, Any] | None, name: str, tensor: LogicalTensor) -> Decode:
     """How the tensor called `name` is decoded.
 
     Args:
@@ -78,7 +78,7 @@ def decoder(config: Mapping[str, Any] | None, name: str, tensor: Logical) -> Dec
     return make(config, tensor)
 
 
-def _compressed_tensors(config: Mapping[str, Any], tensor: Logical) -> Decode:
+def _compressed_tensors(config: Mapping[str, Any], tensor: LogicalTensor) -> Decode:
     bits = int(config["config_groups"]["group_0"]["weights"]["num_bits"])
 
     def decode(stored: Mapping[str, NDArray[Any]], _: Box) -> blocks.Block:
@@ -89,12 +89,12 @@ def _compressed_tensors(config: Mapping[str, Any], tensor: Logical) -> Decode:
     return decode
 
 
-def _bitsandbytes(_: Mapping[str, Any], tensor: Logical) -> Decode:
+def _bitsandbytes(_: Mapping[str, Any], tensor: LogicalTensor) -> Decode:
     dtype = _block_dtype(tensor)
     return lambda stored, _: row_absmax.decode(stored["weight"], stored["SCB"], dtype=dtype)
 
 
-def _plain(config: Mapping[str, Any], tensor: Logical) -> Decode:
+def _plain(config: Mapping[str, Any], tensor: LogicalTensor) -> Decode:
     scheme: Scheme = msgspec.convert(config["scheme"], Scheme)
     numel, dtype = scheme.group_numel(tensor.shape), _block_dtype(tensor)
     scale = plain.scale_param(scheme, tensor.shape)
@@ -117,7 +117,7 @@ def _plain(config: Mapping[str, Any], tensor: Logical) -> Decode:
     return decode
 
 
-_DECODERS: dict[str, Callable[[Mapping[str, Any], Logical], Decode]] = {
+_DECODERS: dict[str, Callable[[Mapping[str, Any], LogicalTensor], Decode]] = {
     "compressed-tensors": _compressed_tensors,
     "bitsandbytes": _bitsandbytes,
     plain.METHOD: _plain,
@@ -136,5 +136,5 @@ def _decode_shifted(
     )
 
 
-def _block_dtype(tensor: Logical) -> np.dtype[Any]:
+def _block_dtype(tensor: LogicalTensor) -> np.dtype[Any]:
     return blocks.view(np.empty(0, np.uint8), tensor.dtype).dtype

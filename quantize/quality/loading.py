@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from reshard.encoding import Encoded, Encoder
 from reshard.formats.base import Source
 from reshard.layout import Box
-from reshard.tensors import Logical
+from reshard.tensors import LogicalTensor
 
 from ..formats import plain
 from ..formats.base import Output
@@ -34,18 +34,18 @@ def output_of(scheme: Scheme, *, allow_nonfinite: bool = False) -> Output:
     if not isinstance(scheme, ZeroInference) or (scheme.bits == 8 and scheme.dim == 1):
         return plain.output(scheme, allow_nonfinite=allow_nonfinite)
 
-    def derived(name: str, tensor: Logical) -> dict[str, Logical]:
+    def derived(name: str, tensor: LogicalTensor) -> dict[str, LogicalTensor]:
         height, width = tensor.shape
         codes = (height, width * scheme.bits // 8)
         module = name.removesuffix(".weight")
-        table = Logical(dtype=tensor.dtype, shape=_table(scheme.scale_shape(tensor.shape)))
+        table = LogicalTensor(dtype=tensor.dtype, shape=_table(scheme.scale_shape(tensor.shape)))
         return {
-            name: Logical(dtype="uint8", shape=codes),
+            name: LogicalTensor(dtype="uint8", shape=codes),
             f"{module}.{plain.SCALE}": table,
             f"{module}.{plain.MINIMUM}": table,
         }
 
-    def encoder(name: str, tensor: Logical) -> Encoder:
+    def encoder(name: str, tensor: LogicalTensor) -> Encoder:
         made = RowEncoder(name, tensor.dtype, _encode(name, scheme), allow_nonfinite=allow_nonfinite)
         made.rows = scheme.group_size if scheme.dim == 0 else 1
         return made

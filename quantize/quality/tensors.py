@@ -10,13 +10,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from reshard.budget import Budget
 from reshard.dtypes import dtype
 from reshard.encoding import EncodingStream, row_strips
 from reshard.formats.base import Source
 from reshard.plan import TensorCopy, make_plan
 from reshard.run import make_budget
-from reshard.stream import Budget, Digests
-from reshard.tensors import Logical
+from reshard.stream import Buffers, Digests
+from reshard.tensors import LogicalTensor
 
 from ..convert import check_unquantized
 from ..formats.base import Output
@@ -161,7 +162,9 @@ def tensor_errors(
     return tuple(sorted(measured, key=lambda e: (not e.decision.is_quantized, -e.relative_error)))
 
 
-def round_trip(output: Output, config: Mapping[str, Any] | None, name: str, tensor: Logical) -> RoundTrip:
+def round_trip(
+    output: Output, config: Mapping[str, Any] | None, name: str, tensor: LogicalTensor
+) -> RoundTrip:
     """What encodes the tensor called `name` by `output` and decodes it by `config`."""
     return RoundTrip(name, output.encoder(name, tensor), decoder(config, name, tensor))
 
@@ -192,7 +195,7 @@ def _measured(error: TensorError, sums: Sums | None) -> TensorError:
     )
 
 
-def _size_bytes(tensor: Logical) -> int:
+def _size_bytes(tensor: LogicalTensor) -> int:
     return dtype(tensor.dtype).itemsize_bytes * math.prod(tensor.shape)
 
 
@@ -214,22 +217,22 @@ class _Measuring(EncodingStream):
         self.found: dict[str, Sums] = {}
         self._found_lock = threading.Lock()
 
-    def _copy_with(self, copy: TensorCopy, buffers: Any) -> Digests:
-        coder, sums, sha = self._encoder(copy.name), Sums(), hashlib.sha256()
-        longest = min(self._budget.strip_bytes // _SHARES, _STRIP_BYTES) // dtype(copy.dtype).itemsize_bytes
+    def copy_tensor(self, copy: TensorCopy, buffers: Buffers) -> Digests:
+        coder, sums, sha = self.encoder(copy.name), Sums(), hashlib.sha256()
+        longest = min(self.budget.strip_bytes // _SHARES, _STRIP_BYTES) // dtype(copy.dtype).itemsize_bytes
         boxes = list(row_strips(copy.shape, coder.rows, longest, copy.name))
         if coder.is_two_pass:
             for box in boxes:
-                coder.observe(box, self._strip(copy, box, buffers))
+                coder.observe(box, self.read_strip(copy, box, buffers)[0])
         for box in boxes:
-            if self._stop.is_set():
+            if self.is_stopped:
                 break
-            values = self._strip(copy, box, buffers)
+            values, _ = self.read_strip(copy, box, buffers)
             sha.update(_bytes_of(values).data)
             for _, _, made in coder.encode(box, values):
                 sums.add(*(blocks.view(_bytes_of(array), copy.dtype) for array in (values, made)))
-            self._progress(values.nbytes)
-        self._check_digest(copy, sha.hexdigest())
+            self.progress(values.nbytes)
+        self.check_digest(copy, sha.hexdigest())
         with self._found_lock:
             self.found[copy.name] = sums
         return Digests(name=copy.name, source=sha.hexdigest(), target="")

@@ -8,7 +8,7 @@ import msgspec
 from reshard.model import Model
 from reshard.roles import Roles
 from reshard.storage import Folder
-from reshard.tensors import Logical, Stored
+from reshard.tensors import LogicalTensor, StoredTensor
 
 
 class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,7 +21,7 @@ class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    tensors: tuple[Stored, ...]
+    tensors: tuple[StoredTensor, ...]
     rank: int | None = None
 
 
@@ -44,7 +44,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     format: str
     folder: Folder
     model: Model
-    tensors: dict[str, Logical]
+    tensors: dict[str, LogicalTensor]
     files: tuple[SourceFile, ...]
     tp_size: int = 1
     aliases: dict[str, str] = {}
@@ -69,7 +69,7 @@ class TargetFile(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     container: Literal["safetensors", "torch"]
-    tensors: tuple[Stored, ...]
+    tensors: tuple[StoredTensor, ...]
     rank: int | None = None
     metadata: dict[str, str] = {}
     root: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
         format: one of the formats' names.
         tp_size: its degree.
         files: who holds what.
-        texts: small files beside them → their bytes.
+        side_files: small files beside them → their bytes.
         notes: sentences for the user: what the runtimes will and won't take.
         roles: digest of the roles that it is cut by; None when a table says how.
     """
@@ -92,7 +92,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     format: str
     tp_size: int
     files: tuple[TargetFile, ...]
-    texts: dict[str, bytes] = {}
+    side_files: dict[str, bytes] = {}
     notes: tuple[str, ...] = ()
     roles: str | None = None
 
@@ -115,7 +115,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     """A format.
 
     Attributes:
-        name: as in `--format`.
+        name: as in `Request.format`.
         summary: one line of help.
         evidence: the files in a list of names that speak for this format; none when it is not this one.
         read: the source in a folder; the model comes from the folder's configuration, or from the caller.
@@ -132,15 +132,9 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     takes_roles: bool = False
 
 
-def shown(names: tuple[str, ...], limit: int = 4) -> str:
-    """A few of `names`, for a message."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
-
-
-def by_size(tensors: Mapping[str, Stored], longest_bytes: int) -> list[tuple[Stored, ...]]:
+def by_size(tensors: Mapping[str, StoredTensor], longest_bytes: int) -> list[tuple[StoredTensor, ...]]:
     """Tensors in their order, in groups that do not exceed `longest_bytes` unless one tensor does."""
-    groups: list[list[Stored]] = [[]]
+    groups: list[list[StoredTensor]] = [[]]
     used = 0
     for tensor in tensors.values():
         if groups[-1] and used + tensor.size_bytes > longest_bytes:

@@ -6,13 +6,14 @@ import msgspec
 
 from reshard.architectures.schema import Role
 from reshard.errors import DamagedFileError, InconsistentShardsError, MissingFileError, UnsupportedSourceError
+from reshard.messages import shown
 from reshard.model import Model
 from reshard.rules import Rules
 from reshard.storage import Folder, read
-from reshard.tensors import Logical, Stored
+from reshard.tensors import LogicalTensor, StoredTensor
 
-from .base import Source, SourceFile, shown
-from .deepspeed import CODES, CONFIG, NORMS, PARAMS, ROWS, layer_tensors, outside_tensors
+from .base import Source, SourceFile
+from .deepspeed_layout import CODES, INDEX_FILE, NORMS, PARAMS, ROWS, layer_tensors, outside_tensors
 from .layers import Layers
 from .naming import Expected, one_dtype, placed
 from .per_rank import read_rank_files
@@ -54,27 +55,27 @@ def read_deepspeed(folder: Folder, model: Model | None) -> Source:
 
 def _read_config(folder: Folder) -> _Config:
     try:
-        config = msgspec.json.decode(read(folder, CONFIG), type=_Config)
+        config = msgspec.json.decode(read(folder, INDEX_FILE), type=_Config)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise DamagedFileError(f"{folder.path(CONFIG)} is not what DeepSpeed writes: {error}") from error
+        raise DamagedFileError(f"{folder.path(INDEX_FILE)} is not what DeepSpeed writes: {error}") from error
     named = (*config.checkpoints.non_tp, *config.checkpoints.tp)
     for file in named:
         if Path(file).name != file:
-            raise DamagedFileError(f"{folder.path(CONFIG)} names a file outside its folder: {file!r}")
+            raise DamagedFileError(f"{folder.path(INDEX_FILE)} names a file outside its folder: {file!r}")
     if config.tp_size < 1 or not config.checkpoints.tp or len(config.checkpoints.tp) % config.tp_size:
         raise InconsistentShardsError(
-            f"{folder.path(CONFIG)} names {len(config.checkpoints.tp)} files for tp_size={config.tp_size}; "
-            "it must be a multiple"
+            f"{folder.path(INDEX_FILE)} names {len(config.checkpoints.tp)} files for "
+            f"tp_size={config.tp_size}; it must be a multiple"
         )
     lost = tuple(sorted(set(named) - set(folder.files())))
     if lost:
-        raise MissingFileError(f"{folder.path(CONFIG)} names {shown(lost)}, which is not there")
+        raise MissingFileError(f"{folder.path(INDEX_FILE)} names {shown(lost)}, which is not there")
     return config
 
 
-def _ranks(folder: Folder, config: _Config) -> list[dict[str, dict[str, Stored]]]:
+def _ranks(folder: Folder, config: _Config) -> list[dict[str, dict[str, StoredTensor]]]:
     """For every rank file → key → tensor; then the same for the files of all ranks. Order is the contract."""
-    ranks: list[dict[str, dict[str, Stored]]] = [{} for _ in range(config.tp_size + 1)]
+    ranks: list[dict[str, dict[str, StoredTensor]]] = [{} for _ in range(config.tp_size + 1)]
     for number, file in enumerate(config.checkpoints.tp):
         ranks[number % config.tp_size][file] = contents(folder, file).tensors
     for file in config.checkpoints.non_tp:
@@ -83,7 +84,7 @@ def _ranks(folder: Folder, config: _Config) -> list[dict[str, dict[str, Stored]]
 
 
 def _read_injected(
-    folder: Folder, model: Model, config: _Config, ranks: list[dict[str, dict[str, Stored]]]
+    folder: Folder, model: Model, config: _Config, ranks: list[dict[str, dict[str, StoredTensor]]]
 ) -> Source:
     # Of all ranks, rank 0 last: what one of them lacks must be missed, and not left out of the model.
     first = {key: t for files in reversed(ranks) for held in files.values() for key, t in held.items()}
@@ -109,7 +110,7 @@ def _read_injected(
     return msgspec.structs.replace(source, files=tuple(files))
 
 
-def _expected(folder: Folder, model: Model, first: dict[str, Stored], tp_size: int) -> Source:
+def _expected(folder: Folder, model: Model, first: dict[str, StoredTensor], tp_size: int) -> Source:
     """The logical tensors that would have been written as these keys."""
     widths = [t.shape[1] * tp_size for key, t in first.items() if key.endswith(".mlp.inter_w")]
     expected = Expected(model, one_dtype(first.values(), folder.path("")), widths[0] if widths else 0)
@@ -127,7 +128,7 @@ def _expected(folder: Folder, model: Model, first: dict[str, Stored], tp_size: i
     tensors = dict(expected.tensors)
     for key, stored in first.items():
         if not any(key.endswith(f".{k}") for k in roles) and not (key.startswith(head) and model.is_tied):
-            tensors[key] = Logical(dtype=stored.dtype, shape=stored.shape)
+            tensors[key] = LogicalTensor(dtype=stored.dtype, shape=stored.shape)
     return Source(format="deepspeed", folder=folder, model=model, tensors=tensors, files=(), tp_size=tp_size)
 
 

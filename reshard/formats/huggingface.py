@@ -11,12 +11,13 @@ import msgspec
 
 from reshard.checkpoint import INDEX, SINGLE, read_weight_map
 from reshard.errors import AmbiguousSourceError, DamagedFileError
+from reshard.lookup import find
+from reshard.messages import shown
 from reshard.model import Model
-from reshard.rules import find
 from reshard.storage import Folder
-from reshard.tensors import Logical, Stored, copy_of
+from reshard.tensors import LogicalTensor, StoredTensor, copy_of
 
-from .base import Format, Layout, Options, Source, SourceFile, TargetFile, by_size, shown
+from .base import Format, Layout, Options, Source, SourceFile, TargetFile, by_size
 from .reading import contents, merged, model_of
 
 _BIN_INDEX: Final = "pytorch_model.bin.index.json"
@@ -33,9 +34,9 @@ def _evidence(names: tuple[str, ...]) -> tuple[str, ...]:
 def _read(folder: Folder, model: Model | None) -> Source:
     model = model_of(folder, model)
     files, notes = _files(folder)
-    tensors: dict[str, Logical] = {}
+    tensors: dict[str, LogicalTensor] = {}
     found, aliases = [], {}
-    homes: dict[tuple[str, Stored], str] = {}
+    homes: dict[tuple[str, StoredTensor], str] = {}
     for file, wanted in files.items():
         held = {n: t for n, t in contents(folder, file).tensors.items() if not wanted or n in wanted}
         lost = sorted(set(wanted) - set(held))
@@ -52,7 +53,7 @@ def _read(folder: Folder, model: Model | None) -> Source:
                 continue
             if name in tensors:
                 raise DamagedFileError(f"{folder.path(file)} has {name}, which another file has as well")
-            tensors[name] = Logical(dtype=stored.dtype, shape=stored.shape)
+            tensors[name] = LogicalTensor(dtype=stored.dtype, shape=stored.shape)
             kept.append(merged(stored))
         found.append(SourceFile(name=file, tensors=tuple(kept)))
     _check_blocks(folder, model, tensors)
@@ -67,7 +68,7 @@ def _read(folder: Folder, model: Model | None) -> Source:
     )
 
 
-def _check_blocks(folder: Folder, model: Model, tensors: Mapping[str, Logical]) -> None:
+def _check_blocks(folder: Folder, model: Model, tensors: Mapping[str, LogicalTensor]) -> None:
     """An index that was cut short would pass for that of a smaller model."""
     if model.table is None or model.geometry is None:
         return
@@ -102,7 +103,7 @@ def _files(folder: Folder) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]
     return {file: tuple(promised[file]) for file in sorted(promised)}, notes
 
 
-def write_merged(tensors: Mapping[str, Stored], longest_bytes: int) -> tuple[TargetFile, ...]:
+def write_merged(tensors: Mapping[str, StoredTensor], longest_bytes: int) -> tuple[TargetFile, ...]:
     """Files as `save_pretrained` names them."""
     groups = by_size(tensors, longest_bytes)
     names = [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
@@ -135,7 +136,7 @@ def _write(source: Source, options: Options) -> Layout:
         format="huggingface",
         tp_size=1,
         files=files,
-        texts={INDEX: index_of(files)} if len(files) > 1 else {},
+        side_files={INDEX: index_of(files)} if len(files) > 1 else {},
         notes=() if source.model.config.get("quantization_config") else (_NOTE,),
     )
 

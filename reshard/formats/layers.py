@@ -9,7 +9,7 @@ from reshard.architectures.schema import Architecture, Role
 from reshard.errors import CannotSplitError, UnsupportedTargetError
 from reshard.layout import Interval, arrange, joined, unit_interval
 from reshard.rules import Rule, Rules
-from reshard.tensors import Chunk, Logical, Stored
+from reshard.tensors import Chunk, LogicalTensor, StoredTensor
 
 #: Which module holds the units of a part, the fused one first.
 _HOLDERS: Final[dict[str, tuple[Role, ...]]] = {
@@ -64,7 +64,7 @@ class Layers:
         """`name` with the base model's prefix, which checkpoints of the bare model lack."""
         return full_name(self.rules.table, name)
 
-    def tensor(self, rule: Rule) -> Logical:
+    def tensor(self, rule: Rule) -> LogicalTensor:
         """The logical tensor of a rule."""
         return self.rules.tensors[rule.name]
 
@@ -102,7 +102,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 
 def fused(
     name: str, layers: Layers, layer: Layer, param: str, shares: Sequence[Share], blocks: int = 1
-) -> Stored | None:
+) -> StoredTensor | None:
     """A stored tensor whose outputs are units of several parts; None when the model has no such parameter.
 
     Args:
@@ -127,7 +127,7 @@ def fused(
         at += interval[1] - interval[0]
     first = layers.tensor(rows[0][0])
     inputs = () if len(first.shape) == 1 else (first.shape[0 if rows[0][0].entry.conv1d else 1],)
-    return Stored(name=name, dtype=first.dtype, shape=(at, *inputs), chunks=tuple(chunks))
+    return StoredTensor(name=name, dtype=first.dtype, shape=(at, *inputs), chunks=tuple(chunks))
 
 
 def _rows(layer: Layer, param: str, units: Iterable[tuple[str, int]]) -> Iterator[tuple[Rule, Interval]]:
@@ -164,7 +164,7 @@ def _grouped(rows: Iterable[tuple[Rule, Interval]]) -> Iterator[tuple[Rule, Inte
         yield from ((last, i) for i in joined(run))
 
 
-def _chunk(rule: Rule, tensor: Logical, rows: Interval, at: int) -> Chunk:
+def _chunk(rule: Rule, tensor: LogicalTensor, rows: Interval, at: int) -> Chunk:
     if len(tensor.shape) == 1:
         return Chunk(tensor=rule.name, box=(rows,), at=(at,))
     if rule.entry.conv1d:
@@ -172,7 +172,7 @@ def _chunk(rule: Rule, tensor: Logical, rows: Interval, at: int) -> Chunk:
     return Chunk(tensor=rule.name, box=(rows, (0, tensor.shape[1])), at=(at, 0))
 
 
-def columns(name: str, layers: Layers, rule: Rule, tp_size: int, tp_rank: int) -> Stored:
+def columns(name: str, layers: Layers, rule: Rule, tp_size: int, tp_rank: int) -> StoredTensor:
     """A row-parallel weight's share, `[out, in_r]` whatever the family stores."""
     tensor = layers.tensor(rule)
     assert rule.inputs is not None
@@ -183,12 +183,12 @@ def columns(name: str, layers: Layers, rule: Rule, tp_size: int, tp_rank: int) -
         box = ((begin, end), (0, outputs)) if rule.entry.conv1d else ((0, outputs), (begin, end))
         chunks.append(Chunk(tensor=rule.name, box=box, at=(0, at), is_swapped=rule.entry.conv1d))
         at += end - begin
-    return Stored(name=name, dtype=tensor.dtype, shape=(outputs, at), chunks=tuple(chunks))
+    return StoredTensor(name=name, dtype=tensor.dtype, shape=(outputs, at), chunks=tuple(chunks))
 
 
 def interleaved(
     name: str, layers: Layers, layer: Layer, param: str, shares: Sequence[Share], width: int
-) -> Stored | None:
+) -> StoredTensor | None:
     """As `fused`, but rows of the parts take turns: `[units, width, parts]`.
 
     Raises:
@@ -212,4 +212,4 @@ def interleaved(
     tensor = layers.tensor(rows[0][0])
     inputs = () if len(tensor.shape) == 1 else (tensor.shape[0 if rows[0][0].entry.conv1d else 1],)
     shape = (len(rows) * width, *inputs)
-    return Stored(name=name, dtype=tensor.dtype, shape=shape, chunks=tuple(chunks))
+    return StoredTensor(name=name, dtype=tensor.dtype, shape=shape, chunks=tuple(chunks))

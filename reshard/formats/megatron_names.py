@@ -17,6 +17,9 @@ NORMS: Final[dict[Role, str]] = {
     "post_attention_norm": "mlp.linear_fc1.layer_norm_",
 }
 
+#: Names the newest of several iterations.
+LATEST_FILE: Final = "latest_checkpointed_iteration.txt"
+
 FILE: Final = re.compile(
     r"(?:(?P<iteration>iter_\d{7}|release)/)?mp_rank_(?P<tp>\d{2})(?:_(?P<pp>\d{3}))?(?P<ep>_\d{3})?/"
     r"(?:model_optim_rng|model_rng)\.pt"

@@ -13,19 +13,29 @@ from reshard.errors import (
     InconsistentShardsError,
     UnsupportedSourceError,
 )
+from reshard.messages import shown
 from reshard.model import Model
 from reshard.rules import Rules
 from reshard.storage import Folder, read
-from reshard.tensors import Logical, Stored
+from reshard.tensors import LogicalTensor, StoredTensor
 
-from .base import Source, SourceFile, shown
+from .base import Source, SourceFile
 from .layers import Layers
-from .megatron import check, rank_tensors
-from .megatron_names import EMBEDDING, FILE, FINAL_NORM, HEAD, NORMS, POSITION, canonical, evidence
+from .megatron_layout import check, rank_tensors
+from .megatron_names import (
+    EMBEDDING,
+    FILE,
+    FINAL_NORM,
+    HEAD,
+    LATEST_FILE,
+    NORMS,
+    POSITION,
+    canonical,
+    evidence,
+)
 from .naming import Expected, module_of, one_dtype, placed
 from .reading import Contents, contents, model_of
 
-_LATEST: Final = "latest_checkpointed_iteration.txt"
 _VERSIONS: Final = (0.0, 1.0, 2.0, 3.0)
 
 
@@ -35,7 +45,7 @@ class _Stage(msgspec.Struct, frozen=True, kw_only=True):
     file: str
     tp: int
     pp: int
-    tensors: dict[str, Stored]
+    tensors: dict[str, StoredTensor]
 
 
 def read_megatron(folder: Folder, model: Model | None) -> Source:
@@ -96,12 +106,13 @@ def _grid(folder: Folder) -> dict[tuple[int, int], str]:
 def _iteration(folder: Folder, there: tuple[str, ...]) -> str:
     if len(there) == 1:
         return there[0]
-    latest = read(folder, _LATEST).decode("utf-8", "replace").strip() if _LATEST in folder.files() else ""
+    raw = read(folder, LATEST_FILE) if LATEST_FILE in folder.files() else b""
+    latest = raw.decode("utf-8", "replace").strip()
     name = f"iter_{int(latest):07d}" if latest.isdecimal() else latest
     if name not in there:
         raise AmbiguousSourceError(
-            f"{folder.path('')} holds several iterations ({shown(tuple(sorted(there)))}) and no {_LATEST} "
-            "that names one; give the iteration's folder"
+            f"{folder.path('')} holds several iterations ({shown(tuple(sorted(there)))}) and no "
+            f"{LATEST_FILE} that names one; give the iteration's folder"
         )
     return name
 
@@ -114,7 +125,7 @@ def _stages(folder: Folder, grid: Mapping[tuple[int, int], str]) -> tuple[list[_
         held = contents(folder, file, ("model",))
         versions.add(_version(held, folder.path(file)))
         offset = before.get(tp, 0)
-        tensors: dict[str, Stored] = {}
+        tensors: dict[str, StoredTensor] = {}
         count = 0
         for key, stored in held.tensors.items():
             name = canonical(key)
@@ -139,7 +150,7 @@ def _version(held: Contents, shown_name: str) -> float:
     return float(found)
 
 
-def _expected(folder: Folder, model: Model, first: dict[str, Stored], tp_size: int) -> Source:
+def _expected(folder: Folder, model: Model, first: dict[str, StoredTensor], tp_size: int) -> Source:
     """The logical tensors that rank 0's keys stand for."""
     geometry = model.known()[1]
     dtype = one_dtype(first.values(), folder.path(""))
@@ -162,7 +173,9 @@ def _expected(folder: Folder, model: Model, first: dict[str, Stored], tp_size: i
                 expected.add(role, name, index, shape)
         leaf = words[-1]
         if leaf in ("q_layernorm", "k_layernorm") and index is not None:
-            expected.tensors[_per_head(model, index, leaf, param)] = Logical(dtype=dtype, shape=stored.shape)
+            expected.tensors[_per_head(model, index, leaf, param)] = LogicalTensor(
+                dtype=dtype, shape=stored.shape
+            )
     return Source(
         format="megatron", folder=folder, model=model, tensors=expected.tensors, files=(), tp_size=tp_size
     )

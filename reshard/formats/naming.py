@@ -10,10 +10,10 @@ import msgspec
 
 from reshard.architectures.schema import Module, Role
 from reshard.errors import DamagedFileError, InconsistentShardsError, UnsupportedSourceError
-from reshard.model import Model, holds
-from reshard.tensors import Logical, Stored
-
-from .base import shown
+from reshard.lookup import entry_for
+from reshard.messages import shown
+from reshard.model import Model
+from reshard.tensors import LogicalTensor, StoredTensor
 
 _FUSED: dict[Role, tuple[Role, ...]] = {
     "query": ("query", "query_key_value"),
@@ -43,7 +43,7 @@ def module_of(model: Model, role: Role, index: int | None) -> Name | None:
     table, _ = model.known()
     for patterns, prefix in ((table.base, table.prefix), (table.top, "")):
         for pattern, value in patterns.items():
-            entry = _entry(model, value)
+            entry = entry_for(value, table, model)
             if entry is None or entry.role not in _FUSED.get(role, (role,)):
                 continue
             if pattern.count("*") != (index is not None):
@@ -51,14 +51,6 @@ def module_of(model: Model, role: Role, index: int | None) -> Name | None:
             path = pattern.replace("*", str(index))
             return Name(module=f"{prefix}.{path}" if prefix else path, role=entry.role, entry=entry)
     return None
-
-
-def _entry(model: Model, value: Role | Module | tuple[Module, ...]) -> Module | None:
-    table, _ = model.known()
-    if isinstance(value, str):
-        return Module(role=value)
-    options = value if isinstance(value, tuple) else (value,)
-    return next((o for o in options if holds(model.config, table, o.when)), None)
 
 
 class Expected:
@@ -73,7 +65,7 @@ class Expected:
             intermediate: features inside the MLP.
         """
         self.model, self.dtype, self.intermediate = model, dtype, intermediate
-        self.tensors: dict[str, Logical] = {}
+        self.tensors: dict[str, LogicalTensor] = {}
 
     def add(self, role: Role, param: str, index: int | None, shape: tuple[int, ...] = ()) -> str:
         """Add the parameter of the module with `role`; its name.
@@ -90,14 +82,14 @@ class Expected:
         found = module_of(self.model, role, index)
         if found is None:
             raise UnsupportedSourceError(
-                f"the files hold a {role}, which {self.model.model_type!r} does not have; is --config the "
+                f"the files hold a {role}, which {self.model.model_type!r} does not have; is `config` the "
                 "right one?"
             )
         name = f"{found.module}.{param}"
         full = shape or self._shape(found.role, param)
         if found.entry.conv1d and len(full) == 2:
             full = full[::-1]
-        self.tensors[name] = Logical(dtype=self.dtype, shape=full)
+        self.tensors[name] = LogicalTensor(dtype=self.dtype, shape=full)
         return name
 
     def _shape(self, role: Role, param: str) -> tuple[int, ...]:
@@ -118,8 +110,12 @@ class Expected:
 
 
 def placed(
-    laid_out: Iterable[Stored], held: Mapping[str, Stored], name: str, *, optional: Iterable[str] = ()
-) -> tuple[Stored, ...]:
+    laid_out: Iterable[StoredTensor],
+    held: Mapping[str, StoredTensor],
+    name: str,
+    *,
+    optional: Iterable[str] = (),
+) -> tuple[StoredTensor, ...]:
     """What the writer would store in a file, with the offsets of what the file called `name` holds.
 
     Raises:
@@ -148,7 +144,7 @@ def placed(
     return tuple(found)
 
 
-def one_dtype(tensors: Iterable[Stored], name: str) -> str:
+def one_dtype(tensors: Iterable[StoredTensor], name: str) -> str:
     """The dtype of all floating tensors.
 
     Raises:

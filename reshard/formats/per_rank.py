@@ -5,6 +5,7 @@ outputs, those before an all-reduce along their inputs with whole biases, the he
 embeddings and norms whole.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -12,16 +13,20 @@ import msgspec
 
 from reshard.cuts import Cut
 from reshard.errors import InconsistentShardsError
+from reshard.messages import shown
 from reshard.model import Model
 from reshard.role_cuts import RoleCut, cuts_by_roles
 from reshard.roles import FILE, Roles, digest, encode
 from reshard.rules import Policy, Rules, check_heads, logical_shape
 from reshard.storage import Folder
-from reshard.tensors import Logical, Stored, copy_of, cut
+from reshard.tensors import LogicalTensor, StoredTensor, copy_of, cut
 
-from .base import Format, Layout, Options, Source, SourceFile, TargetFile, by_size, shown
+from .base import Format, Layout, Options, Source, SourceFile, TargetFile, by_size
 from .naming import placed
 from .running import as_stored
+
+#: Names that only this tool gives: rank and degree.
+SHARD: Final = re.compile(r"model-rank-(\d+)-of-(\d+)(?:-part-\d+-of-\d+)?\.safetensors")
 
 POLICY: Final = Policy(name="safetensors", head="features", uneven=True)
 
@@ -63,7 +68,7 @@ def ways_by_roles(source: Source, roles: Roles, tp_size: int) -> dict[str, RoleC
 
 def rank_tensors(
     source: Source, ways: Mapping[str, Cut | RoleCut | None], tp_size: int, tp_rank: int
-) -> dict[str, Stored]:
+) -> dict[str, StoredTensor]:
     """Everything that a rank holds, under the names of the logical tensors.
 
     Raises:
@@ -108,7 +113,7 @@ def _write(source: Source, options: Options) -> Layout:
         format="safetensors",
         tp_size=options.tp_size,
         files=tuple(files),
-        texts={FILE: encode(roles)} if roles else {},
+        side_files={FILE: encode(roles)} if roles else {},
         notes=(_roles_note(roles, ways) if roles else _autotp_note(source, options.tp_size),),
         roles=digest(roles) if roles else None,
     )
@@ -136,7 +141,7 @@ def _autotp_note(source: Source, tp_size: int) -> str:
 
 
 def read_rank_files(
-    folder: Folder, model: Model, format_name: str, ranks: list[dict[str, dict[str, Stored]]]
+    folder: Folder, model: Model, format_name: str, ranks: list[dict[str, dict[str, StoredTensor]]]
 ) -> Source:
     """A source from files that were cut by AutoTP's rule and say nothing of it.
 
@@ -156,7 +161,7 @@ def read_rank_files(
         if odd:
             raise InconsistentShardsError(f"{folder.path('')}: ranks 0 and {rank} differ in {shown(odd)}")
     tensors = {
-        name: Logical(
+        name: LogicalTensor(
             dtype=stored.dtype,
             shape=logical_shape(model, POLICY, name, [held[r][name].shape for r in range(tp_size)]),
         )

@@ -5,11 +5,11 @@ from typing import Final
 import msgspec
 
 from reshard.checkpoint import check_name, read_file
-from reshard.errors import DamagedFileError, InconsistentShardsError, MissingFileError
+from reshard.errors import DamagedFileError, MissingFileError
 from reshard.manifest import KEY
 from reshard.model import Model, parse_model
 from reshard.storage import Folder, read
-from reshard.tensors import Chunk, Logical, Stored
+from reshard.tensors import Chunk, StoredTensor
 
 from .fallback import with_plan
 
@@ -28,7 +28,7 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
         values: entries of an archive that are no tensors.
     """
 
-    tensors: dict[str, Stored]
+    tensors: dict[str, StoredTensor]
     metadata: dict[str, str]
     values: dict[str, object] = {}
 
@@ -43,7 +43,7 @@ def model_of(folder: Folder, model: Model | None) -> Model:
         return with_plan(model)
     if CONFIG not in folder.files():
         raise MissingFileError(
-            f"{folder.path('')} has no {CONFIG}, which says the model's family; name one with --config"
+            f"{folder.path('')} has no {CONFIG}, which says the model's family; give one as `config`"
         )
     return with_plan(parse_model(read(folder, CONFIG), folder.path(CONFIG)))
 
@@ -57,7 +57,9 @@ def contents(folder: Folder, file: str, root: tuple[str, ...] = ()) -> Contents:
     if file.endswith(".safetensors"):
         specs, metadata = read_file(folder, file)
         found = {
-            name: Stored(name=name, dtype=s.dtype, shape=s.shape, chunks=(), offset_bytes=s.offset_bytes)
+            name: StoredTensor(
+                name=name, dtype=s.dtype, shape=s.shape, chunks=(), offset_bytes=s.offset_bytes
+            )
             for name, s in specs.items()
         }
         return Contents(tensors=found, metadata=metadata)
@@ -91,7 +93,7 @@ def _archive(folder: Folder, file: str, root: tuple[str, ...]) -> Contents:
         if name in tensors:
             raise DamagedFileError(f"{shown} has two tensors that are both {name}")
         at = place(tensor, size, shown)
-        tensors[name] = Stored(
+        tensors[name] = StoredTensor(
             name=name,
             dtype=at.dtype,
             shape=at.shape,
@@ -99,10 +101,10 @@ def _archive(folder: Folder, file: str, root: tuple[str, ...]) -> Contents:
             offset_bytes=at.offset_bytes,
             strides=at.strides,
         )
-    account = getattr(value, ATTRIBUTE, None)
+    manifest = getattr(value, ATTRIBUTE, None)
     values = {k: v for k, v in outer.items() if not isinstance(v, torch.Tensor)} if root else {}
     return Contents(
-        tensors=tensors, metadata={KEY: account} if isinstance(account, str) else {}, values=values
+        tensors=tensors, metadata={KEY: manifest} if isinstance(manifest, str) else {}, values=values
     )
 
 
@@ -131,30 +133,8 @@ def flat(value: dict[str, object]) -> list[tuple[str, object]]:
     return found
 
 
-def merged(stored: Stored) -> Stored:
+def merged(stored: StoredTensor) -> StoredTensor:
     """The stored tensor as all of the logical one with its name."""
     box = tuple((0, extent) for extent in stored.shape)
     chunk = Chunk(tensor=stored.name, box=box, at=(0,) * len(stored.shape))
     return msgspec.structs.replace(stored, chunks=(chunk,))
-
-
-class Collected:
-    """Logical tensors as they are met in one file after the other."""
-
-    def __init__(self) -> None:
-        """Nothing was met yet."""
-        self.tensors: dict[str, Logical] = {}
-
-    def add(self, name: str, dtype: str, shape: tuple[int, ...], shown: str) -> None:
-        """Note a logical tensor.
-
-        Raises:
-            InconsistentShardsError: it was met with another dtype or shape.
-        """
-        found = Logical(dtype=dtype, shape=shape)
-        known = self.tensors.setdefault(name, found)
-        if known != found:
-            raise InconsistentShardsError(
-                f"{shown} has {name} as {dtype} {list(shape)}, another file as {known.dtype} "
-                f"{list(known.shape)}; these are files of different models"
-            )

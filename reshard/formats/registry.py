@@ -10,13 +10,16 @@ from reshard.errors import (
     UnsupportedTargetError,
 )
 from reshard.manifest import FILE
+from reshard.messages import shown
 from reshard.model import Model
 from reshard.roles import Roles
 from reshard.roles import read as read_roles
 from reshard.storage import Folder
 
-from . import deepspeed, huggingface, megatron, own, per_rank, transformers, vllm
-from .base import Format, Source, shown
+from . import deepspeed, huggingface, manifest_format, megatron, per_rank, transformers, vllm
+from .base import Format, Source
+from .deepspeed_layout import INDEX_FILE
+from .megatron_names import LATEST_FILE
 
 FORMATS: Final = {
     f.name: f
@@ -27,12 +30,12 @@ FORMATS: Final = {
         vllm.FORMAT,
         megatron.FORMAT,
         huggingface.FORMAT,
-        own.FORMAT,
+        manifest_format.FORMAT,
     )
 }
 
-#: Files that belong to one of our own sets though they are no shards.
-_COMPANIONS: Final = ("ds_inference_config.json", "latest_checkpointed_iteration.txt")
+#: Files that formats write beside the shards of a set.
+SIDE_FILES: Final = (INDEX_FILE, LATEST_FILE)
 
 
 def targets() -> dict[str, Format]:
@@ -69,7 +72,7 @@ def roles_for(name: str, file: Path | None, source: Source) -> Roles | None:
     if file is not None:
         takers = ", ".join(n for n, f in targets().items() if f.takes_roles)
         raise UnsupportedTargetError(
-            f"--roles: {name} is cut by rules of its own, or is not cut; formats that take roles: {takers}"
+            f"`roles`: {name} is cut by rules of its own, or is not cut; formats that take roles: {takers}"
         )
     return None
 
@@ -89,10 +92,10 @@ def read_source(folder: Folder, model: Model | None = None) -> Source:
     """
     names = folder.files()
     found = {f.name: seen for f in FORMATS.values() if (seen := f.evidence(names))}
-    shards = tuple(n for n in names if own.SHARD.fullmatch(n))
-    if own.FORMAT.name in found:
+    shards = tuple(n for n in names if per_rank.SHARD.fullmatch(n))
+    if manifest_format.FORMAT.name in found:
         _nothing_else(folder, {**found, per_rank.FORMAT.name: shards})
-        found = {own.FORMAT.name: found[own.FORMAT.name]}
+        found = {manifest_format.FORMAT.name: found[manifest_format.FORMAT.name]}
     elif shards:
         raise MissingFileError(
             f"{folder.path('')} holds {shown(shards)} but not the {FILE} that belongs to them; fetch it"
@@ -117,7 +120,7 @@ def read_source(folder: Folder, model: Model | None = None) -> Source:
 
 def _nothing_else(folder: Folder, found: dict[str, tuple[str, ...]]) -> None:
     """A set of ours, whatever its format, must not be mixed up with another checkpoint."""
-    known = {FILE, *_COMPANIONS, *own.read_manifest(folder).files}
+    known = {FILE, *SIDE_FILES, *manifest_format.read_manifest(folder).files}
     others = {f for files in found.values() for f in files if not f.endswith(".index.json")} - known
     if others:
         raise AmbiguousSourceError(

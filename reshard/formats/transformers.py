@@ -16,17 +16,19 @@ import msgspec
 from reshard.architectures.schema import Architecture, Role
 from reshard.errors import CannotSplitError, DamagedFileError, InconsistentShardsError, UnsupportedTargetError
 from reshard.layout import Interval
+from reshard.messages import shown
 from reshard.model import Model
 from reshard.rules import Rule, Rules
 from reshard.storage import Folder
-from reshard.tensors import Chunk, Logical, Stored, along, copy_of
+from reshard.tensors import Chunk, LogicalTensor, StoredTensor, along, copy_of
 
-from .base import Format, Layout, Options, Source, SourceFile, TargetFile, shown
+from .base import Format, Layout, Options, Source, SourceFile, TargetFile
 from .layers import full_name
 from .reading import contents, model_of
 
-_FILE: Final = re.compile(r"shard-(\d{5})-model-\d{5}-of-\d{5}\.safetensors")
-_OFFSETS: Final = "DCP_SHARDING_INFO"
+#: Number of the shard, of its part, and how many parts it has.
+FILE_NAME: Final = re.compile(r"shard-(\d{5})-model-(\d{5})-of-(\d{5})\.safetensors")
+OFFSETS_KEY: Final = "DCP_SHARDING_INFO"
 #: Families that transformers has a plan for, among those with a table.
 _FAMILIES: Final = (
     "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "phi", "phi3",
@@ -51,13 +53,13 @@ class Whole(msgspec.Struct, frozen=True, kw_only=True):
         dim: the dimension that is cut; None when it is stored once.
     """
 
-    stored: Stored
+    stored: StoredTensor
     dim: int | None
 
 
 def _write(source: Source, options: Options) -> Layout:
     _check(source, options.tp_size)
-    ranks: list[list[tuple[Stored, tuple[int, ...]]]] = [[] for _ in range(options.tp_size)]
+    ranks: list[list[tuple[StoredTensor, tuple[int, ...]]]] = [[] for _ in range(options.tp_size)]
     for tensor in _running(source):
         if tensor.dim is None or options.tp_size == 1:
             ranks[0].append((tensor.stored, (0,) * len(tensor.stored.shape)))
@@ -100,18 +102,18 @@ def _check(source: Source, tp_size: int) -> None:
         )
 
 
-def _file(rank: int, tensors: list[tuple[Stored, tuple[int, ...]]]) -> TargetFile:
+def _file(rank: int, tensors: list[tuple[StoredTensor, tuple[int, ...]]]) -> TargetFile:
     offsets = {stored.name: {"saved_offsets": list(at)} for stored, at in tensors}
     return TargetFile(
         name=f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors",
         container="safetensors",
         tensors=tuple(stored for stored, _ in tensors),
         rank=rank,
-        metadata={"format": "pt", "DCP_VERSION": "1.0", _OFFSETS: json.dumps(offsets)},
+        metadata={"format": "pt", "DCP_VERSION": "1.0", OFFSETS_KEY: json.dumps(offsets)},
     )
 
 
-def _part(tensor: Whole, tp_size: int, tp_rank: int) -> tuple[Stored, tuple[int, ...]] | None:
+def _part(tensor: Whole, tp_size: int, tp_rank: int) -> tuple[StoredTensor, tuple[int, ...]] | None:
     """The rank's box and where it begins, as DTensor's `Shard` has it: the last ranks may get nothing."""
     stored, dim = tensor.stored, tensor.dim
     assert dim is not None
@@ -171,7 +173,7 @@ def _running_name(table: Architecture, rule: Rule, name: str) -> str:
     return full_name(table, name).replace(".block_sparse_moe.gate.", ".mlp.gate.")
 
 
-def _dim(rule: Rule, tensor: Logical) -> int | None:
+def _dim(rule: Rule, tensor: LogicalTensor) -> int | None:
     if rule.role in _COLUMN:
         return 0 if rule.param == "bias" else len(tensor.shape) - 2
     if rule.role in _ROW:
@@ -208,13 +210,15 @@ def _stacked(module: str, held: list[Rule], rules: Rules) -> Iterator[Whole]:
         first = rules.tensors[by_role[roles[0]][0].name]
         shape = (len(by_role[roles[0]]), at, first.shape[1])
         yield Whole(
-            stored=Stored(name=f"{module}.{name}", dtype=first.dtype, shape=shape, chunks=tuple(chunks)),
+            stored=StoredTensor(
+                name=f"{module}.{name}", dtype=first.dtype, shape=shape, chunks=tuple(chunks)
+            ),
             dim=dim,
         )
 
 
 def _evidence(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(n for n in names if _FILE.fullmatch(n))
+    return tuple(n for n in names if FILE_NAME.fullmatch(n))
 
 
 def _read(folder: Folder, model: Model | None) -> Source:
@@ -242,7 +246,7 @@ def _read(folder: Folder, model: Model | None) -> Source:
     if ranks != list(range(len(held))):
         raise DamagedFileError(f"{folder.path('')} lacks shards: it has {shown(tuple(f.name for f in held))}")
     shapes = {name: tuple(map(max, zip(*ends, strict=True))) for name, ends in boxes.items()}
-    logical = {name: Logical(dtype=kinds[name], shape=shape) for name, shape in shapes.items()}
+    logical = {name: LogicalTensor(dtype=kinds[name], shape=shape) for name, shape in shapes.items()}
     _check_whole(folder, model, logical)
     return Source(
         format="transformers",
@@ -254,7 +258,7 @@ def _read(folder: Folder, model: Model | None) -> Source:
     )
 
 
-def _check_whole(folder: Folder, model: Model, tensors: dict[str, Logical]) -> None:
+def _check_whole(folder: Folder, model: Model, tensors: dict[str, LogicalTensor]) -> None:
     """The files do not say how many there are: without the last one, every tensor would only seem smaller."""
     rules = Rules(model, tensors)
     for name, tensor in tensors.items():
@@ -270,16 +274,16 @@ def _check_whole(folder: Folder, model: Model, tensors: dict[str, Logical]) -> N
 
 
 def _rank(file: str) -> int:
-    match = _FILE.fullmatch(file)
+    match = FILE_NAME.fullmatch(file)
     assert match is not None
     return int(match[1]) - 1
 
 
 def _offsets(metadata: dict[str, str], name: str) -> dict[str, tuple[int, ...]]:
     try:
-        found = msgspec.json.decode(metadata[_OFFSETS], type=dict[str, _Offsets])
+        found = msgspec.json.decode(metadata[OFFSETS_KEY], type=dict[str, _Offsets])
     except (KeyError, msgspec.DecodeError, RecursionError) as error:
-        raise DamagedFileError(f"{name} has no {_OFFSETS} that can be read: {error}") from error
+        raise DamagedFileError(f"{name} has no {OFFSETS_KEY} that can be read: {error}") from error
     if any(at < 0 for entry in found.values() for at in entry.saved_offsets):
         raise DamagedFileError(f"{name} has a negative offset")
     return {key: entry.saved_offsets for key, entry in found.items()}

@@ -15,7 +15,7 @@ from reshard.layout import Part, rank_units
 from reshard.model import Model
 from reshard.rules import Rule, Rules, check_heads
 from reshard.storage import Folder
-from reshard.tensors import Logical, Stored, copy_of, padded_share
+from reshard.tensors import LogicalTensor, StoredTensor, copy_of, padded_share
 
 from .base import Format, Layout, Options, Source, SourceFile, TargetFile, by_size
 from .layers import Layer, Layers, Share, columns, fused, holder
@@ -74,7 +74,7 @@ def _check(source: Source, tp_size: int) -> None:
     check_heads(source.model, tp_size)
 
 
-def _rank(source: Source, layers: Layers, tp_size: int, tp_rank: int) -> Iterator[Stored]:
+def _rank(source: Source, layers: Layers, tp_size: int, tp_rank: int) -> Iterator[StoredTensor]:
     for name, rule in layers.outside.items():
         tensor = source.tensors[name]
         if rule.role in ("embedding", "head"):
@@ -86,7 +86,7 @@ def _rank(source: Source, layers: Layers, tp_size: int, tp_rank: int) -> Iterato
         yield from _layer(layers, layer, tp_size, tp_rank)
 
 
-def _vocabulary(stored_as: str, name: str, tensor: Logical, tp_size: int, tp_rank: int) -> Stored:
+def _vocabulary(stored_as: str, name: str, tensor: LogicalTensor, tp_size: int, tp_rank: int) -> StoredTensor:
     """The rank's rows of the padded vocabulary; rows beyond it are zero."""
     padded = -(-tensor.shape[0] // _PAD) * _PAD
     if padded % tp_size:
@@ -96,7 +96,7 @@ def _vocabulary(stored_as: str, name: str, tensor: Logical, tp_size: int, tp_ran
     return padded_share(stored_as, name, tensor, padded, tp_size, tp_rank)
 
 
-def _layer(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> Iterator[Stored]:
+def _layer(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> Iterator[StoredTensor]:
     geometry = layers.rules.geometry
     query = rank_units(Part(name="query", units=geometry.heads), tp_size, tp_rank)
     kv = rank_units(Part(name="key", units=geometry.kv_heads, sharing="replicated"), tp_size, tp_rank)
@@ -126,7 +126,7 @@ def _layer(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> Iterator
         yield _copy(layers, rule)
 
 
-def _copy(layers: Layers, rule: Rule) -> Stored:
+def _copy(layers: Layers, rule: Rule) -> StoredTensor:
     return copy_of(rule.name, layers.tensor(rule), stored_as=layers.full_name(rule.name))
 
 
@@ -136,7 +136,7 @@ def _evidence(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _read(folder: Folder, model: Model | None) -> Source:
     model = model_of(folder, model)
-    ranks: dict[int, dict[str, dict[str, Stored]]] = {}
+    ranks: dict[int, dict[str, dict[str, StoredTensor]]] = {}
     for file in _evidence(folder.files()):
         match = _FILE.fullmatch(file)
         assert match is not None
@@ -165,7 +165,7 @@ def _read(folder: Folder, model: Model | None) -> Source:
     )
 
 
-def _expected(folder: Folder, model: Model, first: dict[str, Stored], tp_size: int) -> Source:
+def _expected(folder: Folder, model: Model, first: dict[str, StoredTensor], tp_size: int) -> Source:
     """The logical tensors that vLLM's names stand for."""
     geometry = model.known()[1]
     widths = [t.shape[0] * tp_size // 2 for name, t in first.items() if name.endswith(".gate_up_proj.weight")]
@@ -183,9 +183,9 @@ def _expected(folder: Folder, model: Model, first: dict[str, Stored], tp_size: i
         elif module.endswith((".o_proj", ".down_proj")) and param == "weight":
             expected.add("attention_output" if module.endswith(".o_proj") else "mlp_output", param, number)
         elif module.endswith(("embed_tokens", "lm_head")):
-            tensors[name] = Logical(dtype=stored.dtype, shape=(geometry.vocab, *stored.shape[1:]))
+            tensors[name] = LogicalTensor(dtype=stored.dtype, shape=(geometry.vocab, *stored.shape[1:]))
         else:
-            tensors[name] = Logical(dtype=stored.dtype, shape=stored.shape)
+            tensors[name] = LogicalTensor(dtype=stored.dtype, shape=stored.shape)
     return Source(format="vllm", folder=folder, model=model, tensors=tensors, files=())
 
 

@@ -21,8 +21,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from ..errors import CheckpointError, InconsistentShardsError, UnsupportedTargetError
+from ..messages import shown
 from .autotp_model import build, configuration, localise
-from .rank_files import RankFiles, find_rank_files, some
+from .rank_files import RankFiles, find_rank_files
 
 #: Rotary tables, positions and causal masks (of GPT-J and GPT-Neo) that used to be saved.
 _LEFT_OVER: Final = frozenset(
@@ -42,7 +43,8 @@ def load_autotp(folder: Path, *, dtype: torch.dtype) -> InferenceEngine:
     its query heads use, and the configuration of the loaded model counts the copies.
 
     Args:
-        folder: what `reshard CHECKPOINT --tp N` wrote, N being the number of processes.
+        folder: what `reshard.reshard` wrote in the format `safetensors`, cut for as many ranks as there are
+            processes.
         dtype: of the loaded parameters; others are cast. A CPU takes float32 and bfloat16.
 
     Returns:
@@ -139,14 +141,15 @@ def _names_in_model(model: Any, files: RankFiles) -> dict[str, str]:
         name, fused = rename_source_key(stored, renamings, converters, model.base_model_prefix, own)
         if fused is not None:
             raise UnsupportedTargetError(
-                f"{files.shown} holds {stored!r}, which the model fuses with others, and AutoTP leaves fused "
-                "weights whole; load this model with transformers' own tensor parallelism"
+                f"{files.description} holds {stored!r}, which the model fuses with others, and AutoTP "
+                "leaves fused weights whole; load this model with transformers' own tensor parallelism"
             )
         if name in own or not _is_left_over(model, stored):
             names[stored] = name
     if unknown := set(names.values()) - own.keys():
         raise InconsistentShardsError(
-            f"{files.shown} holds {some(unknown)}, which the model of its config.json does not have"
+            f"{files.description} holds {shown(sorted(unknown))}, which the model of its config.json "
+            "does not have"
         )
     return names
 
@@ -162,7 +165,9 @@ def _fill(module: Any, names: Mapping[str, str], files: RankFiles) -> None:
     held = set(names.values())
     tied = {name: source for name, source in module.all_tied_weights_keys.items() if name not in held}
     if missing := wanted.keys() - held - tied.keys():
-        raise InconsistentShardsError(f"{files.shown} lacks {some(missing)}, which the model needs")
+        raise InconsistentShardsError(
+            f"{files.description} lacks {shown(sorted(missing))}, which the model needs"
+        )
     misfits = [
         f"{stored} is {list(files.specs[stored].shape)} and should be {list(wanted[name].shape)}"
         for stored, name in names.items()
@@ -170,7 +175,8 @@ def _fill(module: Any, names: Mapping[str, str], files: RankFiles) -> None:
     ]
     if misfits:
         raise InconsistentShardsError(
-            f"{files.shown} is not cut as AutoTP cuts this model: {some(misfits)}; cut the checkpoint again"
+            f"{files.description} is not cut as AutoTP cuts this model: {shown(sorted(misfits))}; "
+            "cut the checkpoint again"
         )
     with torch.no_grad():
         for stored, tensor in files.read():

@@ -49,12 +49,12 @@ def load_kernel_injection(folder: Path, *, dtype: torch.dtype, max_out_tokens: i
     if index.tp_size != num_processes:
         raise InconsistentShardsError(
             f"{folder} is cut for tp_size={index.tp_size}, but the number of processes is {num_processes}; "
-            f"start {index.tp_size}, or cut it again with --tp {num_processes} --format deepspeed"
+            f"start {index.tp_size}, or cut it again with tp_size={num_processes} and format='deepspeed'"
         )
     if index.dtype != dtype_name(dtype):
         raise InconsistentShardsError(
             f"{folder} is written in {index.dtype}, but {dtype_name(dtype)} was asked for; load it in "
-            f"{index.dtype}, or write it again with --dtype {dtype_name(dtype)}"
+            f"{index.dtype}, or write it again with dtype='{dtype_name(dtype)}'"
         )
     _check_transformers()
     model = _meta_model(folder, dtype, max_out_tokens)

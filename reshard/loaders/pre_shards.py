@@ -5,17 +5,15 @@ DeepSpeed's own say nothing of themselves.
 """
 
 from pathlib import Path
-from typing import Final
 
 import msgspec
 import torch
 
 from ..errors import DamagedFileError, InconsistentShardsError, MissingFileError
+from ..formats.deepspeed_layout import INDEX_FILE
 from ..manifest import Manifest, decode
+from ..messages import shown
 from ..pickles import ATTRIBUTE
-
-INDEX_FILE: Final = "ds_inference_config.json"
-_NAMED: Final = 4  # names that an error spells out before it counts the rest
 
 
 class Index(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +49,7 @@ def read_index(folder: Path) -> Index:
     """
     path = folder / INDEX_FILE
     if not path.is_file():
-        raise MissingFileError(f"{path} is not there; write the folder with reshard's --format deepspeed")
+        raise MissingFileError(f"{path} is not there; cut the checkpoint with format='deepspeed'")
     try:
         index = msgspec.json.decode(path.read_bytes(), type=Index)
     except (msgspec.DecodeError, UnicodeError) as error:
@@ -70,7 +68,7 @@ def read_index(folder: Path) -> Index:
     if outside := [name for name in names if Path(name).name != name]:
         raise DamagedFileError(f"{path} names {outside[0]!r}; only files of its own folder are read")
     if lost := [name for name in names if not (folder / name).is_file()]:
-        raise MissingFileError(f"{folder} lacks {_some(lost)}, named in {INDEX_FILE}; write it again")
+        raise MissingFileError(f"{folder} lacks {shown(lost)}, named in {INDEX_FILE}; write it again")
     return index
 
 
@@ -91,19 +89,19 @@ def check_rank(
         InconsistentShardsError: files of another set, rank, model or dtype; a key too few or too many.
     """
     stored: dict[str, tuple[int, ...]] = {}
-    accounts: dict[str, Manifest | None] = {}
+    manifests: dict[str, Manifest | None] = {}
     for file in index.files_of(tp_rank):
         tensors = open_tensors(folder / file)
         raw = getattr(tensors, ATTRIBUTE, None)
-        accounts[file] = None if raw is None else decode(raw, str(folder / file))
+        manifests[file] = None if raw is None else decode(raw, str(folder / file))
         _check_file(folder / file, tensors, needed, dtype)
         stored |= {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    _check_accounts(folder, accounts, index, tp_rank)
+    _check_manifests(folder, manifests, index, tp_rank)
     if lost := sorted(needed.keys() - stored.keys()):
-        raise InconsistentShardsError(f"{folder} lacks {_some(lost)}; write it again")
+        raise InconsistentShardsError(f"{folder} lacks {shown(lost)}; write it again")
     if strange := sorted(stored.keys() - needed.keys()):
         raise InconsistentShardsError(
-            f"{folder} holds {_some(strange)}, which the model of config.json lacks"
+            f"{folder} holds {shown(strange)}, which the model of config.json lacks"
         )
     if wrong := [key for key, shape in needed.items() if stored[key] != shape]:
         raise InconsistentShardsError(
@@ -142,7 +140,7 @@ def _check_file(
     if torn := [key for key in weights if key in needed and key not in tensors]:
         raise InconsistentShardsError(
             f"{path} holds a bias but not {torn[0]}, and DeepSpeed reads both from one file; cut the "
-            "checkpoint again with --format deepspeed"
+            "checkpoint again with format='deepspeed'"
         )
     if wrong := [key for key, tensor in tensors.items() if tensor.dtype != dtype]:
         raise InconsistentShardsError(
@@ -151,21 +149,16 @@ def _check_file(
         )
 
 
-def _check_accounts(folder: Path, accounts: dict[str, Manifest | None], index: Index, tp_rank: int) -> None:
+def _check_manifests(folder: Path, manifests: dict[str, Manifest | None], index: Index, tp_rank: int) -> None:
     """Compare what the files say of themselves. Every rank reads the file of whole tensors, so all agree."""
-    told = {file: account for file, account in accounts.items() if account is not None}
-    if told and (silent := sorted(accounts.keys() - told.keys())):
-        raise InconsistentShardsError(f"{folder} holds {_some(silent)} of another set: it has no manifest")
-    for file, account in told.items():
-        if account.tp_size != index.tp_size or account.tp_rank not in (None, tp_rank):
+    told = {file: manifest for file, manifest in manifests.items() if manifest is not None}
+    if told and (silent := sorted(manifests.keys() - told.keys())):
+        raise InconsistentShardsError(f"{folder} holds {shown(silent)} of another set: it has no manifest")
+    for file, manifest in told.items():
+        if manifest.tp_size != index.tp_size or manifest.tp_rank not in (None, tp_rank):
             raise InconsistentShardsError(
-                f"{folder / file} was written for rank {account.tp_rank} of tp_size={account.tp_size}, but "
+                f"{folder / file} was written for rank {manifest.tp_rank} of tp_size={manifest.tp_size}, but "
                 f"rank {tp_rank} of {index.tp_size} would load it; it was renamed, or is of another set"
             )
-    if len({(account.origin.sha256, account.files) for account in told.values()}) > 1:
+    if len({(manifest.origin.sha256, manifest.files) for manifest in told.values()}) > 1:
         raise InconsistentShardsError(f"{folder} mixes shards of several checkpoints; write it again")
-
-
-def _some(names: list[str]) -> str:
-    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + rest

@@ -3,24 +3,21 @@
 Format: `reshard.formats.per_rank`; every file carries a manifest.
 """
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from ..checkpoint import TensorSpec, read_file
 from ..errors import DamagedFileError, InconsistentShardsError, MissingFileError, UnsupportedSourceError
+from ..formats.per_rank import SHARD
 from ..manifest import KEY, Manifest, decode
+from ..messages import shown
 from ..storage import LocalFolder
 
 if TYPE_CHECKING:
     import torch
-
-_NAME: Final = re.compile(r"model-rank-(\d+)-of-(\d+)(?:-part-\d+-of-\d+)?\.safetensors")
-#: How many names an error lists before it only counts them.
-_LISTED: Final = 4
 
 
 class RankFiles(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +34,7 @@ class RankFiles(msgspec.Struct, frozen=True, kw_only=True):
     specs: dict[str, TensorSpec]
 
     @property
-    def shown(self) -> str:
+    def description(self) -> str:
         """How messages call it."""
         return f"the shard of rank {self.manifest.tp_rank} in {self.folder}"
 
@@ -75,10 +72,10 @@ def find_rank_files(folder: Path, tp_rank: int, tp_size: int) -> RankFiles:
         held = {name: read_file(opened, name) for name in names}
     finally:
         opened.close()
-    accounts = {name: _manifest(folder / name, metadata) for name, (_, metadata) in held.items()}
-    manifest = accounts[names[0]]
-    for name, account in accounts.items():
-        _check_account(folder / name, account, manifest, tp_rank, tp_size)
+    manifests = {name: _manifest(folder / name, metadata) for name, (_, metadata) in held.items()}
+    manifest = manifests[names[0]]
+    for name, shard_manifest in manifests.items():
+        _check_manifest(folder / name, shard_manifest, manifest, tp_rank, tp_size)
     _check_complete(folder, names, manifest, tp_rank)
     return RankFiles(
         folder=folder,
@@ -87,35 +84,28 @@ def find_rank_files(folder: Path, tp_rank: int, tp_size: int) -> RankFiles:
     )
 
 
-def some(names: Iterable[str]) -> str:
-    """The first few of `names`, and how many more there are."""
-    listed = sorted(names)
-    rest = len(listed) - _LISTED
-    return ", ".join(listed[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
-
-
 def _place(name: str) -> tuple[int, int] | None:
     """Rank and degree in a file's name."""
-    found = _NAME.fullmatch(name)
+    found = SHARD.fullmatch(name)
     return (int(found[1]), int(found[2])) if found else None
 
 
 def _own_names(folder: Path, tp_rank: int, tp_size: int) -> list[str]:
     if not folder.is_dir():
-        raise MissingFileError(f"{folder} is no folder; name the one that reshard --tp {tp_size} wrote")
+        raise MissingFileError(f"{folder} is no folder; name the one that was cut with tp_size={tp_size}")
     places = {path.name: place for path in sorted(folder.iterdir()) if (place := _place(path.name))}
     if own := [name for name, place in places.items() if place == (tp_rank, tp_size)]:
         return own
     degrees = sorted({degree for _, degree in places.values()})
     if not degrees:
         raise MissingFileError(
-            f"{folder} holds no model-rank-RR-of-NN.safetensors; write them with reshard --tp {tp_size}"
+            f"{folder} holds no model-rank-RR-of-NN.safetensors; cut the checkpoint with tp_size={tp_size}"
         )
     if tp_size not in degrees:
         held = " and ".join(map(str, degrees))
         raise InconsistentShardsError(
             f"{folder} is cut for tp_size={held}, but the number of processes is {tp_size}; start {held}, or "
-            f"cut it again with reshard --tp {tp_size}"
+            f"cut it again with tp_size={tp_size}"
         )
     raise MissingFileError(
         f"{folder} lacks the shard of rank {tp_rank} of {tp_size}; fetch it, or cut the checkpoint again"
@@ -128,29 +118,35 @@ def _manifest(file: Path, metadata: dict[str, str]) -> Manifest:
     return decode(metadata[KEY], str(file))
 
 
-def _check_account(file: Path, account: Manifest, first: Manifest, tp_rank: int, tp_size: int) -> None:
+def _check_manifest(
+    file: Path, shard_manifest: Manifest, first: Manifest, tp_rank: int, tp_size: int
+) -> None:
     """Compare what a file says of itself with what is asked of it: its name alone proves nothing."""
-    if (account.tp_rank, account.tp_size) != (tp_rank, tp_size):
+    if (shard_manifest.tp_rank, shard_manifest.tp_size) != (tp_rank, tp_size):
         raise InconsistentShardsError(
-            f"{file} was written for rank {account.tp_rank} of tp_size={account.tp_size}, but rank {tp_rank} "
-            f"of {tp_size} would load it; it was renamed, or is of another set"
+            f"{file} was written for rank {shard_manifest.tp_rank} of tp_size={shard_manifest.tp_size}, but "
+            f"rank {tp_rank} of {tp_size} would load it; it was renamed, or is of another set"
         )
-    if (account.origin, account.format, account.files) != (first.origin, first.format, first.files):
+    if (shard_manifest.origin, shard_manifest.format, shard_manifest.files) != (
+        first.origin,
+        first.format,
+        first.files,
+    ):
         raise InconsistentShardsError(f"{file} is of another checkpoint than the files beside it")
-    if account.recipe is not None:
+    if shard_manifest.recipe is not None:
         raise UnsupportedSourceError(
             f"{file} holds quantized weights, which are loaded as they were saved; merge and dequantize them"
         )
-    if account.roles is not None:
+    if shard_manifest.roles is not None:
         raise UnsupportedSourceError(
             f"{file} is cut by a roles file, and DeepSpeed cuts by rules of its own; cut the checkpoint "
-            "again without --roles"
+            "again without `roles`"
         )
 
 
 def _check_complete(folder: Path, names: list[str], manifest: Manifest, tp_rank: int) -> None:
     needed = {name for name in manifest.files if (_place(name) or (None,))[0] == tp_rank}
     if lost := needed - set(names):
-        raise MissingFileError(f"{folder} lacks {some(lost)}; fetch it, or cut the checkpoint again")
+        raise MissingFileError(f"{folder} lacks {shown(sorted(lost))}; fetch it, or cut the checkpoint again")
     if strange := set(names) - needed:
-        raise InconsistentShardsError(f"{folder} holds {some(strange)} of another set; remove it")
+        raise InconsistentShardsError(f"{folder} holds {shown(sorted(strange))} of another set; remove it")

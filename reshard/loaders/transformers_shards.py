@@ -12,16 +12,14 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Final
 
 import msgspec
 from safetensors import SafetensorError, safe_open
 
 from ..errors import DamagedFileError, InconsistentShardsError, MissingFileError
+from ..formats.transformers import FILE_NAME, OFFSETS_KEY
 from ..manifest import KEY, Manifest, decode
-
-_FILE_NAME: Final = re.compile(r"shard-(\d{5})-model-(\d{5})-of-(\d{5})\.safetensors")
-_OFFSETS_KEY: Final = "DCP_SHARDING_INFO"
+from ..messages import shown
 
 
 class SavedBox(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +45,7 @@ class SavedBox(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class ShardSet(msgspec.Struct, frozen=True, kw_only=True):
+class SavedShards(msgspec.Struct, frozen=True, kw_only=True):
     """A folder's shards.
 
     Attributes:
@@ -61,7 +59,7 @@ class ShardSet(msgspec.Struct, frozen=True, kw_only=True):
     boxes: dict[str, tuple[SavedBox, ...]]
 
 
-def read_shards(folder: Path) -> ShardSet:
+def read_shards(folder: Path) -> SavedShards:
     """Survey the shards in `folder` from their headers alone.
 
     Raises:
@@ -80,11 +78,11 @@ def read_shards(folder: Path) -> ShardSet:
             boxes.setdefault(tensor, []).append(box)
     _check_manifests(folder, manifests)
     tp_size = len(set(ranks.values()))
-    return ShardSet(folder=folder, tp_size=tp_size, boxes={name: tuple(b) for name, b in boxes.items()})
+    return SavedShards(folder=folder, tp_size=tp_size, boxes={name: tuple(b) for name, b in boxes.items()})
 
 
 def check_tensors(
-    shards: ShardSet, shapes: Mapping[str, tuple[int, ...]], *, ignored: Iterable[str] = ()
+    shards: SavedShards, shapes: Mapping[str, tuple[int, ...]], *, ignored: Iterable[str] = ()
 ) -> None:
     """Check that the shards make up every tensor of a model, exactly.
 
@@ -100,14 +98,14 @@ def check_tensors(
     lost = sorted(set(shapes) - set(shards.boxes))
     if lost:
         raise InconsistentShardsError(
-            f"no shard in {folder} holds {_some(lost)}; a shard is missing or of another model, or carries "
+            f"no shard in {folder} holds {shown(lost)}; a shard is missing or of another model, or carries "
             "the names of the plain checkpoint where transformers wants those of its modules"
         )
     known = [re.compile(pattern) for pattern in ignored]
     surplus = sorted(n for n in shards.boxes if n not in shapes and not any(k.search(n) for k in known))
     if surplus:
         raise InconsistentShardsError(
-            f"the shards in {folder} hold {_some(surplus)}, which the model of config.json does not have"
+            f"the shards in {folder} hold {shown(surplus)}, which the model of config.json does not have"
         )
     for name, shape in shapes.items():
         _check_tiling(f"{name} in {folder}", shards.boxes[name], shape)
@@ -115,12 +113,12 @@ def check_tensors(
 
 def _check_names(folder: Path, names: list[str]) -> dict[str, int]:
     """Rank of every file, once the set has no gap and nothing else lies beside it."""
-    matches = {name: _FILE_NAME.fullmatch(name) for name in names}
+    matches = {name: FILE_NAME.fullmatch(name) for name in names}
     numbered = {n: tuple(map(int, match.groups())) for n, match in matches.items() if match is not None}
     if not numbered:
         raise MissingFileError(
             f"{folder} has no shard-00001-model-00001-of-00001.safetensors or another of its kind; "
-            "write it with --format transformers"
+            "write it with format='transformers'"
         )
     stray = [name for name, match in matches.items() if match is None]
     if stray:
@@ -164,11 +162,11 @@ def _saved_offsets(
 ) -> dict[str, tuple[int, ...]]:
     """Where each tensor's box begins."""
     try:
-        described = json.loads(metadata[_OFFSETS_KEY])
+        described = json.loads(metadata[OFFSETS_KEY])
         found = {name: tuple(described[name]["saved_offsets"]) for name in shapes}
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(
-            f"{file} does not say in {_OFFSETS_KEY} where each of its tensors begins: {error!r}"
+            f"{file} does not say in {OFFSETS_KEY} where each of its tensors begins: {error!r}"
         ) from error
     for name, offsets in found.items():
         if len(offsets) != len(shapes[name]) or any(type(at) is not int or at < 0 for at in offsets):
@@ -177,7 +175,7 @@ def _saved_offsets(
 
 
 def _manifest(file: Path, metadata: Mapping[str, str], rank: int) -> Manifest | None:
-    """The file's own account; None where transformers itself wrote it."""
+    """The file's manifest; None where transformers itself wrote it."""
     if KEY not in metadata:
         return None
     manifest = decode(metadata[KEY], str(file))
@@ -191,12 +189,12 @@ def _manifest(file: Path, metadata: Mapping[str, str], rank: int) -> Manifest | 
 
 def _check_manifests(folder: Path, manifests: Mapping[str, Manifest | None]) -> None:
     """Every file tells of the same set, and all of that set is there."""
-    accounts = {
+    identities = {
         name: (m.origin.sha256, m.tp_size, m.files) if m is not None else None
         for name, m in manifests.items()
     }
     one = next(iter(manifests))
-    other = next((name for name in manifests if accounts[name] != accounts[one]), None)
+    other = next((name for name in manifests if identities[name] != identities[one]), None)
     if other is not None:
         raise InconsistentShardsError(
             f"{one} in {folder} is {_told(manifests[one])}, and {other} is {_told(manifests[other])}; "
@@ -206,7 +204,7 @@ def _check_manifests(folder: Path, manifests: Mapping[str, Manifest | None]) -> 
     missing = [name for name in (manifest.files if manifest is not None else ()) if name not in manifests]
     if manifest is not None and missing:
         raise MissingFileError(
-            f"{folder} was cut for tp_size={manifest.tp_size} and lacks {_some(missing)}; fetch it, or write "
+            f"{folder} was cut for tp_size={manifest.tp_size} and lacks {shown(missing)}; fetch it, or write "
             "the whole set again"
         )
 
@@ -241,8 +239,3 @@ def _check_tiling(where: str, boxes: tuple[SavedBox, ...], shape: tuple[int, ...
         raise InconsistentShardsError(
             f"{where}: the shards hold {held} of its {needed} elements; one of them is missing"
         )
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

@@ -67,14 +67,14 @@ def load_transformers_tp(
     """
     if not (folder / "config.json").is_file():
         raise MissingFileError(
-            f"{folder} has no config.json; name a folder written with --format transformers"
+            f"{folder} has no config.json; name a folder that was written with format='transformers'"
         )
     shards = read_shards(folder)
     world_size = _world_size()
     if shards.tp_size != world_size and not reshard_on_load:
         raise InconsistentShardsError(
             f"{folder} was cut for tp_size={shards.tp_size}, and the number of processes is {world_size}; "
-            f"start {shards.tp_size}, cut it again with --tp {world_size}, or pass reshard_on_load=True"
+            f"start {shards.tp_size}, cut it again with tp_size={world_size}, or pass reshard_on_load=True"
         )
     model_class, config = _architecture(folder)
     with torch.device("meta"):

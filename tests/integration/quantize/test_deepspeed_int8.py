@@ -25,7 +25,7 @@ from quantize.formats import deepspeed_int8
 from reshard.errors import CannotSplitError, CheckpointError, UnsupportedSourceError, UnsupportedTargetError
 from reshard.job import Request, open_source
 from reshard.run import Report, reshard
-from reshard.verify import verify
+from reshard.verification import verify
 
 ROOT = Path(__file__).resolve().parents[3]
 FAMILIES = ("bloom", "gpt_neo", "gpt_neox", "gptj", "opt")

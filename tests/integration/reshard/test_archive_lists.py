@@ -5,19 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from reshard.containers import prepare
+from reshard.containers import lay_out
 from reshard.errors import DamagedFileError
 from reshard.formats.base import TargetFile
 from reshard.formats.reading import contents
 from reshard.storage import open_folder
-from reshard.tensors import Stored
+from reshard.target_files import create
+from reshard.tensors import StoredTensor
 
 TENSORS = (
-    Stored(name="before", dtype="float16", shape=(3,), chunks=()),
-    Stored(name="block.0.w.0", dtype="int8", shape=(4, 6), chunks=()),
-    Stored(name="block.0.w.1", dtype="float32", shape=(4, 1), chunks=()),
+    StoredTensor(name="before", dtype="float16", shape=(3,), chunks=()),
+    StoredTensor(name="block.0.w.0", dtype="int8", shape=(4, 6), chunks=()),
+    StoredTensor(name="block.0.w.1", dtype="float32", shape=(4, 1), chunks=()),
     # A name that ends in a number, and is no part of a list.
-    Stored(name="block.0", dtype="float16", shape=(2, 2), chunks=()),
+    StoredTensor(name="block.0", dtype="float16", shape=(2, 2), chunks=()),
 )
 
 
@@ -26,7 +27,8 @@ def test_torch_reads_the_list_whose_places_were_told(root: tuple[str, ...], tmp_
     file = TargetFile(
         name="a.pt", container="torch", tensors=TENSORS, root=root, extra={"step": 7}, lists=("block.0.w",)
     )
-    prepared = prepare(file, tmp_path, "the manifest")
+    laid_out = lay_out(file, "the manifest")
+    create(laid_out, tmp_path / "a.pt")
     values = {
         "before": torch.arange(3, dtype=torch.float16),
         "block.0.w.0": torch.arange(24, dtype=torch.int8).reshape(4, 6),
@@ -34,7 +36,7 @@ def test_torch_reads_the_list_whose_places_were_told(root: tuple[str, ...], tmp_
         "block.0": torch.arange(4, dtype=torch.float16).reshape(2, 2),
     }
     with (tmp_path / "a.pt").open("r+b") as stream:
-        for tensor in prepared.tensors:
+        for tensor in laid_out.tensors:
             stream.seek(tensor.offset_bytes)
             stream.write(values[tensor.name].numpy().tobytes())
     found = torch.load(tmp_path / "a.pt", weights_only=True)
@@ -47,7 +49,7 @@ def test_torch_reads_the_list_whose_places_were_told(root: tuple[str, ...], tmp_
         assert torch.equal(tensor, value)
     held = contents(open_folder(str(tmp_path)), "a.pt", root)
     assert {name: (t.dtype, t.shape, t.offset_bytes) for name, t in held.tensors.items()} == {
-        t.name: (t.dtype, t.shape, t.offset_bytes) for t in prepared.tensors
+        t.name: (t.dtype, t.shape, t.offset_bytes) for t in laid_out.tensors
     }
 
 

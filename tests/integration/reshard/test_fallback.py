@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from reshard.errors import CannotSplitError, UnknownArchitectureError
 from reshard.job import Request
 from reshard.run import reshard
-from reshard.verify import verify
+from reshard.verification import verify
 
 _SMALL = {
     "hidden_size": 64,

@@ -22,10 +22,11 @@ from reshard.errors import (
     MissingFileError,
     UnsupportedTargetError,
 )
+from reshard.formats.deepspeed_layout import INDEX_FILE
 from reshard.job import Request
 from reshard.loaders.injected_blocks import check_computed, needed_shapes
 from reshard.loaders.kernel_injection import load_kernel_injection
-from reshard.loaders.pre_shards import INDEX_FILE, check_rank, read_index
+from reshard.loaders.pre_shards import check_rank, read_index
 from reshard.run import reshard
 
 FAMILIES = ("bloom", "gpt_neo", "gpt_neox", "gptj", "opt")

@@ -25,7 +25,7 @@ from reshard.layout import joined, rank_intervals
 from reshard.loaders.rank_files import find_rank_files
 from reshard.manifest import FILE, decode
 from reshard.roles import Roles, WeightRoles
-from reshard.verify import verify
+from reshard.verification import verify
 
 from .reshard_roles_cases import CASES, build, oracle, owners, per_head, write
 from .variants import INTERMEDIATE, VARIANTS, Variant, assert_equal, cut, load, save

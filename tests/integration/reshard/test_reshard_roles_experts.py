@@ -10,7 +10,7 @@ import pytest
 from reshard.errors import CannotSplitError, InconsistentShardsError, UnsupportedTargetError
 from reshard.formats.running import as_stored
 from reshard.roles import Roles, WeightRoles
-from reshard.verify import verify
+from reshard.verification import verify
 
 from .reshard_roles_cases import build, columns, oracle, per_head, write
 from .variants import assert_equal, cut, load

@@ -11,7 +11,7 @@ from reshard.errors import (
 )
 from reshard.job import open_source
 from reshard.padding import gaps
-from reshard.verify import verify
+from reshard.verification import verify
 
 from .format_cases import CASES, flat
 from .variants import HIDDEN, VARIANTS, VOCAB, cut, save
@@ -58,11 +58,11 @@ def test_padding_is_proved_to_be_zero(format_name: str, work: Path) -> None:
     cut(work / "hf", work / "cut", 2, format=format_name)
     file = max((work / "cut").rglob("*-rank-1-*" if format_name == "vllm" else "mp_rank_01/*.pt"))
     source = open_source(str(work / "cut"))
-    mine = [gap for gap in gaps(source) if file.match(f"*{gap.piece.file}")]
+    mine = [gap for gap in gaps(source) if file.match(f"*{gap.region.file}")]
     source.folder.close()
     assert {gap.tensor for gap in mine} <= {"model.embed_tokens.weight", "embedding.word_embeddings.weight"}
     raw = bytearray(file.read_bytes())
-    at = mine[-1].piece.offset_bytes + mine[-1].size_bytes - 4
+    at = mine[-1].region.offset_bytes + mine[-1].size_bytes - 4
     assert raw[at : at + 4] == bytes(4)
     raw[at] = 1
     file.write_bytes(raw)

@@ -25,7 +25,7 @@ from quantize.scheme import Groups, Moq, Rows, Scheme, Symmetric, SymmetricSearc
 from quantize.select import Decision
 from reshard.errors import UnsupportedTargetError
 from reshard.job import open_source
-from reshard.tensors import Logical
+from reshard.tensors import LogicalTensor
 
 MODEL = Path(__file__).resolve().parents[3] / "fixtures" / "trained"
 NAME = "transformer.h.0.attn.q_proj.weight"
@@ -55,7 +55,7 @@ def _block(dtype: str, shape: tuple[int, int] = (24, 64)) -> blocks.Block:
     return values.astype(dtype)
 
 
-def _coder(output: Output | Scheme, tensor: Logical) -> RoundTrip:
+def _coder(output: Output | Scheme, tensor: LogicalTensor) -> RoundTrip:
     found = output if isinstance(output, Output) else output_of(output)
     # What the configuration says of weights does not depend on the checkpoint, which lends a family.
     config = found.config(open_source(str(MODEL)), {})
@@ -77,7 +77,7 @@ def _through(coder: RoundTrip, block: blocks.Block, rows: int) -> NDArray[Any]:
 @pytest.mark.parametrize("label", OUTPUTS)
 def test_what_comes_back_is_near_and_does_not_depend_on_strips(label: str, dtype: str) -> None:
     block = _block(dtype)
-    tensor = Logical(dtype=dtype, shape=block.shape)
+    tensor = LogicalTensor(dtype=dtype, shape=block.shape)
     whole = _through(_coder(OUTPUTS[label], tensor), block, 24)
     assert whole.dtype == block.dtype
     assert whole.shape == block.shape
@@ -101,20 +101,20 @@ def test_moq_comes_back_as_the_formula_says() -> None:
     found = moq.encode(block, group_numel=numel)
     kept = moq.kept(found.scales).reshape(-1)
     expected = moq.decode(found.codes, kept, group_numel=numel, dtype=block.dtype)
-    coder = _coder(Moq(groups=15), Logical(dtype="float16", shape=block.shape))
+    coder = _coder(Moq(groups=15), LogicalTensor(dtype="float16", shape=block.shape))
     assert np.array_equal(_through(coder, block, 5), expected)
 
 
 def test_four_bits_of_zero_inference_are_half_the_bytes() -> None:
-    tensor = Logical(dtype="float16", shape=(24, 64))
+    tensor = LogicalTensor(dtype="float16", shape=(24, 64))
     for dim, table in ((0, (3, 64)), (1, (24, 8))):
         made = output_of(ZeroInference(bits=4, group_size=8, dim=dim)).derived(NAME, tensor)
-        assert made[NAME] == Logical(dtype="uint8", shape=(24, 32))
+        assert made[NAME] == LogicalTensor(dtype="uint8", shape=(24, 32))
         assert {t.shape for n, t in made.items() if n != NAME} == {table}
 
 
 def test_unknown_methods_have_no_decoder() -> None:
-    tensor = Logical(dtype="float16", shape=(2, 2))
+    tensor = LogicalTensor(dtype="float16", shape=(2, 2))
     with pytest.raises(UnsupportedTargetError, match="no decoder for quant_method 'gptq'"):
         decoder({"quant_method": "gptq"}, NAME, tensor)
     with pytest.raises(UnsupportedTargetError, match="no decoder"):
@@ -248,7 +248,7 @@ def test_every_token_is_predicted_once_with_half_a_window_before_it() -> None:
 
 def test_measuring_takes_no_more_memory_than_a_strip_needs() -> None:
     block = _block("float16", (4096, 2048))  # 16 MiB
-    tensor = Logical(dtype="float16", shape=block.shape)
+    tensor = LogicalTensor(dtype="float16", shape=block.shape)
     bits = block.view(np.uint16)
     coder, sums = _coder(Moq(), tensor), Sums()
     for is_warm in (False, True):

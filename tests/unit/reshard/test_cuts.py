@@ -17,7 +17,7 @@ from reshard.errors import (
 from reshard.layout import Axis, Part
 from reshard.model import Model, parse_model
 from reshard.rules import Policy, Rules
-from reshard.tensors import Logical
+from reshard.tensors import LogicalTensor
 
 AUTOTP = Policy(name="safetensors", head="features", uneven=True)
 LLAMA: dict[str, Any] = {
@@ -39,7 +39,7 @@ def model(config: dict[str, Any]) -> Model:
 
 
 def rules(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Rules:
-    tensors = {name: Logical(dtype="float32", shape=shape) for name, shape in shapes.items()}
+    tensors = {name: LogicalTensor(dtype="float32", shape=shape) for name, shape in shapes.items()}
     return Rules(model(config), tensors)
 
 

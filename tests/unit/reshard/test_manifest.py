@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from reshard.errors import DamagedFileError
 from reshard.manifest import Entry, Manifest, Origin, chunks, decode, encode, slices
-from reshard.tensors import Chunk, Logical, Stored, along
+from reshard.tensors import Chunk, LogicalTensor, StoredTensor, along
 
 WHOLE = Manifest(
     origin=Origin(name="opt-125m", format="huggingface", sha256="0" * 64),
@@ -24,16 +24,16 @@ WHOLE = Manifest(
 
 
 @st.composite
-def stored(draw: st.DrawFn) -> Stored:
+def stored(draw: st.DrawFn) -> StoredTensor:
     rows, columns = draw(st.integers(1, 9)), draw(st.integers(1, 9))
-    tensor = Logical(dtype="float16", shape=(rows, columns))
+    tensor = LogicalTensor(dtype="float16", shape=(rows, columns))
     dim = draw(st.sampled_from((0, 1)))
     middle = draw(st.integers(1, tensor.shape[dim]))
     parts = along("w", tensor, dim, [(0, middle)])
     extra = draw(st.integers(0, 3))
     shape = tuple(middle + extra if i == dim else n for i, n in enumerate(tensor.shape))
     swapped = Chunk(tensor="v", box=((0, columns), (0, rows)), at=(0, 0), is_swapped=True)
-    return Stored(
+    return StoredTensor(
         name="s",
         dtype="float16",
         shape=shape,
@@ -43,9 +43,9 @@ def stored(draw: st.DrawFn) -> Stored:
 
 
 @given(st.lists(stored(), max_size=3))
-def test_slices_say_where_every_box_lies_and_how_much_is_padding(tensors: list[Stored]) -> None:
+def test_slices_say_where_every_box_lies_and_how_much_is_padding(tensors: list[StoredTensor]) -> None:
     named = [
-        Stored(**{f: getattr(t, f) for f in t.__struct_fields__} | {"name": str(i)})
+        StoredTensor(**{f: getattr(t, f) for f in t.__struct_fields__} | {"name": str(i)})
         for i, t in enumerate(tensors)
     ]
     account = decode(encode(Manifest(**_fields() | {"slices": slices(named)})), "shard")

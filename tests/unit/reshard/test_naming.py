@@ -9,9 +9,9 @@ from reshard.architectures import families
 from reshard.architectures.schema import Role
 from reshard.errors import DamagedFileError, InconsistentShardsError, UnsupportedSourceError
 from reshard.formats.naming import Expected, module_of, one_dtype, placed
+from reshard.lookup import find
 from reshard.model import Model, parse_model
-from reshard.rules import find
-from reshard.tensors import Logical, Stored, copy_of
+from reshard.tensors import LogicalTensor, StoredTensor, copy_of
 
 #: Every table finds its extents under one of these.
 NUMBERS: dict[str, Any] = {
@@ -81,18 +81,18 @@ def test_a_role_that_the_family_lacks_is_an_error() -> None:
         Expected(model("opt"), "float16", 100).add("mlp_gate", "weight", 0)
 
 
-WANTED = copy_of("w", Logical(dtype="float16", shape=(4, 6)))
+WANTED = copy_of("w", LogicalTensor(dtype="float16", shape=(4, 6)))
 
 
-def held(shape: tuple[int, ...], **more: Any) -> dict[str, Stored]:
-    return {"w": Stored(name="w", dtype="float32", shape=shape, chunks=(), offset_bytes=80, **more)}
+def held(shape: tuple[int, ...], **more: Any) -> dict[str, StoredTensor]:
+    return {"w": StoredTensor(name="w", dtype="float32", shape=shape, chunks=(), offset_bytes=80, **more)}
 
 
 def test_files_are_described_by_what_would_have_been_written() -> None:
     (found,) = placed([WANTED], held((4, 6)), "file")
     assert (found.chunks, found.offset_bytes, found.dtype) == (WANTED.chunks, 80, "float32")
     assert found.element_strides() == (6, 1)
-    transposed = Stored(name="w", dtype="float16", shape=(4, 6), chunks=WANTED.chunks, transposed=True)
+    transposed = StoredTensor(name="w", dtype="float16", shape=(4, 6), chunks=WANTED.chunks, transposed=True)
     (found,) = placed([transposed], held((6, 4)), "file")
     assert found.element_strides() == (1, 4)
     # An archive may hold a view: its strides are its own.
@@ -109,7 +109,7 @@ def test_files_of_another_degree_or_model_are_told_apart() -> None:
 
 
 def test_one_dtype_or_an_error() -> None:
-    kinds = {d: Stored(name=d, dtype=d, shape=(1,), chunks=()) for d in ("float16", "float32", "int64")}
+    kinds = {d: StoredTensor(name=d, dtype=d, shape=(1,), chunks=()) for d in ("float16", "float32", "int64")}
     assert one_dtype([kinds["float16"], kinds["int64"]], "file") == "float16"
     with pytest.raises(DamagedFileError, match="mixes float16 and float32"):
         one_dtype(kinds.values(), "file")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from reshard.regions import gather, is_scattered, scatter, within
-from reshard.tensors import Piece
+from reshard.tensors import FileRegion
 
 #: In front of the tensor, as a file's header is.
 _HEAD_BYTES = 24
@@ -45,7 +45,9 @@ class Case:
         self.box = tuple(box)
         strides = tuple(s // itemsize for s in self.tensor.strides)
         at = sum(b * s for (b, _), s in zip(box, strides, strict=True))
-        self.piece = Piece(file="f", box=self.box, offset_bytes=_HEAD_BYTES + at * itemsize, strides=strides)
+        self.region = FileRegion(
+            file="f", box=self.box, offset_bytes=_HEAD_BYTES + at * itemsize, strides=strides
+        )
         self.wanted = self.tensor[(..., *(slice(*i) for i in box))]
 
 
@@ -68,7 +70,7 @@ def in_any_order(case: Case, flip: bool) -> NDArray[Any]:
 @given(cases(), st.booleans())
 def test_gather_equals_indexing(case: Case, flip: bool) -> None:
     file, view = File(case.raw), in_any_order(case, flip)
-    gather(case.piece, view, np.empty(view.nbytes, np.uint8), file.read)
+    gather(case.region, view, np.empty(view.nbytes, np.uint8), file.read)
     assert np.array_equal(view, case.wanted)
     assert sum(size for _, size in file.calls) == view.nbytes
     assert len({offset for offset, _ in file.calls}) == len(file.calls)
@@ -84,7 +86,7 @@ def test_scatter_writes_the_region_and_nothing_else(case: Case, flip: bool) -> N
     blank[slices] = 0
     case.tensor[...] = blank
     file = File(case.raw)
-    scatter(case.piece, view, np.empty(view.nbytes, np.uint8), file.write)
+    scatter(case.region, view, np.empty(view.nbytes, np.uint8), file.write)
     assert np.array_equal(case.tensor, expected)
     assert sum(size for _, size in file.calls) == view.nbytes
     assert case.raw[:_HEAD_BYTES] == bytearray(_HEAD_BYTES)
@@ -96,7 +98,7 @@ def test_a_part_of_a_piece_is_where_its_box_lies(case: Case, data: st.DataObject
     for begin, end in case.box:
         low = data.draw(st.integers(begin, end))
         box.append((low, data.draw(st.integers(low, end))))
-    part = case.piece.part(tuple(box), case.kind.itemsize)
+    part = case.region.part(tuple(box), case.kind.itemsize)
     view = np.zeros([e - b for b, e in box], case.kind)
     gather(part, view, np.empty(view.nbytes, np.uint8), File(case.raw).read)
     assert np.array_equal(view, case.tensor[tuple(slice(*i) for i in box)])
@@ -110,30 +112,30 @@ def test_whole_rows_are_read_at_once_and_columns_row_by_row() -> None:
     rows = Case([8, 6], [0, 1], [(2, 5), (0, 6)], 4)
     file = File(rows.raw)
     view = in_any_order(rows, False)
-    gather(rows.piece, view, np.empty(view.nbytes, np.uint8), file.read)
+    gather(rows.region, view, np.empty(view.nbytes, np.uint8), file.read)
     assert file.calls == [(_HEAD_BYTES + 2 * 6 * 4, 3 * 6 * 4)]
     columns = Case([8, 6], [0, 1], [(0, 8), (2, 4)], 4)
     file = File(columns.raw)
     view = in_any_order(columns, False)
-    gather(columns.piece, view, np.empty(view.nbytes, np.uint8), file.read)
+    gather(columns.region, view, np.empty(view.nbytes, np.uint8), file.read)
     assert file.calls == [(_HEAD_BYTES + (row * 6 + 2) * 4, 8) for row in range(8)]
 
 
 def test_only_a_transposed_region_is_scattered() -> None:
-    assert is_scattered(Case([4, 4], [1, 0], [(0, 4), (0, 4)], 2).piece)
-    assert not is_scattered(Case([4, 4], [0, 1], [(0, 4), (0, 4)], 2).piece)
-    assert not is_scattered(Case([4, 4], [1, 0], [(0, 4), (1, 2)], 2).piece)
-    assert not is_scattered(Case([4], [0], [(0, 4)], 2).piece)
+    assert is_scattered(Case([4, 4], [1, 0], [(0, 4), (0, 4)], 2).region)
+    assert not is_scattered(Case([4, 4], [0, 1], [(0, 4), (0, 4)], 2).region)
+    assert not is_scattered(Case([4, 4], [1, 0], [(0, 4), (1, 2)], 2).region)
+    assert not is_scattered(Case([4], [0], [(0, 4)], 2).region)
 
 
 def test_transposes_of_many_tiles_with_ragged_edges() -> None:
     case = Case([3, 300, 257], [0, 2, 1], [(1, 3), (5, 300), (0, 256)], itemsize=2)
     scratch = np.empty(case.wanted.nbytes, np.uint8)
     view = np.zeros(case.wanted.shape, case.kind)
-    gather(case.piece, view, scratch, File(case.raw).read)
+    gather(case.region, view, scratch, File(case.raw).read)
     assert np.array_equal(view, case.wanted)
     written = bytearray(len(case.raw))
-    scatter(case.piece, view, scratch, File(written).write)
+    scatter(case.region, view, scratch, File(written).write)
     again = np.zeros(case.wanted.shape, case.kind)
-    gather(case.piece, again, scratch, File(written).read)
+    gather(case.region, again, scratch, File(written).read)
     assert np.array_equal(again, case.wanted)

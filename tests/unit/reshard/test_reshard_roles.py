@@ -20,7 +20,7 @@ from reshard.errors import (
 from reshard.model import Model
 from reshard.role_cuts import RoleCut, cuts_by_roles, degrees
 from reshard.roles import Roles, WeightRoles
-from reshard.tensors import Logical
+from reshard.tensors import LogicalTensor
 
 #: Two layers of a projection with rows, one with columns, and their biases.
 SHAPES = {
@@ -57,7 +57,7 @@ def cuts(
     given_roles: Roles, tp_size: int = 2, shapes: dict[str, tuple[int, ...]] = SHAPES, **config: Any
 ) -> dict[str, RoleCut | None]:
     model = Model(config={"model_type": "new"} | config, table=None, geometry=None)
-    tensors = {name: Logical(dtype="float32", shape=shape) for name, shape in shapes.items()}
+    tensors = {name: LogicalTensor(dtype="float32", shape=shape) for name, shape in shapes.items()}
     return cuts_by_roles(given_roles, model, tensors, tp_size)
 
 
@@ -144,7 +144,7 @@ def test_indices_in_no_group_are_everybodys_and_stay_in_their_place() -> None:
 
 
 def test_groups_in_pieces_are_put_together_in_ascending_order() -> None:
-    # [q | k] of two heads each, three rows a head; the pieces are listed the other way round.
+    # [q | k] of two heads each, three rows a head; the regions are listed the other way round.
     weight = WeightRoles(dim=0, groups=(((6, 9), (0, 3)), ((9, 12), (3, 6))))
     found = cuts(with_weight("model.layers.0.up.weight", weight))
     assert found["model.layers.0.up.weight"] == RoleCut(dim=0, ranks=(((0, 3), (6, 9)), ((3, 6), (9, 12))))
@@ -213,7 +213,7 @@ def test_what_the_checkpoint_lacks_is_named() -> None:
     with pytest.raises(InconsistentShardsError, match=r"name lm_head\.bias, which the checkpoint"):
         cuts(roles(bias_once=(*roles().bias_once, "lm_head.bias")))
     many = {f"model.layers.{i}.up.weight": HALVES for i in range(9)}
-    with pytest.raises(InconsistentShardsError, match="and 4 more, which"):
+    with pytest.raises(InconsistentShardsError, match="and 3 more, which"):
         cuts(roles(weights=roles().weights | many))
 
 

@@ -15,7 +15,7 @@ from reshard.errors import (
 )
 from reshard.model import Model, parse_model
 from reshard.rules import Policy, Rules, check_heads, logical_shape
-from reshard.tensors import Logical, cut
+from reshard.tensors import LogicalTensor, cut
 
 AUTOTP = Policy(name="safetensors", head="features", uneven=True)
 LLAMA: dict[str, Any] = {
@@ -55,7 +55,7 @@ def model(config: dict[str, Any]) -> Model:
 
 
 def rules(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Rules:
-    tensors = {name: Logical(dtype="float32", shape=shape) for name, shape in shapes.items()}
+    tensors = {name: LogicalTensor(dtype="float32", shape=shape) for name, shape in shapes.items()}
     return Rules(model(config), tensors)
 
 
@@ -208,8 +208,8 @@ def test_heads_are_whole_on_every_rank_or_the_degree_is_refused(kv: int, groups:
     of = Rules(
         model(config),
         {
-            f"{BLOCK}self_attn.q_proj.weight": Logical(dtype="float32", shape=(heads * 2, 4)),
-            f"{BLOCK}self_attn.k_proj.weight": Logical(dtype="float32", shape=(kv * 2, 4)),
+            f"{BLOCK}self_attn.q_proj.weight": LogicalTensor(dtype="float32", shape=(heads * 2, 4)),
+            f"{BLOCK}self_attn.k_proj.weight": LogicalTensor(dtype="float32", shape=(kv * 2, 4)),
         },
     )
     try:

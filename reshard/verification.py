@@ -6,16 +6,17 @@ from contextlib import ExitStack
 import msgspec
 
 from .errors import InconsistentShardsError, UnsupportedSourceError
-from .formats import own
-from .formats.base import Options, Source, shown
+from .formats import manifest_format
+from .formats.base import Options, Source
 from .formats.registry import target
 from .job import open_source
 from .manifest import Manifest, Slice, slices
+from .messages import shown
 from .padding import check_zero, gaps
 from .plan import TensorCopy, make_plan
 from .run import make_budget
 from .stream import Digests, Stream
-from .tensors import Logical
+from .tensors import LogicalTensor
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,13 +68,13 @@ def verify(
     with ExitStack() as opened:
         source = open_source(folder)
         opened.callback(source.folder.close)
-        whole = _manifest(source)
+        set_manifest = _manifest(source)
         copies = make_plan(source, source.tensors, ())
         others: tuple[TensorCopy, ...] = ()
         if against is not None:
             other = open_source(against)
             opened.callback(other.folder.close)
-            others = make_plan(other, _comparable(source, whole, other), ())
+            others = make_plan(other, _comparable(source, set_manifest, other), ())
         padding = list(gaps(source))
         padded_bytes = sum(gap.size_bytes for gap in padding)
         started(sum(c.read_bytes for c in (*copies, *others)) + padded_bytes)
@@ -90,7 +91,7 @@ def verify(
         files=len(source.files),
         tensors=len(copies),
         read_bytes=sum(c.read_bytes for c in copies) + padded_bytes,
-        origin_sha256=whole.origin.sha256,
+        origin_sha256=set_manifest.origin.sha256,
         against=against,
     )
 
@@ -107,10 +108,10 @@ def _manifest(source: Source) -> Manifest:
             f"{source.folder.path('')} has no manifest to verify it by; only what this tool "
             "wrote can be verified"
         )
-    return own.read_manifest(source.folder)
+    return manifest_format.read_manifest(source.folder)
 
 
-def _comparable(source: Source, whole: Manifest, other: Source) -> dict[str, Logical]:
+def _comparable(source: Source, set_manifest: Manifest, other: Source) -> dict[str, LogicalTensor]:
     """The other checkpoint's tensors with the set's dtypes, once both have the same tensors and cut.
 
     Raises:
@@ -127,16 +128,16 @@ def _comparable(source: Source, whole: Manifest, other: Source) -> dict[str, Log
             raise InconsistentShardsError(
                 f"{name} is {list(tensor.shape)} in {here} and {list(other.tensors[name].shape)} in {there}"
             )
-    _same_cut(source, whole, other)
+    _same_cut(source, set_manifest, other)
     return {**other.tensors, **source.tensors}
 
 
-def _same_cut(source: Source, whole: Manifest, other: Source) -> None:
-    """Cut the other checkpoint again, on paper: the accounts in the shards must say the same."""
-    write = target(whole.format).write
+def _same_cut(source: Source, set_manifest: Manifest, other: Source) -> None:
+    """Cut the other checkpoint again, on paper: the manifests in the shards must say the same."""
+    write = target(set_manifest.format).write
     assert write is not None
     given = msgspec.structs.replace(other, tensors={**other.tensors, **source.tensors})
-    layout = write(given, Options(tp_size=whole.tp_size, roles=source.roles))
+    layout = write(given, Options(tp_size=set_manifest.tp_size, roles=source.roles))
     expected: dict[int | None, dict[str, Slice]] = {}
     for file in layout.files:
         expected.setdefault(file.rank, {}).update(slices(file.tensors))
@@ -146,9 +147,8 @@ def _same_cut(source: Source, whole: Manifest, other: Source) -> None:
     for rank in sorted(set(expected) | set(found), key=str):
         if expected.get(rank) != found.get(rank):
             raise InconsistentShardsError(
-                f"rank {rank}'s shard is cut otherwise than {whole.format} at tp_size={whole.tp_size} "
-                "is today; "
-                "cut the checkpoint again"
+                f"rank {rank}'s shard is cut otherwise than {set_manifest.format} at "
+                f"tp_size={set_manifest.tp_size} is today; cut the checkpoint again"
             )
 
 

@@ -1,6 +1,5 @@
 """What a run would do, without doing it: the byte map, memory, disk, and what the runtimes will take."""
 
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -11,7 +10,7 @@ from .formats.registry import roles_for
 from .job import Job, Request, open_source, plan_job
 from .layout import Box, volume
 from .run import anonymous_bytes, make_budget, notes_of
-from .tensors import Piece
+from .tensors import FileRegion
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,16 +85,17 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def dry_run(request: Request) -> DryRun:
-    """Plan `request` and write nothing but headers in a temporary folder.
+    """Plan `request` and write nothing.
 
     Raises:
         CheckpointError: as `reshard.run.reshard`.
     """
     source = open_source(request.source, request.config)
-    with tempfile.TemporaryDirectory(prefix="reshard-") as folder:
-        job = plan_job(request, source, Path(folder))
+    try:
+        job = plan_job(request, source)
         roles = roles_for(request.format, request.roles, source)
-    source.folder.close()
+    finally:
+        source.folder.close()
     casts = any(c.dtype != c.target_dtype for c in job.copies)
     budget, _ = make_budget(request.memory_bytes, request.jobs, casts=casts)
     return DryRun(
@@ -107,7 +107,7 @@ def dry_run(request: Request) -> DryRun:
             FileSize(file=name, rank=f.file.rank, tensors=len(f.tensors), size_bytes=f.size_bytes)
             for name, f in job.files
         ),
-        read_bytes=sum(c.read_bytes for c in job.copies),
+        read_bytes=job.read_bytes,
         written_bytes=job.size_bytes,
         peak_memory_bytes=anonymous_bytes() + budget.buffer_bytes,
         jobs=budget.jobs,
@@ -132,7 +132,7 @@ def _map(job: Job) -> tuple[TensorMap, ...]:
     )
 
 
-def _spans(pieces: tuple[Piece, ...], kind: str) -> tuple[Span, ...]:
+def _spans(regions: tuple[FileRegion, ...], kind: str) -> tuple[Span, ...]:
     return tuple(
         Span(
             file=p.file,
@@ -141,14 +141,14 @@ def _spans(pieces: tuple[Piece, ...], kind: str) -> tuple[Span, ...]:
             box=p.box,
             is_contiguous=_is_contiguous(p),
         )
-        for p in pieces
+        for p in regions
     )
 
 
-def _is_contiguous(piece: Piece) -> bool:
+def _is_contiguous(region: FileRegion) -> bool:
     """Whether the region has no gaps, in whatever order of dimensions."""
     step = 1
-    for stride, extent in sorted((s, e - b) for s, (b, e) in zip(piece.strides, piece.box, strict=True)):
+    for stride, extent in sorted((s, e - b) for s, (b, e) in zip(region.strides, region.box, strict=True)):
         if extent > 1 and stride != step:
             return False
         step *= extent

@@ -26,7 +26,7 @@ def fetch(source: Source, names: Iterable[str]) -> dict[str, NDArray[Any]]:
         whole = np.zeros(copy.shape, kind)
         box = tuple((0, extent) for extent in copy.shape)
         scratch = np.empty(whole.nbytes, np.uint8)
-        for piece in copy.sources:
-            gather(piece, whole[within(piece.box, box)], scratch, source.folder.read_into)
+        for region in copy.sources:
+            gather(region, whole[within(region.box, box)], scratch, source.folder.read_into)
         found[copy.name] = whole
     return found
