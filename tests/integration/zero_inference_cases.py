@@ -13,11 +13,11 @@ from planner.cost.assignment import Assignment
 from planner.cost.build_problem import price
 from planner.cost.placement_units import chain_of
 from planner.cost.problem import Problem
+from planner.emit import emit
 from planner.graph.model import Model
 from planner.graph.network import placement_units
 from planner.hardware.load import load
 from planner.models.resolve import resolve
-from planner.runtimes.registry import emit
 from planner.runtimes.zero_inference.model import RUNTIME_MODEL
 from planner.runtimes.zero_inference.parameters import parameters
 from planner.runtimes.zero_inference.sizes import MIN_SWAPPED_BYTES

@@ -10,9 +10,9 @@ import torch
 
 from cli.program import run_program
 from cli.quantize import command
-from planner.graph.store import graph_for
 from planner.models.resolve import resolve
 from planner.runtimes.zero_inference.quantization import weight_quantization
+from planner.tracing.store import graph_for
 from tests.integration.reshard.children import contents
 from tests.integration.reshard.variants import load
 

@@ -9,10 +9,8 @@ import pytest
 from fixtures.graphs import layered_graph
 from planner.errors import InvalidInputError
 from planner.graph.schema import ModuleGraph
-from planner.graph.store import graph_for
 from planner.models.resolve import resolve
 from planner.models.shipped import shipped_config, shipped_names
-from planner.runtimes.zero_inference.given import quantization_findings, schemes_of
 from planner.runtimes.zero_inference.parameters import parameters
 from planner.runtimes.zero_inference.quantization import (
     PackedGraph,
@@ -22,6 +20,8 @@ from planner.runtimes.zero_inference.quantization import (
     weights_of,
     with_schemes,
 )
+from planner.search.user_ds_config import quantization_findings, schemes_of
+from planner.tracing.store import graph_for
 from quantize.deepspeed_block import matched
 from quantize.formats import zero_inference
 from quantize.scheme import ZeroInference
@@ -30,7 +30,7 @@ from reshard.errors import CheckpointError
 from reshard.formats.base import Source
 from reshard.model import parse_model
 from reshard.storage import open_folder
-from reshard.tensors import Logical
+from reshard.tensors import LogicalTensor
 
 #: Model type → what the parts of stacked experts are called on disk, and what their block is called there.
 EXPERTS = {
@@ -58,7 +58,7 @@ def checkpoint_of(name: str, graph: ModuleGraph) -> Source:
     """A checkpoint of a shipped model, without its data."""
     duplicates = {fqn for tie in graph.ties for fqn in tie[1:]}
     tensors = {
-        stored: Logical(dtype="float16", shape=shape)
+        stored: LogicalTensor(dtype="float16", shape=shape)
         for node in graph.nodes
         for tensor in node.tensors
         if tensor.kind == "parameter" and f"{node.name}.{tensor.name}" not in duplicates
