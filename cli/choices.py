@@ -93,8 +93,7 @@ def machine(
 
 def traced_model(name: str, *, trust_remote_code: bool) -> tuple[Any, Model]:
     """The model's specification and the model with its graph."""
-    from planner.models.resolve import resolve
-    from planner.tracing.store import graph_for
+    from planner.tracing.load import load_model
 
-    spec = resolve(name, trust_remote_code=trust_remote_code)
-    return spec, Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph_for(spec))
+    model = load_model(name, trust_remote_code=trust_remote_code)
+    return model.known_spec, model

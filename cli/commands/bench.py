@@ -12,7 +12,6 @@ from planner.bench.rows import Row, append, record_of
 from planner.bench.run import Job, bench
 from planner.bench.weights import write_random
 from planner.errors import InvalidInputError, RuntimeFailure
-from planner.graph.model import Model
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
 from planner.probe.run import used_gpu_bytes
@@ -21,6 +20,7 @@ from planner.schema.plan import Plan, read
 from planner.schema.workload import Workload
 from planner.search.candidates import dtype_for
 from planner.sizes import format_bytes, format_seconds
+from planner.tracing.load import load_recorded
 
 from ..choices import traced_model
 from ..exit_codes import ExitCode
@@ -90,8 +90,9 @@ def command(
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         work = Path(scratch)
         if folder is not None:
-            plan, speaks, way, name = read(folder), True, None, folder.name
-            spec, traced = traced_model(_model_of(plan, checkpoint, model), trust_remote_code=False)
+            plan, speaks, runtime_model, name = read(folder), True, None, folder.name
+            traced = load_recorded(plan.model, name=_elsewhere(checkpoint, model))
+            spec = traced.known_spec
         else:
             if model is None or hardware is None:
                 raise click.UsageError("--baseline needs --model and --hardware")
@@ -105,8 +106,7 @@ def command(
                 dtype=dtype_for(traced, profile, dtype),
             )
             folder = work / "plan"
-            plan, speaks, way = write_baseline(name, spec, traced, profile, workload, folder)
-        _check_model(plan, traced)
+            plan, speaks, runtime_model = write_baseline(name, spec, traced, profile, workload, folder)
         lengths = prompt_tokens or plan.workload.prompt_tokens, new_tokens or plan.workload.new_tokens
         traced.check_lengths(*lengths)
         if memory_cap_bytes is not None and plan.hardware.gpu is None:
@@ -120,7 +120,7 @@ def command(
             plan=plan,
             graph=traced.graph,
             speaks=speaks,
-            way=way,
+            runtime_model=runtime_model,
             checkpoint=checkpoint
             or write_random(random_weights or work / "random", spec, traced.graph, plan.workload.dtype),
             weights="random" if checkpoint is None else "checkpoint",
@@ -155,16 +155,9 @@ def command(
     return ExitCode.OK
 
 
-def _model_of(plan: Plan, checkpoint: Path | None, model: str | None) -> str:
-    """Where the model's configuration is: the checkpoint's folder, what was said, or what was planned."""
-    return str(checkpoint.resolve()) if checkpoint is not None else model or plan.model.name
-
-
-def _check_model(plan: Plan, model: Model) -> None:
-    if model.graph.config_sha256 != plan.model.config_sha256:
-        raise InvalidInputError(
-            f"{model.name} is not the model that was planned ({plan.model.name}): its configuration differs"
-        )
+def _elsewhere(checkpoint: Path | None, model: str | None) -> str | None:
+    """Where the model's configuration is, if not where it was planned."""
+    return str(checkpoint.resolve()) if checkpoint is not None else model
 
 
 def _check_gpus(plan: Plan) -> None:

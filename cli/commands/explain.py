@@ -4,13 +4,12 @@ from pathlib import Path
 
 import click
 
-from planner.errors import ModelError, UnknownNameError
 from planner.report.explain import explain
-from planner.schema.plan import Plan, read
-from planner.search.what_if import Change, what_if
+from planner.schema.plan import read
+from planner.search.what_if import what_if
 from planner.sizes import format_bytes
+from planner.tracing.load import load_recorded
 
-from ..choices import traced_model
 from ..options import output_options
 from ..render import show_json, show_text
 from ..report import show_alternatives, show_changes, show_comparison, show_places, show_prediction
@@ -25,7 +24,7 @@ def command(folder: Path, asks_what_if: bool, name: str | None, as_json: bool) -
     """Say what is where in the plan in FOLDER and why, what bounds it, and what lost by how much."""
     plan = read(folder)
     explanation = explain(plan)
-    changes = _changes(plan, name) if asks_what_if else ()
+    changes = what_if(load_recorded(plan.model, name=name), plan) if asks_what_if else ()
     if as_json:
         show_json({"explanation": explanation, "what_if": changes} if asks_what_if else explanation)
         return
@@ -47,19 +46,3 @@ def command(folder: Path, asks_what_if: bool, name: str | None, as_json: bool) -
     if changes:
         show_changes(changes)
     show_text(*explanation.notes)
-
-
-def _changes(plan: Plan, name: str | None) -> tuple[Change, ...]:
-    try:
-        spec, model = traced_model(name or plan.model.name, trust_remote_code=False)
-    except UnknownNameError as error:
-        if name is not None:
-            raise
-        raise ModelError(
-            f"the plan's model {plan.model.name!r} is not known by name; --model takes its folder or hub id"
-        ) from error
-    if spec.config_sha256 != plan.model.config_sha256:
-        raise ModelError(
-            f"{name or plan.model.name} is another model than the plan's: its configuration differs"
-        )
-    return what_if(model, plan)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -12,11 +12,12 @@ from planner.errors import DeviceMapError, InvalidInputError, PlannerError
 from planner.graph.model import Model
 from planner.report.explain import explain
 from planner.schema.hardware import HardwareProfile
+from planner.schema.request import Request
 from planner.schema.workload import Workload
 from planner.search.best_placement import PricedPlacement
 from planner.search.candidates import dtype_for
 from planner.search.choose import plan_of
-from planner.search.user_device_map import candidate_of, refusal
+from planner.search.user_device_map import price_device_map, refusal
 
 from ..choices import machine, model_and_machine, traced_model
 from ..exit_codes import ExitCode
@@ -80,9 +81,16 @@ def command(
         chosen = dtype_for(traced, profile, dtype)
         given = _automatic(spec, profile, chosen) if device_map == "auto" else _read(Path(device_map or ""))
         places = check(given, traced.graph, num_gpus=profile.num_gpus)
-        copies = "pinned" if pinned else "pageable"
-        priced = candidate_of(traced, profile, workload_in(chosen), places, host_copies=copies)
-    plan = plan_of(traced, priced, objective="latency", notes=tuple(ignored))
+        copies: Literal["pinned", "pageable"] = "pinned" if pinned else "pageable"
+        priced = price_device_map(traced, profile, workload_in(chosen), places, host_copies=copies)
+    plan = plan_of(
+        traced,
+        priced,
+        Request.of_workload(
+            priced.problem.scenario.workload.with_batch(batch_size), priced.problem.scenario.execution
+        ),
+        notes=tuple(ignored),
+    )
     error: PlannerError | None = None
     if ignored:
         error = InvalidInputError(f"{ds_config}: {'; '.join(ignored)}")
@@ -120,7 +128,7 @@ def _configured(
     dtype = given.dtype_of(config)
     if asked not in (None, dtype):
         raise InvalidInputError(f"{path} runs the model in {dtype}, not in {asked}: set fp16 or bf16 in it")
-    priced = given.candidate_of(model, profile, workload_in(dtype), config)
+    priced = given.price_ds_config(model, profile, workload_in(dtype), config)
     return priced, [one.sentence for one in found]
 
 

@@ -19,24 +19,22 @@ from planner.accuracy.setups import Setup, machine_file
 from planner.cost.assignment import Assignment
 from planner.cost.build_problem import price
 from planner.cost.memory import shortage
-from planner.cost.placement_units import chain_of
 from planner.cost.predict import predict
 from planner.cost.problem import PEERS, Problem
-from planner.cost.runtime_model import ExecutionConfig, RuntimeModel
-from planner.graph.network import placement_units
+from planner.cost.runtime_model import RuntimeModel, Scenario
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
-from planner.models.resolve import resolve
 from planner.runtimes.accelerate.model import RUNTIME_MODEL as ACCELERATE
 from planner.runtimes.accelerate.model import places_beside
 from planner.runtimes.deepspeed_tp.model import RUNTIME_MODEL as DEEPSPEED_TP
 from planner.runtimes.kernel_injection.model import RUNTIME_MODEL as KERNEL_INJECTION
 from planner.runtimes.zero_inference.model import RUNTIME_MODEL as ZERO_INFERENCE
 from planner.schema.breakdown import PHASES, MemoryBreakdown
+from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.workload import DTYPE_BYTES, Workload
 from planner.tensor_parallel.all_reduce import communicator_bytes
-from planner.tracing.store import graph_for
+from planner.tracing.load import load_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,10 +121,7 @@ def _on_ranks(
         and (PEERS in one.streams_from) == (stored_on == PEERS)
     ]
     problem = _problem(setup, batch_size, profile, execution, runtime_model)
-    assignment = Assignment(
-        runs_on=("gpu:0",) * len(problem.units),
-        stored_on=tuple((stored_on,) * len(unit.leaves) for unit in problem.units),
-    )
+    assignment = Assignment.uniform(problem, "gpu:0", stored_on)
     prediction = predict(problem, assignment)
     load_s = _whole_load_s(setup, problem) if whole else prediction.load_s
     memory = {
@@ -144,16 +139,11 @@ def _on_ranks(
 
 
 def _whole_load_s(setup: Setup, problem: Problem) -> float:
-    model_bytes = graph_of(setup.model).num_parameters * problem.workload.itemsize_bytes
+    model_bytes = graph_of(setup.model).num_parameters * problem.scenario.workload.itemsize_bytes
     held = sum(unit.stored_bytes for unit in problem.units)
-    if PEERS in problem.execution.streams_from:
-        held //= problem.execution.num_ranks
-    return KERNEL_INJECTION.whole_load_s(
-        model_bytes=model_bytes,
-        device_bytes=held,
-        execution=problem.execution,
-        profile=problem.profile,
-    )
+    if PEERS in problem.scenario.execution.streams_from:
+        held //= problem.scenario.execution.num_ranks
+    return KERNEL_INJECTION.whole_load_s(problem.scenario, model_bytes=model_bytes, device_bytes=held)
 
 
 def _zero(setup: Setup, batch_size: int) -> Outcome:
@@ -176,10 +166,7 @@ def _resident(setup: Setup, batch_size: int) -> Outcome:
     profile = _machine(setup.machine)
     execution = ExecutionConfig(runtime=ACCELERATE.name, label="one GPU", main="gpu:0")
     problem = _problem(setup, batch_size, profile, execution, ACCELERATE)
-    assignment = Assignment(
-        runs_on=("gpu:0",) * len(problem.units),
-        stored_on=tuple(("gpu:0",) * len(unit.leaves) for unit in problem.units),
-    )
+    assignment = Assignment.uniform(problem, "gpu:0")
     prediction = predict(problem, assignment)
     return _outcome(problem, prediction.total_s, prediction.load_s, prediction.memory)
 
@@ -189,9 +176,9 @@ def _outcome(
 ) -> Outcome:
     return Outcome(
         total_s=total_s,
-        new_tokens=problem.workload.new_tokens,
-        num_sequences=problem.num_sequences,
-        num_ranks=problem.execution.num_ranks,
+        new_tokens=problem.scenario.workload.new_tokens,
+        num_sequences=problem.scenario.num_sequences,
+        num_ranks=problem.scenario.execution.num_ranks,
         load_s=load_s,
         memory=fragmented(problem, memory),
     )
@@ -204,20 +191,21 @@ def _problem(
     execution: ExecutionConfig,
     runtime_model: RuntimeModel,
 ) -> Problem:
-    graph = runtime_model.rank_graph(graph_of(setup.model), execution)
     workload = Workload(
         batch_size=batch_size,
         prompt_tokens=setup.prompt_tokens,
         new_tokens=setup.new_tokens,
         dtype=setup.dtype,
     )
-    return price(graph, chain_of(graph, placement_units(graph)), profile, workload, execution, runtime_model)
+    sequences = workload.with_batch(batch_size * execution.num_streams)
+    whole = Scenario.whole(graph_of(setup.model), profile, sequences, execution, runtime_model)
+    return price(whole.of_one_rank())
 
 
 @cache
 def graph_of(model: str) -> ModuleGraph:
     """The whole model's graph."""
-    return graph_for(resolve(model))
+    return load_model(model).graph
 
 
 @cache

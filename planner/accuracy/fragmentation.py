@@ -26,7 +26,7 @@ def fragmented(
     ZeRO gathers and frees weights of many sizes between the cache's; a store, a workspace and NCCL's buffers
     stay where they are, and Accelerate empties the allocator around every module that it fetches.
     """
-    gathers = PEERS in problem.execution.streams_from
+    gathers = PEERS in problem.scenario.execution.streams_from
     return {
         device: phases
         if not device.startswith("gpu:")

@@ -25,7 +25,7 @@ def first_fit(problem: Problem) -> Assignment:
     The first GPU and host memory keep room for the largest block, which may have to be fetched to them.
     Source: accelerate.utils.modeling.infer_auto_device_map without balancing.
     """
-    profile = problem.profile
+    profile = problem.scenario.profile
     if profile.gpu is None:
         raise ValueError(f"profile {profile.name!r} has no GPU to fill")
     room = largest(unit.stored_bytes for unit in problem.units)
@@ -42,7 +42,7 @@ def low_first(problem: Problem) -> Assignment:
     A share is rounded up by the largest unit, so that the last GPU is never too small.
     Source: accelerate.utils.modeling.get_balanced_memory with low_zero.
     """
-    others = problem.profile.num_gpus - 1
+    others = problem.scenario.profile.num_gpus - 1
     sizes = [unit.stored_bytes for unit in problem.units]
     share = sum(sizes) / others + sorted(sizes)[len(sizes) // 2]
     return _filled(problem, {f"gpu:{i}": share for i in range(1, others + 1)})
@@ -53,12 +53,13 @@ def _filled(problem: Problem, limits: dict[str, float]) -> Assignment:
     names = [*left, DISK]
     places = []
     for unit in problem.units:
-        while names[0] != DISK and unit.stored_bytes + unit.buffer_bytes > left[names[0]]:
+        held = unit.resident(CPU, "prefill").weights
+        while names[0] != DISK and held > left[names[0]]:
             names.pop(0)
         if names[0] != DISK:
-            left[names[0]] -= unit.stored_bytes + unit.buffer_bytes
+            left[names[0]] -= held
         places.append(names[0])
-    main = problem.execution.main
+    main = problem.scenario.execution.main
     return Assignment(
         runs_on=tuple(place if place.startswith("gpu:") else main for place in places),
         stored_on=tuple(
@@ -73,7 +74,7 @@ def offloading_s(problem: Problem, assignment: Assignment) -> float:
     The script then sets `offload_state_dict` too: what belongs in host memory is kept on disk until all
     shards have been read, and what belongs on disk is written anew. The disk is taken to write as it reads.
     """
-    disk = problem.profile.disk
+    disk = problem.scenario.profile.disk
     places = [
         (place, leaf.stored_bytes)
         for unit, stored_on in zip(problem.units, assignment.stored_on, strict=True)
@@ -88,7 +89,7 @@ def offloading_s(problem: Problem, assignment: Assignment) -> float:
 
 def returned_cache_s(problem: Problem, assignment: Assignment, phase: str) -> float:
     """Time in which the cache of the other GPUs goes to the first, and in decode comes back before that."""
-    peer = problem.profile.peer
+    peer = problem.scenario.profile.peer
     if peer is None:
         return 0.0
     away = _away(problem, assignment)
@@ -108,7 +109,7 @@ def _cached(unit: UnitPrice, phase: str) -> float:
 
 
 def _away(problem: Problem, assignment: Assignment) -> list[UnitPrice]:
-    main = problem.execution.main
+    main = problem.scenario.execution.main
     return [
         unit
         for unit, runs_on in zip(problem.units, assignment.runs_on, strict=True)
@@ -121,7 +122,7 @@ def with_returned_cache(
 ) -> dict[str, dict[str, MemoryBreakdown]]:
     """The memory of an assignment with the other GPUs' caches on the first one, twice, besides their own."""
     away = _away(problem, assignment)
-    main = problem.execution.main
+    main = problem.scenario.execution.main
     phases = {
         phase: msgspec.structs.replace(part, kv=part.kv + _CACHES * sum(unit.kv[phase] for unit in away))
         for phase, part in memory[main].items()

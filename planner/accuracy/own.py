@@ -12,10 +12,9 @@ from planner.bench.repricing import largest_feasible, predicted, repriced
 from planner.bench.rows import PlanRecord, Predicted, Row
 from planner.errors import BadFileError, PlannerError
 from planner.graph.schema import ModuleGraph
-from planner.models.resolve import resolve
-from planner.schema.plan import Plan
+from planner.schema.plan import ModelRef, Plan
 from planner.schema.workload import Workload
-from planner.tracing.store import graph_for
+from planner.tracing.load import load_recorded
 
 #: What errors are taken of, in the order of the tables.
 METRICS: Final = ("prefill", "decode", "memory")
@@ -110,9 +109,14 @@ def workload_of(row: Row, plan: Plan) -> Workload:
 
 
 @cache
-def graph_of_model(name: str) -> ModuleGraph:
-    """The graph of a model that rows name."""
-    return graph_for(resolve(name))
+def graph_of(model: ModelRef) -> ModuleGraph:
+    """The graph of a plan's model.
+
+    Raises:
+        ModelError: the model is not found again where it was when it was planned.
+        InvalidInputError: its configuration has changed.
+    """
+    return load_recorded(model).graph
 
 
 def borders(paths: Sequence[Path]) -> tuple[Border, ...]:
@@ -145,7 +149,7 @@ def borders(paths: Sequence[Path]) -> tuple[Border, ...]:
 
 def _feasible(row: Row, plan: Plan) -> int | None:
     try:
-        graph = graph_of_model(row.model)
+        graph = graph_of(plan.model)
         return largest_feasible(plan, graph, workload_of(row, plan), memory_cap_bytes=row.memory_cap_bytes)
     except PlannerError:
         return None
@@ -156,7 +160,7 @@ def _line(row: Row, plan: Plan, file: str) -> OwnLine:
     if row.predicted is None:
         return OwnLine(row=row, file=file, reason="the cost model has no law for it")
     try:
-        graph = graph_of_model(row.model)
+        graph = graph_of(plan.model)
         priced = repriced(plan, graph, workload_of(row, plan), memory_cap_bytes=row.memory_cap_bytes)
         return OwnLine(row=row, file=file, predicted=predicted(*priced))
     except PlannerError as error:

@@ -2,29 +2,30 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from planner.bench.scripts import __name__ as _SCRIPTS
 from planner.cost.assignment import Assignment
 from planner.cost.build_problem import price
-from planner.cost.placement_units import chain_of
-from planner.cost.runtime_model import Emitted, ExecutionConfig, RuntimeModel
+from planner.cost.runtime_model import Emitted, RuntimeModel, Scenario
 from planner.device_map.check import check
 from planner.errors import InvalidInputError, PlannerError, UnknownNameError
 from planner.graph.model import Model
-from planner.graph.network import placement_units
 from planner.models.spec import ModelSpec
 from planner.runtimes.folder import SCRIPT, write_folder
 from planner.runtimes.registry import runtime_models
+from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.plan import Plan
+from planner.schema.request import Request
 from planner.schema.workload import Workload
 from planner.search.best_placement import PricedPlacement, price_assignment
 from planner.search.choose import plan_of
-from planner.search.user_device_map import candidate_of
+from planner.search.user_device_map import price_device_map
 
 #: Name → script, and how it is described.
 _SCRIPT_OF: Final = {
@@ -42,12 +43,12 @@ class Baseline(NamedTuple):
     Attributes:
         plan: what it amounts to.
         speaks: whether the cost model can predict it.
-        way: what it was priced with.
+        runtime_model: what it was priced with.
     """
 
     plan: Plan
     speaks: bool
-    way: tuple[RuntimeModel, ExecutionConfig]
+    runtime_model: RuntimeModel
 
 
 def write_baseline(
@@ -89,9 +90,10 @@ def write_baseline(
             _whole(model, profile, workload, "accelerate" if profile.num_gpus else "cpu"),
             False,
         )
-    plan = plan_of(model, priced, objective="latency")
+    execution = priced.problem.scenario.execution
+    plan = plan_of(model, priced, Request.of_workload(workload, execution))
     write_folder(plan, Emitted(files=files, needs="torch and transformers"), folder)
-    return Baseline(plan, speaks, (priced.problem.runtime_model, priced.problem.execution))
+    return Baseline(plan, speaks, priced.problem.scenario.runtime_model)
 
 
 def four_lines(workload: Workload) -> dict[str, Any]:
@@ -116,15 +118,15 @@ def _automatic(
 
     given = auto_device_map(spec, profile, workload.dtype)
     places = check(given, model.graph, num_gpus=profile.num_gpus)
-    return candidate_of(model, profile, workload, places, host_copies="pageable")
+    return price_device_map(model, profile, workload, places, host_copies="pageable")
 
 
 def _four_lines(
     model: Model, profile: HardwareProfile, workload: Workload, config: dict[str, Any]
 ) -> PricedPlacement:
-    from planner.search import user_ds_config as given
+    from planner.search.user_ds_config import price_ds_config
 
-    return given.candidate_of(model, profile, workload, config)
+    return price_ds_config(model, profile, workload, config)
 
 
 def _whole(model: Model, profile: HardwareProfile, workload: Workload, runtime: str) -> PricedPlacement:
@@ -134,11 +136,6 @@ def _whole(model: Model, profile: HardwareProfile, workload: Workload, runtime: 
     execution = next(
         (way for way in runtime_model.configurations(profile) if way.main == main), None
     ) or ExecutionConfig(runtime=runtime, label=runtime, main=main)
-    chain = chain_of(model.graph, placement_units(model.graph))
-    execution = replace(execution, keeps_host_pages=False)
-    problem = price(model.graph, chain, profile, workload, execution, runtime_model)
-    assignment = Assignment(
-        runs_on=(main,) * len(problem.units),
-        stored_on=tuple((main,) * len(unit.leaves) for unit in problem.units),
-    )
-    return price_assignment(problem, assignment)
+    execution = msgspec.structs.replace(execution, keeps_host_pages=False)
+    problem = price(Scenario.whole(model.graph, profile, workload, execution, runtime_model).of_one_rank())
+    return price_assignment(problem, Assignment.uniform(problem, main))

@@ -222,7 +222,7 @@ class _Runner:
 
 def _is_gpus_alone(plan: dict[str, Any]) -> bool:
     """Whether the host has one thread at work: where there are more, one that moves may meet another."""
-    if plan["main_device"] == "cpu":
+    if plan["execution"]["main"] == "cpu":
         return False
     return all(one["runs_on"] != "cpu" and one["stored_on"] != "disk" for one in plan["placements"])
 

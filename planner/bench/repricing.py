@@ -6,16 +6,12 @@ from planner.bench.rows import Predicted
 from planner.cost.assignment import Assignment
 from planner.cost.build_problem import price
 from planner.cost.memory import memory, shortage
-from planner.cost.placement_units import chain_of
 from planner.cost.predict import predict
 from planner.cost.problem import Problem
-from planner.cost.runtime_model import ExecutionConfig, RuntimeModel
-from planner.errors import InvalidInputError
-from planner.graph.network import placement_units
+from planner.cost.runtime_model import RuntimeModel, Scenario
 from planner.graph.schema import ModuleGraph
 from planner.hardware.overrides import apply
 from planner.runtimes.registry import runtime_models
-from planner.schema.hardware import HardwareProfile
 from planner.schema.plan import Plan, Prediction
 from planner.schema.workload import Workload
 
@@ -29,37 +25,27 @@ def repriced(
     workload: Workload,
     *,
     memory_cap_bytes: int | None = None,
-    way: tuple[RuntimeModel, ExecutionConfig] | None = None,
+    runtime_model: RuntimeModel | None = None,
 ) -> tuple[Problem, Assignment]:
     """The plan's placement under another workload.
 
     Args:
-        plan: written earlier.
+        plan: written earlier; its execution configuration is kept.
         graph: of its model.
         workload: of all streams together.
         memory_cap_bytes: the GPUs' memory instead of the profile's.
-        way: what it was priced with, where that is no way of the runtime's own; None: the runtime's.
+        runtime_model: what it was priced with, where a user's configuration states sizes; None: the
+            runtime's own.
 
     Raises:
-        InvalidInputError: the runtime knows no such way to run on the plan's machine.
+        UnknownNameError: the plan names a runtime that is not known.
     """
     profile = plan.hardware
     if memory_cap_bytes is not None and profile.gpu is not None:
         profile = apply(profile, gpu_memory_bytes=memory_cap_bytes)
-    if way is None:
-        (runtime,) = runtime_models([plan.runtime])
-        way = runtime, execution_of(plan, runtime, profile)
-    runtime_model, execution = way
-    part = runtime_model.rank_graph(graph, execution)
-    problem = price(
-        part,
-        chain_of(part, placement_units(part)),
-        profile,
-        workload.with_batch(-(-workload.batch_size // execution.num_streams)),
-        execution,
-        runtime_model,
-        num_sequences=workload.batch_size,
-    )
+    if runtime_model is None:
+        (runtime_model,) = runtime_models([plan.runtime])
+    problem = price(Scenario.whole(graph, profile, workload, plan.execution, runtime_model).of_one_rank())
     return problem, assignment_of(plan, problem)
 
 
@@ -79,37 +65,10 @@ def predicted(problem: Problem, assignment: Assignment) -> Predicted:
     )
 
 
-def execution_of(plan: Plan, runtime_model: RuntimeModel, profile: HardwareProfile) -> ExecutionConfig:
-    """The way of running that the plan was made with.
-
-    Raises:
-        InvalidInputError: the runtime knows no such way.
-    """
-    streamed = {p.stored_on for p in plan.placements if p.stored_on != p.runs_on}
-    fitting = [
-        execution
-        for execution in runtime_model.configurations(profile)
-        if execution.main == plan.main_device
-        and execution.host_copies == plan.host_copies
-        and execution.kv_cache == plan.kv_cache
-        and execution.num_ranks == plan.num_ranks
-        and execution.num_streams == plan.num_streams
-        and execution.weight_bits == plan.weight_bits
-        and streamed <= set(execution.streams_from)
-    ]
-    # Ways that differ only in what they may do are alike once the placement is given; the label decides.
-    named = [execution for execution in fitting if execution.label == plan.label]
-    if not fitting:
-        raise InvalidInputError(
-            f"{runtime_model.name} has no configuration {plan.label!r} on {profile.name}; plan again"
-        )
-    return (named or fitting)[0]
-
-
 def assignment_of(plan: Plan, problem: Problem) -> Assignment:
     """Where the plan puts everything."""
     places = {p.module: (p.stored_on, p.runs_on) for p in plan.placements}
-    main = problem.execution.main
+    main = problem.scenario.execution.main
     runs_on, stored_on = [], []
     for unit in problem.units:
         found = [

@@ -14,7 +14,7 @@ import msgspec
 from planner.bench.batches import next_batch
 from planner.bench.repricing import predicted, repriced
 from planner.bench.rows import Measured, Predicted, Row, record_of
-from planner.cost.runtime_model import ExecutionConfig, RuntimeModel
+from planner.cost.runtime_model import RuntimeModel
 from planner.errors import InvalidInputError, PlannerError
 from planner.graph.schema import ModuleGraph
 from planner.schema.plan import Plan
@@ -37,7 +37,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         folder: with `generate.py`, `generation.py` and `plan.json`.
         plan, graph: of it.
         speaks: whether the cost model can predict it.
-        way: see `planner.bench.repricing.repriced`.
+        runtime_model: see `planner.bench.repricing.repriced`.
         checkpoint: what the script loads.
         weights: `checkpoint` or `random`.
         batches: sequences of all streams together.
@@ -57,7 +57,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     batches: tuple[int, ...]
     weights: str = "random"
     speaks: bool = True
-    way: tuple[RuntimeModel, ExecutionConfig] | None = None
+    runtime_model: RuntimeModel | None = None
     until_oom: bool = False
     prompt_tokens: int = 128
     new_tokens: int = 32
@@ -172,7 +172,9 @@ def _predicted(job: Job, workload: Workload) -> Predicted | None:
     if not job.speaks:
         return None
     cap = job.memory_cap_bytes
-    return predicted(*repriced(job.plan, job.graph, workload, memory_cap_bytes=cap, way=job.way))
+    return predicted(
+        *repriced(job.plan, job.graph, workload, memory_cap_bytes=cap, runtime_model=job.runtime_model)
+    )
 
 
 def _measured(line: dict[str, Any]) -> Measured:

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.accuracy.own import graph_of_model, planned_rows, workload_of
+from planner.accuracy.own import graph_of, planned_rows, workload_of
 from planner.bench.repricing import repriced
 from planner.bench.rows import Row
 from planner.calibrate.fit import FEWEST_GROUPS, Array
@@ -135,7 +135,7 @@ class Sample:
         row, plan = self._pairs[index]
         plan = msgspec.structs.replace(plan, hardware=with_terms(plan.hardware, values))
         priced = repriced(
-            plan, graph_of_model(row.model), workload_of(row, plan), memory_cap_bytes=row.memory_cap_bytes
+            plan, graph_of(plan.model), workload_of(row, plan), memory_cap_bytes=row.memory_cap_bytes
         )
         times = time(*priced)
         return [math.log(times[phase].total) for phase in _PHASES]
@@ -150,9 +150,7 @@ def _why_not(row: Row, plan: Plan) -> str | None:
     if row.predicted is None:
         return "ran in a way that the cost model has no law for"
     try:
-        repriced(
-            plan, graph_of_model(row.model), workload_of(row, plan), memory_cap_bytes=row.memory_cap_bytes
-        )
+        repriced(plan, graph_of(plan.model), workload_of(row, plan), memory_cap_bytes=row.memory_cap_bytes)
     except PlannerError as error:
         return f"cannot be priced ({error})"
     return None

@@ -18,6 +18,21 @@ class Assignment:
     runs_on: tuple[str, ...]
     stored_on: tuple[tuple[str, ...], ...]
 
+    @classmethod
+    def uniform(cls, problem: Problem, runs_on: str, stored_on: str | None = None) -> "Assignment":
+        """Every unit on one device, and every leaf stored in one place.
+
+        Args:
+            problem: priced.
+            runs_on: the device.
+            stored_on: the place; the same device for None.
+        """
+        place = runs_on if stored_on is None else stored_on
+        return cls(
+            runs_on=(runs_on,) * len(problem.units),
+            stored_on=tuple((place,) * len(unit.leaves) for unit in problem.units),
+        )
+
     @property
     def places(self) -> frozenset[str]:
         """Every device that something lives or executes on."""

@@ -1,16 +1,23 @@
-"""Bytes of one assignment, per device and phase."""
+"""The one sum of memory: bytes of an assignment, per device and phase.
 
+What a unit, a leaf and the runtime add to a device are linear terms (`MemoryTerm`). Evaluation adds them up
+here, the search's integer program has them as coefficients, and stages are filled by the same sum. Beside
+them stands the largest of activations and streamed modules, which follow each other.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
 
-from planner.cost.assignment import Assignment, leaves
+from planner.cost.assignment import Assignment, kind_of, leaves
 from planner.cost.memory_terms import (
+    KEPT_PAGES_ROOM,
     OFFLOADED_KV_LAYERS,
+    MemoryTerm,
     host_fragmentation_bytes,
-    host_process_bytes,
-    kv_fragmentation_bytes,
     largest,
     slack_bytes,
 )
@@ -29,33 +36,24 @@ class Shortage:
 
 def memory(problem: Problem, assignment: Assignment) -> dict[str, dict[str, MemoryBreakdown]]:
     """Bytes per device and phase, of all ranks: their GPUs are alike, and they share the host."""
-    profile = problem.profile
-    result: dict[str, dict[str, MemoryBreakdown]] = {}
+    execution = problem.scenario.execution
     spread = _spread(problem, assignment)
-    if problem.execution.main != "cpu" and profile.gpu is not None:
-        for index in range(problem.num_stages):
-            device = f"gpu:{index}"
-            used = device == problem.execution.main or device in assignment.runs_on
-            if used:
-                capacity, context = (
-                    round(profile.gpu.memory_bytes.value),
-                    round(profile.gpu.context_bytes.value),
-                )
-                result[device] = _device(problem, assignment, spread, device, capacity, context)
-        for rank in range(1, problem.execution.num_ranks):
-            result[f"gpu:{rank}"] = result[problem.execution.main]
-    capacity = round(profile.host.memory_bytes.value)
-    processes = problem.execution.num_ranks * host_process_bytes(profile)
-    result[CPU] = _device(problem, assignment, spread, CPU, capacity, processes)
-    if any(DISK in stored_on for stored_on in assignment.stored_on) and profile.disk is not None:
-        stored = sum(
-            leaf.stored_bytes for _, leaf, stored_on in leaves(problem, assignment) if stored_on == DISK
-        )
+    result: dict[str, dict[str, MemoryBreakdown]] = {}
+    for device in problem.capacities:
+        if device in (execution.main, CPU) or device in assignment.runs_on:
+            result[device] = _of_device(problem, assignment, spread, device)
+    for rank in range(1, execution.num_ranks if execution.main != CPU else 1):
+        result[f"gpu:{rank}"] = result[execution.main]
+    # The host after the GPUs, as tables have it.
+    result[CPU] = result.pop(CPU)
+    disk = problem.scenario.profile.disk
+    if any(DISK in stored_on for stored_on in assignment.stored_on) and disk is not None:
+        stored = spread.stored[DISK]
         rest = sum(unit.stored_bytes for unit in problem.units) - stored
         on_disk = MemoryBreakdown(
             weights=stored,
             staging=rest + problem.buffers.disk,
-            capacity=round(profile.disk.capacity_bytes.value),
+            capacity=round(disk.capacity_bytes.value),
         )
         result[DISK] = dict.fromkeys(PHASES, on_disk)
     return result
@@ -65,88 +63,179 @@ class _Spread(NamedTuple):
     """Where an assignment's leaves are.
 
     Attributes:
-        weights: device → bytes of the weights that it holds; what is streamed from a store of everything is
-            counted with the store.
-        streamed: device → the leaves that it executes and does not hold.
+        stored: place → bytes of all weights that are stored there.
+        charged: device → bytes of the weights that count as its own; what is streamed from a store of
+            everything is counted with the store.
+        streamed: device → the leaves that run on it and are stored elsewhere.
     """
 
-    weights: dict[str, int]
+    stored: dict[str, int]
+    charged: dict[str, int]
     streamed: dict[str, list[LeafPrice]]
 
 
 def _spread(problem: Problem, assignment: Assignment) -> _Spread:
     """In one walk over the leaves, since a search asks it of many devices many times."""
-    found = _Spread({}, {})
+    spread = _Spread({}, {}, {})
     for runs_on, leaf, stored_on in leaves(problem, assignment):
-        if stored_on == runs_on or not problem.runtime_model.stores_all:
-            found.weights[stored_on] = found.weights.get(stored_on, 0) + leaf.stored_bytes
+        spread.stored[stored_on] = spread.stored.get(stored_on, 0) + leaf.stored_bytes
+        charge = stored_weights(problem, leaf, stored_on, runs_on).weights
+        spread.charged[stored_on] = spread.charged.get(stored_on, 0) + charge
         if stored_on != runs_on:
-            found.streamed.setdefault(runs_on, []).append(leaf)
-    return found
+            spread.streamed.setdefault(runs_on, []).append(leaf)
+    return spread
 
 
-def _device(
-    problem: Problem, assignment: Assignment, spread: _Spread, device: str, capacity: int, context: int
+def _of_device(
+    problem: Problem, assignment: Assignment, spread: _Spread, device: str
 ) -> dict[str, MemoryBreakdown]:
     here = [u for u, runs_on in zip(problem.units, assignment.runs_on, strict=True) if runs_on == device]
-    weights = spread.weights.get(device, 0) + sum(unit.buffer_bytes for unit in here)
-    streamed = spread.streamed.get(device, [])
-    buffered = _buffered(problem, spread, device)
+    phases = device_memory(
+        problem,
+        device,
+        here,
+        weights_bytes=spread.charged.get(device, 0),
+        streamed=spread.streamed.get(device, ()),
+        streams=bool(spread.streamed),
+    )
+    execution = problem.scenario.execution
+    keeps = execution.keeps_host_pages and device == execution.main == CPU
+    return _with_kept_pages(phases) if keeps else phases
+
+
+def device_memory(
+    problem: Problem,
+    device: str,
+    units: Sequence[UnitPrice],
+    *,
+    weights_bytes: int,
+    streamed: Iterable[LeafPrice] = (),
+    streams: bool = False,
+) -> dict[str, MemoryBreakdown]:
+    """The sum for one device: its terms, the worst moment of what follows each other, and the slack.
+
+    Args:
+        problem: priced.
+        device: `gpu:N` or `cpu`.
+        units: those that run there.
+        weights_bytes: parameters that count as stored there.
+        streamed: leaves that run there and are stored elsewhere.
+        streams: whether the assignment streams anything, to whatever device.
+
+    Returns:
+        Phase → bytes.
+    """
+    capacity, kind = problem.capacities[device], kind_of(device)
+    streamed = tuple(streamed)
     result = {}
     for phase in PHASES:
-        kv = _kv_on(problem, here, device, phase)
-        activations = largest(unit.peak[phase] for unit in here)
-        if device == problem.execution.main:
-            activations = max(activations, problem.glue_peak[phase])
+        term = MemoryTerm.total(
+            (
+                MemoryTerm(weights=weights_bytes),
+                runtime_term(problem, units, device, phase, streams=streams),
+                *(unit.memory[kind][phase] for unit in units),
+            )
+        )
+        activations = least_peak(problem, units, device, phase)
         staged = largest(leaf.streamed_peak[phase] for leaf in streamed)
-        staging = max(0, staged - activations) + buffered
-        transient_bytes = kv + activations + staging
+        staging = term.staging + max(0, staged - activations)
+        transient = term.kv + activations + staging
         result[phase] = MemoryBreakdown(
-            weights=weights,
-            kv=kv,
+            weights=term.weights,
+            kv=term.kv,
             activations=activations,
             staging=staging,
-            context=context,
-            slack=slack_bytes(transient_bytes) + _fragmentation(problem, here, device, phase),
-            capacity=capacity,
+            context=capacity.context_bytes,
+            slack=slack_bytes(transient) + term.fragmentation,
+            capacity=capacity.total_bytes,
         )
-    keeps = problem.execution.keeps_host_pages and device == problem.execution.main == CPU
-    return _with_kept_pages(result) if keeps else result
+    return result
+
+
+def stored_weights(problem: Problem, leaf: LeafPrice, stored_on: str, runs_on: str) -> MemoryTerm:
+    """What a leaf's parameters add to where they are stored.
+
+    Nothing where the runtime has one store of everything and streams them from it: `Buffers` has that.
+
+    Args:
+        problem: priced.
+        leaf: one of its leaves.
+        stored_on: a device or another place.
+        runs_on: the device that its unit runs on.
+    """
+    in_store = stored_on != runs_on and problem.scenario.runtime_model.stores_all
+    return MemoryTerm(weights=0 if in_store else leaf.stored_bytes)
+
+
+def runtime_term(
+    problem: Problem, units: Iterable[UnitPrice], device: str, phase: str, *, streams: bool
+) -> MemoryTerm:
+    """What a device holds besides its units: the runtime's buffers, and of an offloaded cache its part.
+
+    Args:
+        problem: priced.
+        units: those that may run there.
+        device: `gpu:N` or `cpu`.
+        phase: `prefill` or `decode`.
+        streams: whether the assignment streams anything; most buffers exist only then, or where the runtime
+            stores everything in them.
+    """
+    buffers = problem.buffers
+    staging = buffers.workspace if device != CPU else 0
+    if streams or problem.scenario.runtime_model.stores_all:
+        staging += buffers.host if device == CPU else buffers.device
+    if problem.scenario.execution.kv_cache == "device":
+        return MemoryTerm(staging=staging)
+    if device == CPU:
+        return MemoryTerm(staging=staging, kv=problem.offloaded_kv_bytes)
+    layers = OFFLOADED_KV_LAYERS[phase]
+    return MemoryTerm(staging=staging, kv=round(layers * largest(unit.kv[phase] for unit in units)))
+
+
+def least_peak(problem: Problem, units: Iterable[UnitPrice], device: str, phase: str) -> int:
+    """The most activations at once on a device that runs some units, whatever is streamed to it.
+
+    Args:
+        problem: priced.
+        units: those that run there.
+        device: `gpu:N` or `cpu`.
+        phase: `prefill` or `decode`.
+    """
+    glue = problem.glue_peak[phase] if device == problem.scenario.execution.main else 0
+    return max(glue, largest(unit.peak[phase] for unit in units))
 
 
 def _with_kept_pages(phases: dict[str, MemoryBreakdown]) -> dict[str, MemoryBreakdown]:
-    """With the holes of what the C library keeps, if it keeps anything; they never make a plan too large."""
-    transient_bytes = max(part.transient_bytes for part in phases.values())
-    room = min(part.capacity - part.weights - part.context for part in phases.values())
-    fragmentation = host_fragmentation_bytes(transient_bytes, room)
+    """With the fragmentation of heap pages that are retained, if any are; it never makes a plan too large."""
+    transient, room = _transient_and_room(phases)
+    fragmentation = host_fragmentation_bytes(transient, room)
     return {
         phase: msgspec.structs.replace(part, slack=part.slack + max(0, min(fragmentation, part.free)))
         for phase, part in phases.items()
     }
 
 
-def _buffered(problem: Problem, spread: _Spread, device: str) -> int:
-    """The runtime's buffers on a device; most only if anything is streamed through them or stored in them."""
-    workspace = problem.buffers.workspace if device != CPU else 0
-    if not spread.streamed and not problem.runtime_model.stores_all:
-        return workspace
-    return workspace + (problem.buffers.host if device == CPU else problem.buffers.device)
+def kept_pages_max_tokens(problem: Problem, phases: dict[str, MemoryBreakdown]) -> int | None:
+    """Up to how many tokens in a call an emitted script retains heap pages; None where it never does.
+
+    Transient bytes grow with the tokens of all sequences, prompts and new ones.
+
+    Args:
+        problem: priced.
+        phases: phase → bytes of host memory, as predicted.
+    """
+    execution, workload = problem.scenario.execution, problem.scenario.workload
+    if execution.main != CPU or not execution.keeps_host_pages:
+        return None
+    transient, room = _transient_and_room(phases)
+    planned = problem.scenario.num_sequences * (workload.prompt_tokens + workload.new_tokens)
+    return max(0, math.floor(room * planned / (KEPT_PAGES_ROOM * transient))) if transient else None
 
 
-def _fragmentation(problem: Problem, here: list[UnitPrice], device: str, phase: str) -> int:
-    """Fragments of a cache that lives and grows on a GPU."""
-    if device == CPU:
-        return 0
-    return sum(kv_fragmentation_bytes(problem.device_kv_bytes(unit, phase)) for unit in here)
-
-
-def _kv_on(problem: Problem, here: list[UnitPrice], device: str, phase: str) -> int:
-    """Cache bytes on a device: its own units', or a few layers and the host's store of an offloaded one."""
-    if problem.execution.kv_cache == "device":
-        return sum(problem.device_kv_bytes(unit, phase) for unit in here)
-    if device == CPU:
-        return problem.offloaded_kv_bytes
-    return round(OFFLOADED_KV_LAYERS[phase] * largest(unit.kv[phase] for unit in here))
+def _transient_and_room(phases: dict[str, MemoryBreakdown]) -> tuple[int, int]:
+    transient = max(part.transient_bytes for part in phases.values())
+    room = min(part.capacity - part.weights - part.context for part in phases.values())
+    return transient, room
 
 
 def shortage(memory_by_device: dict[str, dict[str, MemoryBreakdown]]) -> Shortage | None:

@@ -1,6 +1,7 @@
 """Bytes: what each part of a model takes, in each phase, and what a device loses before it starts."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
 from planner.graph.schema import ModuleGraph, Node, PhaseCost
@@ -46,23 +47,70 @@ KV_FRAGMENTATION_SHARE: Final = Quantity(
 OFFLOADED_KV_LAYERS: Final = {"prefill": 1.0, "decode": 2.5}
 
 
-#: What glibc keeps on a processor that runs everything has holes: so much of what comes and goes; in four
-#: models 0.4 to 1.2 of it.
+#: Heap pages that glibc retains on a processor that runs everything are fragmented, by this share of the
+#: transient bytes; in four models by 0.4 to 1.2 of them.
 HOST_FRAGMENTATION_SHARE: Final = Quantity(
     value=0.8, source=Source.MEASURED, note="tests/benchmarks/results/2026-11-29-cpu-kept-pages.md"
 )
-#: It is kept where there is room for what comes and goes and one and a half times as much again;
-#: `keep_host_pages` in `runtimes/ranks.py` decides by the same number.
+#: Pages are retained where the memory that is free holds so many times the transient bytes: these themselves
+#: and one and a half times as much again.
 KEPT_PAGES_ROOM: Final = 2.5
+
+#: What a transient byte takes of a capacity: itself, and the allocator's share.
+TRANSIENT_FACTOR: Final = 1.0 + SLACK_SHARE.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryTerm:
+    """Bytes that one part of an assignment adds to one device in one phase.
+
+    Terms add up; only the largest of activations and streamed modules is no term, since those follow each
+    other (see `planner.cost.memory`).
+
+    Attributes:
+        weights: parameters and buffers; they stay.
+        kv: cache.
+        staging: buffers of the runtime.
+        fragmentation: what the growth of the cache leaves unusable.
+    """
+
+    weights: int = 0
+    kv: int = 0
+    staging: int = 0
+    fragmentation: int = 0
+
+    @classmethod
+    def total(cls, terms: Iterable["MemoryTerm"]) -> "MemoryTerm":
+        """The sum of any number of terms."""
+        weights = kv = staging = fragmentation = 0
+        for term in terms:
+            weights += term.weights
+            kv += term.kv
+            staging += term.staging
+            fragmentation += term.fragmentation
+        return cls(weights=weights, kv=kv, staging=staging, fragmentation=fragmentation)
+
+    @property
+    def charged_bytes(self) -> float:
+        """What it takes of a device's capacity, the allocator's share of transient bytes included."""
+        return self.weights + self.fragmentation + TRANSIENT_FACTOR * (self.kv + self.staging)
+
+
+def retains_host_pages(transient_bytes: float, room_bytes: int) -> bool:
+    """Whether the C library retains heap pages.
+
+    Args:
+        transient_bytes: what comes and goes.
+        room_bytes: capacity beside weights and the process.
+    """
+    return KEPT_PAGES_ROOM * transient_bytes <= room_bytes
 
 
 def host_fragmentation_bytes(transient_bytes: int, room_bytes: int) -> int:
-    """What the pages that glibc keeps add, given the room beside what stays; 0 where it keeps none."""
-    return (
-        round(HOST_FRAGMENTATION_SHARE.value * transient_bytes)
-        if KEPT_PAGES_ROOM * transient_bytes <= room_bytes
-        else 0
-    )
+    """What retained heap pages add; 0 where none are retained. Arguments as for `retains_host_pages`."""
+    if not retains_host_pages(transient_bytes, room_bytes):
+        return 0
+    return round(HOST_FRAGMENTATION_SHARE.value * transient_bytes)
 
 
 def kv_fragmentation_bytes(unit_kv_bytes: int) -> int:

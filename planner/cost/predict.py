@@ -13,12 +13,12 @@ def predict(problem: Problem, assignment: Assignment) -> Prediction:
     """Memory and time of one assignment, with everything that follows from them."""
     times = time(problem, assignment)
     total_s = objective_s(problem, times)
-    workload = problem.workload
-    tokens = problem.num_sequences * (
-        workload.new_tokens if problem.graph.generates else workload.prompt_tokens
+    workload = problem.scenario.workload
+    tokens = problem.scenario.num_sequences * (
+        workload.new_tokens if problem.scenario.graph.generates else workload.prompt_tokens
     )
     tokens_per_s = tokens / total_s if total_s > 0 else 0.0
-    price = problem.profile.usd_per_hour
+    price = problem.scenario.profile.usd_per_hour
     sources = [times[phase].source for phase in PHASES]
     return Prediction(
         memory=memory(problem, assignment),
@@ -38,13 +38,11 @@ def _load_s(problem: Problem, assignment: Assignment) -> float:
     read = problem.buffers.unpacked + sum(
         leaf.stored_bytes
         for _, leaf, stored_on in leaves(problem, assignment)
-        if stored_on != DISK or problem.runtime_model.stores_all
+        if stored_on != DISK or problem.scenario.runtime_model.stores_all
     )
     on_gpu = sum(
         leaf.stored_bytes
         for _, leaf, stored_on in leaves(problem, assignment)
         if stored_on.startswith("gpu:")
     )
-    return problem.runtime_model.load_s(
-        read_bytes=read, device_bytes=on_gpu, execution=problem.execution, profile=problem.profile
-    )
+    return problem.scenario.runtime_model.load_s(problem.scenario, read_bytes=read, device_bytes=on_gpu)

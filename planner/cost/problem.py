@@ -8,14 +8,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from planner.cost.memory_terms import SLACK_FLOOR_BYTES, MemoryTerm
 from planner.cost.placement_units import Leaf, Unit
-from planner.cost.runtime_model import Buffers, ExecutionConfig, Movement, RuntimeModel
+from planner.cost.runtime_model import Buffers, Movement, Scenario
 from planner.cost.time_terms import Engine, copy_s
-from planner.graph.schema import ModuleGraph
 from planner.schema.breakdown import TimeBreakdown
-from planner.schema.hardware import HardwareProfile
 from planner.schema.quantity import Quantity
-from planner.schema.workload import Workload
 
 #: Where a leaf can live, given where its unit executes: the device itself, or a place to stream from.
 GPU, CPU, DISK, PEERS = "gpu", "cpu", "disk", "peers"
@@ -79,10 +77,11 @@ class UnitPrice:
 
     Attributes:
         unit: which.
-        work: (`gpu` or `cpu`) → phase → work.
+        work: `gpu` or `cpu` → phase → work.
         kv: phase → cache bytes at the phase's end.
         peak: phase → live activation bytes while it runs.
-        buffer_bytes: buffers; they stay where it executes.
+        memory: `gpu` or `cpu` → phase → what it adds to a device of that kind that it runs on, without the
+            parameters of its leaves.
         leaves: its entries.
     """
 
@@ -90,13 +89,22 @@ class UnitPrice:
     work: dict[str, dict[str, UnitWork]]
     kv: dict[str, int]
     peak: dict[str, int]
-    buffer_bytes: int
+    memory: Mapping[str, Mapping[str, MemoryTerm]]
     leaves: tuple[LeafPrice, ...]
 
     @property
     def stored_bytes(self) -> int:
         """Weights of all its leaves."""
         return sum(leaf.stored_bytes for leaf in self.leaves)
+
+    def resident(self, kind: str, phase: str) -> MemoryTerm:
+        """What it adds to a device that it runs on and that stores all its leaves.
+
+        Args:
+            kind: `gpu` or `cpu`.
+            phase: `prefill` or `decode`.
+        """
+        return MemoryTerm.total((self.memory[kind][phase], MemoryTerm(weights=self.stored_bytes)))
 
     @property
     def offloaded_kv_bytes(self) -> int:
@@ -114,16 +122,29 @@ class UnitPrice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What a device has, and what is gone before anything is placed on it.
+
+    Attributes:
+        total_bytes: of the device.
+        context_bytes: the CUDA context, or the processes that run the model.
+    """
+
+    total_bytes: int
+    context_bytes: int
+
+    @property
+    def available_bytes(self) -> int:
+        """What the terms of an assignment may charge."""
+        return self.total_bytes - self.context_bytes - SLACK_FLOOR_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """Everything a search or an evaluation needs. With several ranks it is one rank's problem.
 
     Attributes:
-        graph: what the rank holds and computes.
-        profile: the whole machine.
-        workload: the rank's sequences.
-        num_sequences: of all streams together.
-        settings: the way to run.
-        runtime_model: the runtime's.
+        scenario: what is priced: model, machine, workload and configuration, as one rank sees them.
         units: priced, in execution order.
         glue: phase → work of modules outside every unit, on the main device.
         glue_peak: phase → live activation bytes while that runs, sampling included.
@@ -131,15 +152,11 @@ class Problem:
         num_decode_steps: forwards after prefill.
         engines: what it was priced with.
         buffers: what the runtime takes besides the weights.
+        capacities: device that modules can run on → what it has.
         communication_s: phase → seconds of one forward in which the ranks exchange results.
     """
 
-    graph: ModuleGraph
-    profile: HardwareProfile
-    workload: Workload
-    num_sequences: int
-    execution: ExecutionConfig
-    runtime_model: RuntimeModel
+    scenario: Scenario
     units: tuple[UnitPrice, ...]
     glue: dict[str, UnitWork]
     glue_peak: dict[str, int]
@@ -147,35 +164,27 @@ class Problem:
     num_decode_steps: int
     engines: dict[str, Engine]
     buffers: Buffers
+    capacities: dict[str, Capacity]
     communication_s: Mapping[str, float]
-
-    @property
-    def num_stages(self) -> int:
-        """GPUs over which one rank can spread its units."""
-        return self.profile.num_gpus if self.runtime_model.pipeline else 1
 
     @property
     def main_kind(self) -> str:
         """`gpu` or `cpu`."""
-        return CPU if self.execution.main == "cpu" else GPU
+        return CPU if self.scenario.execution.main == "cpu" else GPU
 
     @property
     def offloaded_kv_bytes(self) -> int:
         """Host memory of an offloaded cache, of all streams together."""
-        return self.execution.num_streams * sum(unit.offloaded_kv_bytes for unit in self.units)
+        return self.scenario.execution.num_streams * sum(unit.offloaded_kv_bytes for unit in self.units)
 
     @property
     def disk_deficit_bytes(self) -> int:
         """What the disk lacks to hold the checkpoint and the runtime's own copy; 0 when it is not used."""
-        disk = self.profile.disk
-        if disk is None or DISK not in self.execution.streams_from:
+        disk = self.scenario.profile.disk
+        if disk is None or DISK not in self.scenario.execution.streams_from:
             return 0
         checkpoint = sum(unit.stored_bytes for unit in self.units)
         return max(0, checkpoint + self.buffers.disk - round(disk.capacity_bytes.value))
-
-    def device_kv_bytes(self, unit: UnitPrice, phase: str) -> int:
-        """A unit's cache where the unit runs; 0 when the cache is offloaded."""
-        return unit.kv[phase] if self.execution.kv_cache == "device" else 0
 
     def weight(self, phase: str) -> int:
         """How many forwards of this phase one `generate()` makes."""
@@ -183,13 +192,12 @@ class Problem:
 
     def movement(self, leaf: LeafPrice, stored_on: str, runs_on: str) -> Movement:
         """One forward's movement of a leaf's weights."""
-        return self.runtime_model.movement(
+        return self.scenario.runtime_model.movement(
+            self.scenario,
             num_bytes=leaf.moved_bytes,
             num_tensors=leaf.num_tensors,
             stored_on=stored_on,
             runs_on=runs_on,
-            execution=self.execution,
-            profile=self.profile,
         )
 
     def kv_movement_s(self, unit: UnitPrice, phase: str) -> float:
@@ -198,16 +206,16 @@ class Problem:
         A layer goes out on the stream that computes while the next one comes in on another, the other way
         over a link that carries both at once: the slower of the two shows.
         """
-        out, back = self.profile.device_to_host, self.profile.host_to_device
+        out, back = self.scenario.profile.device_to_host, self.scenario.profile.host_to_device
         num_bytes = unit.kv[phase]
-        if self.execution.kv_cache == "device" or out is None or back is None or num_bytes == 0:
+        if self.scenario.execution.kv_cache == "device" or out is None or back is None or num_bytes == 0:
             return 0.0
         out_s = copy_s(num_bytes, out, pinned=True, num_copies=2)
         return out_s if phase == "prefill" else max(out_s, copy_s(num_bytes, back, pinned=True, num_copies=2))
 
     def crossing_s(self, phase: str) -> float:
         """Taking the residual stream to the CPU and back, for one unit that executes there."""
-        out, back = self.profile.device_to_host, self.profile.host_to_device
+        out, back = self.scenario.profile.device_to_host, self.scenario.profile.host_to_device
         if out is None or back is None:
             return 0.0
         num_bytes = self.crossing_bytes[phase]
@@ -215,5 +223,5 @@ class Problem:
 
     def quantities(self, kind: str) -> tuple[Quantity, ...]:
         """Numbers behind any work on this kind of device."""
-        host = self.profile.host
+        host = self.scenario.profile.host
         return (*self.engines[kind].quantities, host.op_overhead_s)

@@ -1,56 +1,108 @@
-"""The shape of a runtime: what it can be told to do, and how long it takes to bring weights to work.
+"""What is priced, and how a runtime runs it: a `Scenario`, and the `RuntimeModel` that answers for it.
 
 A runtime is one package under `planner/runtimes/` with a `model` (pure; `RUNTIME_MODEL` is its
 `RuntimeModel`), an `emit` (pure: the files that run a plan) and a `generate` (the script among them, which
-imports nothing of the planner).
-`planner/runtimes/registry.py` names them.
+imports nothing of the planner). `planner/runtimes/registry.py` names them.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from planner.cost.placement_units import Chain, chain_of
 from planner.cost.time_terms import read_and_copy_s
+from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph, Node
 from planner.schema.breakdown import PHASES
+from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.quantity import Quantity
 from planner.schema.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExecutionConfig:
-    """One way to run a runtime; a search prices each.
+class Scenario:
+    """Everything that a price depends on: a model, a machine, a workload, and how it is run.
+
+    `whole` makes it for all ranks together; `of_one_rank` is what is priced.
 
     Attributes:
-        runtime: its name.
-        label: in words, for a table.
-        main: `gpu:0` or `cpu`: where streamed modules and the root run.
-        host_copies: `pinned` or `pageable`.
-        kv_cache: `device` (where the block runs) or `offloaded` (host memory, moved every step).
-        cpu_execution: whether chosen units may execute on the CPU beside a GPU.
-        streams_from: places besides the main device that weights may be in and are streamed to it from, the
-            nearest first: `cpu`, `disk` or `peers` (cut over the ranks' GPUs).
-        overlaps: whether weights are copied while the device computes, so that only the longer counts.
-        num_ranks: processes, one for each GPU in use.
-        num_streams: ranks that generate sequences of their own; 1 when all work on the same ones.
-        weight_bits: width to which the runtime quantizes weights as it loads them, or None.
-        keeps_host_pages: whether a script that runs on the processor alone has the C library keep pages.
+        graph: the model, or one rank's part of it.
+        chain: the graph's placement units.
+        profile: the whole machine.
+        workload: of all streams together, or of one rank.
+        num_sequences: of all streams together.
+        execution: the runtime's configuration.
+        runtime_model: the runtime.
     """
 
-    runtime: str
-    label: str
-    main: str
-    host_copies: str = "pageable"
-    kv_cache: str = "device"
-    cpu_execution: bool = False
-    streams_from: tuple[str, ...] = ()
-    overlaps: bool = False
-    num_ranks: int = 1
-    num_streams: int = 1
-    weight_bits: int | None = None
-    keeps_host_pages: bool = True
+    graph: ModuleGraph
+    chain: Chain
+    profile: HardwareProfile
+    workload: Workload
+    num_sequences: int
+    execution: ExecutionConfig
+    runtime_model: "RuntimeModel"
+
+    @classmethod
+    def whole(
+        cls,
+        graph: ModuleGraph,
+        profile: HardwareProfile,
+        workload: Workload,
+        execution: ExecutionConfig,
+        runtime_model: "RuntimeModel",
+        *,
+        chain: Chain | None = None,
+    ) -> "Scenario":
+        """All ranks together.
+
+        Args:
+            graph: the whole model.
+            profile: the whole machine.
+            workload: of all streams together.
+            execution: the runtime's configuration.
+            runtime_model: the runtime.
+            chain: the graph's placement units, where they are known already; computed for None.
+        """
+        return cls(
+            graph=graph,
+            chain=chain if chain is not None else chain_of(graph, placement_units(graph)),
+            profile=profile,
+            workload=workload,
+            num_sequences=workload.batch_size,
+            execution=execution,
+            runtime_model=runtime_model,
+        )
+
+    def of_one_rank(self) -> "Scenario":
+        """What one rank holds, computes and generates of it."""
+        graph = self.runtime_model.rank_graph(self.graph, self.execution)
+        return replace(
+            self,
+            graph=graph,
+            chain=self.chain if graph is self.graph else chain_of(graph, placement_units(graph)),
+            workload=self.workload.with_batch(-(-self.num_sequences // self.execution.num_streams)),
+        )
+
+    def with_batch(self, batch_size: int, *, num_sequences: int | None = None) -> "Scenario":
+        """One rank's scenario at another batch.
+
+        Args:
+            batch_size: sequences of one rank.
+            num_sequences: of all streams together; one rank's times the streams for None.
+        """
+        return replace(
+            self,
+            workload=self.workload.with_batch(batch_size),
+            num_sequences=num_sequences or batch_size * self.execution.num_streams,
+        )
+
+    @property
+    def num_stages(self) -> int:
+        """GPUs over which one rank can spread its units."""
+        return self.profile.num_gpus if self.runtime_model.pipeline else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +163,8 @@ class RuntimeModel(ABC):
             runtime is priced and shown, and chosen only when it is asked for by name or nothing else fits.
         pipeline: whether several GPUs of one process hold the model in stages.
         stores_all: whether one place keeps every weight, resident ones too, and the others are streamed from
-            it; its bytes are among the law's buffers, and every way's `streams_from` is that place alone.
-        needs_resident: whether something must live on the main GPU, even when all could be streamed to it.
+            it; its bytes are among `buffers`, and every configuration's `streams_from` is that place alone.
+        needs_resident: whether something must be stored on the main GPU, even when all could be streamed.
         hooks: when every module is hooked: `split` (as soon as more than one place is used), `always`
             or `never`.
         hooks_on: `owners` of tensors, or all `modules`.
@@ -130,29 +182,28 @@ class RuntimeModel(ABC):
 
     @abstractmethod
     def configurations(self, profile: HardwareProfile) -> tuple[ExecutionConfig, ...]:
-        """Every way worth pricing on this machine, the simplest first; empty when it cannot run there."""
+        """Every configuration worth pricing on a machine, the simplest first; empty when it cannot run."""
 
     @abstractmethod
     def movement(
-        self,
-        *,
-        num_bytes: int,
-        num_tensors: int,
-        stored_on: str,
-        runs_on: str,
-        execution: ExecutionConfig,
-        profile: HardwareProfile,
+        self, scenario: Scenario, *, num_bytes: int, num_tensors: int, stored_on: str, runs_on: str
     ) -> Movement:
-        """Time to bring `num_tensors` tensors of `num_bytes` from `stored_on` to `runs_on`."""
+        """Time to bring tensors from where they are stored to where they run.
+
+        Args:
+            scenario: one rank's.
+            num_bytes: of all the tensors together.
+            num_tensors: how many copies that is.
+            stored_on: a device, `disk` or `peers`.
+            runs_on: a device.
+        """
 
     def absent(self, profile: HardwareProfile) -> str:
-        """When `settings` is empty: the reason, as a clause."""
+        """When `configurations` is empty: the reason, as a clause."""
         return f"{profile.name} has {profile.num_gpus} GPUs"
 
-    def why_not(
-        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, execution: ExecutionConfig
-    ) -> str | None:
-        """Why this model cannot run this way, as a clause; None when it can."""
+    def why_not(self, scenario: Scenario) -> str | None:
+        """Why the model cannot run so, as a clause; None when it can. Asked of the `whole` scenario."""
         return None
 
     def rank_graph(self, graph: ModuleGraph, execution: ExecutionConfig) -> ModuleGraph:
@@ -163,22 +214,19 @@ class RuntimeModel(ABC):
         """Host time of the runtime's hook around one module's forward."""
         return profile.host.hook_overhead_s
 
-    def buffers(
-        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, execution: ExecutionConfig
-    ) -> Buffers:
+    def buffers(self, scenario: Scenario) -> Buffers:
         """What the runtime takes besides the weights."""
         return Buffers()
 
     def streamed_peaks(
-        self, graph: ModuleGraph, workload: Workload, live: Callable[[Node, str], int | None]
+        self, scenario: Scenario, live: Callable[[Node, str], int | None]
     ) -> Mapping[str, Mapping[str, int]] | None:
         """Module → phase → bytes of activations and staged weights at the worst, when it is streamed.
 
         What `buffers` has on the GPU is not counted; a module that is not named needs no more.
 
         Args:
-            graph: what the rank computes.
-            workload: the rank's.
+            scenario: one rank's.
             live: a node and a phase → activations while its own code runs, or None where it does not.
 
         Returns:
@@ -186,21 +234,16 @@ class RuntimeModel(ABC):
         """
         return None
 
-    def communication_s(
-        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, execution: ExecutionConfig
-    ) -> Mapping[str, float]:
+    def communication_s(self, scenario: Scenario) -> Mapping[str, float]:
         """Phase → seconds that the ranks spend on each other's results in one forward of `rank_graph`."""
         return dict.fromkeys(PHASES, 0.0)
 
-    def load_s(
-        self, *, read_bytes: int, device_bytes: int, execution: ExecutionConfig, profile: HardwareProfile
-    ) -> float:
-        """Reading what must be read and copying to each GPU what lives there.
+    def load_s(self, scenario: Scenario, *, read_bytes: int, device_bytes: int) -> float:
+        """Seconds to read what must be read and to copy to each GPU what is stored there.
 
         Args:
+            scenario: one rank's.
             read_bytes: weights that do not stay on disk, of one rank.
-            device_bytes: weights that live on the rank's GPU.
-            execution: the way to run.
-            profile: the machine.
+            device_bytes: weights that are stored on the rank's GPU.
         """
-        return read_and_copy_s(profile, read_bytes=read_bytes, device_bytes=device_bytes)
+        return read_and_copy_s(scenario.profile, read_bytes=read_bytes, device_bytes=device_bytes)

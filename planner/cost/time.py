@@ -15,7 +15,7 @@ from planner.schema.quantity import Quantity, weakest
 
 def time(problem: Problem, assignment: Assignment) -> dict[str, TimeBreakdown]:
     """Seconds of one prefill and of the mean decode step."""
-    hooked = is_hooked(problem.runtime_model, assignment)
+    hooked = is_hooked(problem.scenario.runtime_model, assignment)
     source = weakest(q.source for q in _quantities(problem, assignment))
     result = {}
     for phase in PHASES:
@@ -44,7 +44,7 @@ def is_hooked(runtime_model: RuntimeModel, assignment: Assignment) -> bool:
 
 def _overlapped(problem: Problem, time: TimeBreakdown) -> TimeBreakdown:
     """Weights that are copied while the device computes show only where they take longer."""
-    if not problem.execution.overlaps:
+    if not problem.scenario.execution.overlaps:
         return time
     left = max(0.0, time.weight_movement - time.compute)
     return msgspec.structs.replace(time, weight_movement=left)
@@ -54,7 +54,7 @@ def unit_time(
     problem: Problem, unit: UnitPrice, runs_on: str, stored_on: tuple[str, ...], phase: str, *, hooked: bool
 ) -> TimeBreakdown:
     """One unit's share of one forward."""
-    waits = problem.runtime_model.hooks_wait
+    waits = problem.scenario.runtime_model.hooks_wait
     work = unit.work[kind_of(runs_on)][phase].time(hooked=hooked, waits=waits)
     crossing = problem.crossing_s(phase) if runs_on == CPU and problem.main_kind == GPU else 0.0
     moved = [
@@ -72,11 +72,11 @@ def unit_time(
 
 def hops_s(problem: Problem, runs_on: tuple[str, ...], phase: str) -> float:
     """Handing the residual stream from GPU to GPU, and the result back to the first."""
-    peer = problem.profile.peer
+    peer = problem.scenario.profile.peer
     gpus = [device for device in runs_on if device != CPU]
     if peer is None or not gpus:
         return 0.0
-    stops = [*gpus, problem.execution.main]
+    stops = [*gpus, problem.scenario.execution.main]
     num_hops = sum(a != b for a, b in itertools.pairwise(stops))
     return num_hops * copy_s(problem.crossing_bytes[phase], peer, pinned=True)
 

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from planner.errors import InvalidInputError
+from planner.errors import InvalidInputError, ModelError
 from planner.graph.schema import ModuleGraph
+from planner.models.spec import ModelSpec
 from planner.schema.plan import ModelRef
 
 
@@ -16,12 +17,30 @@ class Model:
         auto_class: `causal-lm`, `seq2seq-lm` or `masked-lm`.
         dtype: what its checkpoint is saved in, or None.
         graph: traced.
+        spec: the configuration that it was traced from; None for one that was built by hand.
     """
 
     name: str
     auto_class: str
     dtype: str | None
     graph: ModuleGraph
+    spec: ModelSpec | None = None
+
+    @classmethod
+    def of(cls, spec: ModelSpec, graph: ModuleGraph) -> "Model":
+        """A model by its specification and the graph that was traced of it."""
+        return cls(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph, spec=spec)
+
+    @property
+    def known_spec(self) -> ModelSpec:
+        """The configuration, for what builds the model anew.
+
+        Raises:
+            ModelError: the model was built by hand.
+        """
+        if self.spec is None:
+            raise ModelError(f"{self.name} was built by hand, so it has no configuration")
+        return self.spec
 
     def check_lengths(self, prompt_tokens: int, new_tokens: int) -> None:
         """See that the model has positions for a prompt and, in the same sequence, what is generated.
@@ -49,4 +68,6 @@ class Model:
             config_sha256=self.graph.config_sha256,
             num_parameters=self.graph.num_parameters,
             no_split=tuple(sorted({by_name[b] for b in self.graph.blocks if b in by_name})),
+            source=None if self.spec is None else self.spec.location,
+            revision=None if self.spec is None else self.spec.revision,
         )

@@ -1,7 +1,7 @@
 """Fetches a model's configuration, and nothing else, from the Hugging Face hub or its local cache."""
 
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from planner.errors import ModelError
 
@@ -11,8 +11,19 @@ _CONFIG: Final = "config.json"
 _INSTEAD: Final = "use a shipped name (`planner models list`) or a local folder with a config.json"
 
 
-def fetch_config(hub_id: str) -> str:
-    """The text of `config.json` of the repository `hub_id`; the local cache serves when there is no network.
+class HubConfig(NamedTuple):
+    """The text of a repository's `config.json`, and the commit that it was read at."""
+
+    text: str
+    revision: str
+
+
+def fetch_config(hub_id: str, revision: str | None = None) -> HubConfig:
+    """`config.json` of a repository; the local cache serves when there is no network.
+
+    Args:
+        hub_id: the repository.
+        revision: a commit, tag or branch; the default branch for None.
 
     Raises:
         ModelError: no such repository or file, no access, or no network and nothing cached.
@@ -30,9 +41,14 @@ def fetch_config(hub_id: str) -> str:
     obstacle = _obstacle(hub_id)
     try:
         file = hf_hub_download(
-            hub_id, _CONFIG, etag_timeout=_TIMEOUT_S, local_files_only=obstacle is not None
+            hub_id,
+            _CONFIG,
+            revision=revision,
+            etag_timeout=_TIMEOUT_S,
+            local_files_only=obstacle is not None,
         )
-        return Path(file).read_text(encoding="utf-8")
+        # The client keeps a file at snapshots/COMMIT/NAME.
+        return HubConfig(Path(file).read_text(encoding="utf-8"), Path(file).parent.name)
     except HFValidationError as error:
         raise ModelError(f"{hub_id!r} is not a hub id: {error}") from error
     except GatedRepoError as error:

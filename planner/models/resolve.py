@@ -14,7 +14,7 @@ from planner.models.spec import ModelSpec, Origin, config_sha256
 _CONFIG: Final = "config.json"
 
 
-def resolve(name: str, *, trust_remote_code: bool = False) -> ModelSpec:
+def resolve(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> ModelSpec:
     """The model that `name` means.
 
     A short name, or the hub id of a shipped model, needs neither network nor torch. To plan a folder that is
@@ -23,6 +23,7 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> ModelSpec:
     Args:
         name: a short name (case does not matter), a folder with a `config.json`, or a hub id `org/name`.
         trust_remote_code: whether Python code that comes with the model may be imported later.
+        revision: of a hub's repository: a commit, tag or branch; the default branch for None.
 
     Raises:
         UnknownNameError: `name` is none of these; the nearest short names are in the message.
@@ -35,7 +36,7 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> ModelSpec:
     if path.exists() or _looks_like_a_path(name):
         return _from_folder(path, trust_remote_code)
     if name.count("/") == 1 and all(name.split("/")):
-        return _from_hub(name, trust_remote_code)
+        return _from_hub(name, trust_remote_code, revision)
     raise UnknownNameError(_unknown(name))
 
 
@@ -73,17 +74,19 @@ def _read(file: Path) -> str:
         raise ModelError(f"cannot read {file}: {error}") from error
 
 
-def _from_hub(hub_id: str, trust_remote_code: bool) -> ModelSpec:
+def _from_hub(hub_id: str, trust_remote_code: bool, revision: str | None) -> ModelSpec:
     # Imported here: only hub ids need the hub's client.
     from planner.models.hub import fetch_config
 
+    found = fetch_config(hub_id, revision)
     return _spec(
         hub_id,
         "hub",
-        fetch_config(hub_id),
+        found.text,
         f"the {_CONFIG} of {hub_id}",
         hub_id=hub_id,
         trust_remote_code=trust_remote_code,
+        revision=found.revision,
     )
 
 
@@ -96,6 +99,7 @@ def _spec(
     trust_remote_code: bool,
     hub_id: str | None = None,
     folder: Path | None = None,
+    revision: str | None = None,
 ) -> ModelSpec:
     config = parse_config(text, where)
     auto_class = auto_class_of(config, where)
@@ -111,6 +115,7 @@ def _spec(
         folder=folder,
         dtype=dtype_of(config, where),
         trust_remote_code=trust_remote_code,
+        revision=revision,
     )
 
 

@@ -55,6 +55,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         dtype: torch's name of the dtype that the checkpoint is stored in; None when it is not said.
         published: the published parameter count of a shipped model, else None.
         trust_remote_code: the user's word that Python code beside the configuration may run.
+        revision: the commit of a hub's repository that the configuration was read at, or None.
     """
 
     name: str
@@ -67,6 +68,12 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     dtype: str | None = None
     published: PublishedCount | None = None
     trust_remote_code: bool = False
+    revision: str | None = None
+
+    @property
+    def location(self) -> str:
+        """What `resolve` finds it by from anywhere: a shipped name, a folder's whole path, or a hub id."""
+        return str(self.folder) if self.folder is not None else self.name
 
     @property
     def model_type(self) -> str:

@@ -5,10 +5,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from planner.cost.build_problem import price
-from planner.cost.placement_units import chain_of
 from planner.cost.problem import CPU, Problem
 from planner.cost.time import hops_s, is_hooked, objective_s, time, unit_time
-from planner.graph.network import placement_units
 from planner.schema.breakdown import TimeBreakdown
 from planner.search.best_placement import PricedPlacement, best_placement
 
@@ -99,7 +97,7 @@ def spans(priced: PricedPlacement) -> tuple[Span, ...]:
     """
     problem, assignment = priced.problem, priced.assignment
     phase = "decode" if problem.num_decode_steps else "prefill"
-    hooked = is_hooked(problem.runtime_model, assignment)
+    hooked = is_hooked(problem.scenario.runtime_model, assignment)
     parts = [
         unit_time(problem, unit, runs_on, stored_on, phase, hooked=hooked)
         for unit, runs_on, stored_on in zip(
@@ -108,7 +106,7 @@ def spans(priced: PricedPlacement) -> tuple[Span, ...]:
     ]
     names = [unit.unit.name for unit in problem.units]
     moved = list(zip(names, (part.weight_movement for part in parts), strict=True))
-    overlaps = problem.execution.overlaps
+    overlaps = problem.scenario.execution.overlaps
     timeline = _Timeline(ahead=[one for one in moved if one[1] > 0] if overlaps else [])
     _lay(timeline, OUTSIDE, problem.glue[phase].time(hooked=False))
     exchanges = _exchanges(problem, assignment.runs_on, phase)
@@ -135,7 +133,7 @@ def _exchanges(problem: Problem, runs_on: Sequence[str], phase: str) -> list[flo
     sharing = blocks if any(blocks) else [True] * len(blocks)
     summed = problem.communication_s[phase] / max(1, sum(sharing))
     gpus = [index for index, device in enumerate(runs_on) if device != CPU]
-    stops = [*(runs_on[index] for index in gpus), problem.execution.main]
+    stops = [*(runs_on[index] for index in gpus), problem.scenario.execution.main]
     hops = {index for index, device, then in zip(gpus, stops, stops[1:], strict=False) if device != then}
     hop = hops_s(problem, tuple(runs_on), phase) / max(1, len(hops))
     return [summed * shares + hop * (index in hops) for index, shares in enumerate(sharing)]
@@ -149,14 +147,9 @@ def batches(priced: PricedPlacement) -> tuple[BatchPoint, ...]:
 def _batches(priced: PricedPlacement) -> Iterator[BatchPoint]:
     yield _point(priced)
     problem = priced.problem
-    chain = chain_of(problem.graph, placement_units(problem.graph))
     size = 1
     while True:
-        workload = problem.workload.with_batch(size)
-        other = price(
-            problem.graph, chain, problem.profile, workload, problem.execution, problem.runtime_model
-        )
-        found = best_placement(other)
+        found = best_placement(price(problem.scenario.with_batch(size)))
         if found is None:
             return
         if found.batch_size != priced.batch_size:
@@ -168,7 +161,11 @@ def _point(priced: PricedPlacement) -> BatchPoint:
     problem: Problem = priced.problem
     times = time(problem, priced.assignment)
     phase = "decode" if problem.num_decode_steps else "prefill"
-    tokens = problem.workload.new_tokens if problem.graph.generates else problem.workload.prompt_tokens
+    tokens = (
+        problem.scenario.workload.new_tokens
+        if problem.scenario.graph.generates
+        else problem.scenario.workload.prompt_tokens
+    )
     return BatchPoint(
         batch_size=priced.batch_size,
         step_s=times[phase].total,

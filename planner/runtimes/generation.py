@@ -18,6 +18,7 @@ from typing import Any
 # First, because it sets torch's allocator up. Scripts take all of it from here.
 from ranks import (  # noqa: F401
     DEVICE,
+    EXECUTION,
     FOLDER,
     LOCAL_RANK,
     NUM_RANKS,
@@ -142,7 +143,7 @@ def run(model: Any, inputs: dict[str, torch.Tensor], args: argparse.Namespace, c
         logits = model(**inputs).logits
         return clock(inputs["input_ids"], logits).argmax(-1).cpu()
     options: dict[str, Any] = {}
-    if PLAN["kv_cache"] == "offloaded" and not ON_CPU:
+    if EXECUTION["kv_cache"] == "offloaded" and not ON_CPU:
         options["cache_implementation"] = "offloaded"
     if NUM_STREAMS > 1:
         # Ranks whose sequences end early go on stepping until all have ended.

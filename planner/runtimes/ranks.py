@@ -40,10 +40,12 @@ def read_json(name: str) -> Any:
 
 
 PLAN = read_json("plan.json")
-NUM_RANKS, NUM_STREAMS = PLAN["num_ranks"], PLAN["num_streams"]
+#: How the runtime is told to run the model.
+EXECUTION = PLAN["execution"]
+NUM_RANKS, NUM_STREAMS = EXECUTION["num_ranks"], EXECUTION["num_streams"]
 RANK = int(os.environ.get("RANK", "0"))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
-ON_CPU = PLAN["main_device"] == "cpu"
+ON_CPU = EXECUTION["main"] == "cpu"
 #: Where this rank takes its inputs.
 DEVICE = torch.device("cpu") if ON_CPU else torch.device("cuda", LOCAL_RANK)
 
@@ -53,7 +55,7 @@ def check_gpus() -> None:
     if ON_CPU:
         return
     places = {
-        PLAN["main_device"],
+        EXECUTION["main"],
         *(one[key] for one in PLAN["placements"] for key in ("stored_on", "runs_on")),
     }
     needed = 1 + max(int(place.removeprefix("gpu:")) for place in places if place.startswith("gpu:"))
@@ -100,22 +102,22 @@ def gpus() -> list[int]:
 
 
 def keep_host_pages(num_tokens: int) -> bool:
-    """Have the C library keep what operations on the processor give back, if there is room; whether it does.
+    """Have the C library retain heap pages that operations give back, where the plan found room for it.
 
-    glibc gives a block of over 32 MiB pages of its own, and the kernel clears them each time: a fourth of a
-    large batch's prefill. What is kept has holes, up to one and a half times what comes and goes. Who has set
-    `MALLOC_MMAP_MAX_` has it his way.
+    glibc maps a block of over 32 MiB anew each time, and the kernel clears its pages: a fourth of a large
+    batch's prefill. Retained pages are fragmented, by up to one and a half times the transient bytes. A
+    `MALLOC_MMAP_MAX_` that the user has set is respected.
 
     Args:
         num_tokens: of all sequences, prompts and new ones.
+
+    Returns:
+        Whether pages are retained.
     """
     if not ON_CPU or "MALLOC_MMAP_MAX_" in os.environ or platform.libc_ver()[0] != "glibc":
         return False
-    workload, phases = PLAN["workload"], PLAN["prediction"]["memory"]["cpu"].values()
-    planned = workload["batch_size"] * (workload["prompt_tokens"] + workload["new_tokens"])
-    transient_bytes = max(part["kv"] + part["activations"] + part["staging"] for part in phases)
-    room = min(part["capacity"] - part["weights"] - part["context"] for part in phases)
-    keeps: bool = 2.5 * transient_bytes * num_tokens / planned <= room
+    most = PLAN["kept_pages_max_tokens"]
+    keeps: bool = most is not None and num_tokens <= most
     # M_MMAP_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h, and what glibc itself comes to without.
     limits = {-4: 0, -1: -1} if keeps else {-4: 65536, -3: 32 << 20, -1: 64 << 20}
     mallopt = ctypes.CDLL(None).mallopt

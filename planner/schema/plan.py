@@ -10,11 +10,13 @@ import msgspec
 
 from planner.errors import PlanFileError
 from planner.schema.breakdown import MemoryBreakdown, TimeBreakdown
+from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.quantity import Source
+from planner.schema.request import Request
 from planner.schema.workload import Workload
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 PLAN_FILE: Final = "plan.json"
 
 
@@ -32,6 +34,9 @@ class ModelRef(_Strict, frozen=True, kw_only=True):
         config_sha256: of the canonical configuration; a checkpoint with another does not fit the plan.
         num_parameters: ties counted once.
         no_split: classes of the no-split blocks.
+        source: where the configuration is found again: a shipped name, a folder's path, or a hub id; None for
+            a model that was built by hand.
+        revision: the hub's commit, or None.
     """
 
     name: str
@@ -40,6 +45,8 @@ class ModelRef(_Strict, frozen=True, kw_only=True):
     config_sha256: str
     num_parameters: int
     no_split: tuple[str, ...] = ()
+    source: str | None = None
+    revision: str | None = None
 
 
 class Placement(_Strict, frozen=True, kw_only=True):
@@ -120,44 +127,79 @@ class Plan(_Strict, frozen=True, kw_only=True):
     Attributes:
         schema_version: of this file format.
         tool_version: of the planner.
-        model, hardware, workload: the input, complete.
-        objective: `latency`, `throughput` or `cost`.
-        runtime: name of the runtime that runs it.
-        label: the way it is run, in words.
-        host_copies: `pinned` or `pageable`, for weights that live on the CPU and run on a GPU.
-        kv_cache: `device` (with the block that fills it) or `offloaded` (kept in host memory).
-        main_device: where the root module's tensors and every streamed module run.
+        model, hardware: the input, complete.
+        request: what was asked; the same request on the same machine leads to this plan again.
+        workload: what is run: the request's lengths, at the batch and in the dtype that were chosen.
+        execution: the runtime and its configuration.
+        label: the configuration in words.
         placements: in execution order, disjoint, every tensor covered once. With several ranks they are
             rank 0's, whose GPU is `gpu:0`; every rank has its own of the same sizes.
         split_blocks: no-split blocks whose parts live in different places → where they execute.
         prediction: memory and time.
+        kept_pages_max_tokens: on a processor that runs everything, up to how many tokens of all sequences the
+            script has the C library retain heap pages; None where it never does.
         alternatives: what lost, and why.
         notes: sentences about this plan that a user should read.
-        num_ranks: processes that run it, one for each GPU in use (or, on the CPU, so many all the same).
-        num_streams: ranks that generate sequences of their own; 1 when all work on the same ones. The
-            workload's batch is of all streams together.
-        weight_bits: width of weights that the runtime quantizes as it loads them, or None.
     """
 
     schema_version: int
     tool_version: str
     model: ModelRef
     hardware: HardwareProfile
+    request: Request
     workload: Workload
-    objective: str
-    runtime: str
+    execution: ExecutionConfig
     label: str
-    host_copies: str
-    kv_cache: str
-    main_device: str
     placements: tuple[Placement, ...]
     split_blocks: dict[str, str]
     prediction: Prediction
+    kept_pages_max_tokens: int | None = None
     alternatives: tuple[Alternative, ...] = ()
     notes: tuple[str, ...] = ()
-    num_ranks: int = 1
-    num_streams: int = 1
-    weight_bits: int | None = None
+
+    @property
+    def objective(self) -> str:
+        """What the plan is the best for."""
+        return self.request.objective
+
+    @property
+    def runtime(self) -> str:
+        """Name of the runtime that runs it."""
+        return self.execution.runtime
+
+    @property
+    def main_device(self) -> str:
+        """Where the root module's tensors are and every streamed module runs."""
+        return self.execution.main
+
+    @property
+    def host_copies(self) -> str:
+        """`pinned` or `pageable`."""
+        return self.execution.host_copies
+
+    @property
+    def kv_cache(self) -> str:
+        """`device` or `offloaded`."""
+        return self.execution.kv_cache
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that run it."""
+        return self.execution.num_ranks
+
+    @property
+    def num_streams(self) -> int:
+        """Ranks that generate sequences of their own; the workload's batch is of all of them together."""
+        return self.execution.num_streams
+
+    @property
+    def weight_bits(self) -> int | None:
+        """Width to which the runtime quantizes weights as it loads them."""
+        return self.execution.weight_bits
+
+    def with_execution(self, **changes: Any) -> "Plan":
+        """The same plan with some fields of its execution configuration changed."""
+        return msgspec.structs.replace(self, execution=msgspec.structs.replace(self.execution, **changes))
 
     def device_map(self) -> dict[str, str | int]:
         """The map that `from_pretrained(device_map=…)` takes: module → GPU index, `cpu` or `disk`."""

@@ -5,6 +5,7 @@ from typing import Final
 import msgspec
 
 from planner.errors import InvalidInputError
+from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.workload import DTYPE_BYTES, Workload
 
@@ -56,6 +57,18 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise InvalidInputError(f"a latency limit must be positive, not {self.max_latency_s} s")
         if self.dtype not in (None, ANY_DTYPE):
             self.workload("float32" if self.dtype is None else self.dtype)
+
+    @classmethod
+    def of_workload(cls, workload: Workload, execution: ExecutionConfig) -> "Request":
+        """The request for exactly one workload in one configuration, as a user's own files state it."""
+        return cls(
+            prompt_tokens=workload.prompt_tokens,
+            new_tokens=workload.new_tokens,
+            batch_size=workload.batch_size,
+            dtype=workload.dtype,
+            runtimes=(execution.runtime,),
+            weight_bits=execution.weight_bits,
+        )
 
     def workload(self, dtype: str) -> Workload:
         """The workload at a dtype and the smallest batch in question."""

@@ -19,7 +19,7 @@ def objective_value(candidate: Candidate, request: Request) -> float:
 
 def label_of(priced: PricedPlacement) -> str:
     """The way in words; how host copies are made is beside the point when there are none."""
-    execution, assignment = priced.problem.execution, priced.assignment
+    execution, assignment = priced.problem.scenario.execution, priced.assignment
     moves = any(
         place != runs_on
         for runs_on, stored_on in zip(assignment.runs_on, assignment.stored_on, strict=True)
@@ -140,7 +140,7 @@ def infeasible(result: SearchResult, request: Request) -> InfeasibleError:
     shortages = nearest.priced.shortage_bytes
     device, lacking = nearest.priced.worst_shortage
     words = " and ".join(f"{format_bytes(n)} on {d}" for d, n in sorted(shortages.items()))
-    workload = nearest.priced.problem.workload
+    workload = nearest.priced.problem.scenario.workload
     return InfeasibleError(
         f"does not fit at batch {workload.batch_size} with {workload.prompt_tokens} + "
         f"{workload.new_tokens} tokens in {nearest.dtype}: the nearest way, {nearest.execution.label}, "

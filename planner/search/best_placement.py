@@ -50,7 +50,7 @@ class PricedPlacement:
     @property
     def batch_size(self) -> int:
         """Sequences in the batch, of all streams together."""
-        return self.problem.num_sequences
+        return self.problem.scenario.num_sequences
 
 
 def price_assignment(problem: Problem, assignment: Assignment) -> PricedPlacement:
@@ -67,7 +67,7 @@ def price_assignment(problem: Problem, assignment: Assignment) -> PricedPlacemen
 def best_placement(problem: Problem) -> PricedPlacement | None:
     """The fastest placement that fits, or None."""
     fitting = _all_resident(problem)
-    if problem.execution.streams_from and (not fitting or problem.execution.cpu_execution):
+    if problem.scenario.execution.streams_from and (not fitting or problem.scenario.execution.cpu_execution):
         placed = solve(problem, _staged_elsewhere(problem))
         fitting += [c for c in [_candidate(problem, placed)] if c.fits] if placed is not None else []
     return min(fitting, key=lambda c: c.total_s, default=None)
@@ -75,18 +75,18 @@ def best_placement(problem: Problem) -> PricedPlacement | None:
 
 def nearest_placement(problem: Problem) -> PricedPlacement:
     """When nothing fits: the placement that lacks the fewest bytes."""
-    if not problem.execution.streams_from:
+    if not problem.scenario.execution.streams_from:
         return _all_on_main(problem)
     placed = _candidate(problem, nearest(problem, _staged_elsewhere(problem)))
     lacking = problem.disk_deficit_bytes
-    if lacking > 0 and problem.runtime_model.stores_all:
+    if lacking > 0 and problem.scenario.runtime_model.stores_all:
         # Its only store is too small: whatever the GPU lacks then comes of that.
         return replace(placed, shortage_bytes={DISK: lacking})
     return placed
 
 
 def _staged_elsewhere(problem: Problem) -> dict[int, str]:
-    return fill_from_end(problem, problem.num_stages) if problem.main_kind == GPU else {}
+    return fill_from_end(problem, problem.scenario.num_stages) if problem.main_kind == GPU else {}
 
 
 def _all_resident(problem: Problem) -> list[PricedPlacement]:
@@ -94,18 +94,13 @@ def _all_resident(problem: Problem) -> list[PricedPlacement]:
     alone = _all_on_main(problem)
     if alone.fits or problem.main_kind != GPU:
         return [alone] if alone.fits else []
-    spread = (_resident(problem, used) for used in range(2, problem.num_stages + 1))
+    spread = (_resident(problem, used) for used in range(2, problem.scenario.num_stages + 1))
     return list(islice((one for one in spread if one.fits), 1))
 
 
 def _all_on_main(problem: Problem) -> PricedPlacement:
     """Everything resident on one device: no hooks, no movement."""
-    main = problem.execution.main
-    assignment = Assignment(
-        runs_on=(main,) * len(problem.units),
-        stored_on=tuple((main,) * len(unit.leaves) for unit in problem.units),
-    )
-    return price_assignment(problem, assignment)
+    return price_assignment(problem, Assignment.uniform(problem, problem.scenario.execution.main))
 
 
 def _resident(problem: Problem, num_gpus: int) -> PricedPlacement:
@@ -126,7 +121,7 @@ def _resident(problem: Problem, num_gpus: int) -> PricedPlacement:
 
 def _staged(problem: Problem, num_gpus: int, share: float) -> PricedPlacement:
     staged = fill_from_end(problem, num_gpus, share=share)
-    runs_on = tuple(staged.get(index, problem.execution.main) for index in range(len(problem.units)))
+    runs_on = tuple(staged.get(index, problem.scenario.execution.main) for index in range(len(problem.units)))
     stored_on = tuple(
         (device,) * len(unit.leaves) for device, unit in zip(runs_on, problem.units, strict=True)
     )

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from planner.cost.build_problem import price
-from planner.cost.placement_units import Chain, chain_of
+from planner.cost.placement_units import chain_of
 from planner.cost.problem import Problem
-from planner.cost.runtime_model import ExecutionConfig, RuntimeModel
+from planner.cost.runtime_model import Scenario
 from planner.errors import InvalidInputError
 from planner.graph.model import Model
 from planner.graph.network import placement_units
-from planner.graph.schema import ModuleGraph
 from planner.runtimes.registry import runtime_models
+from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.request import ANY_DTYPE, Request
 from planner.schema.workload import BATCH_LADDER, DTYPE_BYTES
@@ -37,12 +37,12 @@ class Candidate:
     @property
     def execution(self) -> ExecutionConfig:
         """The way."""
-        return self.priced.problem.execution
+        return self.priced.problem.scenario.execution
 
     @property
     def dtype(self) -> str:
         """What everything is in."""
-        return self.priced.problem.workload.dtype
+        return self.priced.problem.scenario.workload.dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,15 +69,25 @@ class SearchResult:
 
 
 def evaluate_all(model: Model, profile: HardwareProfile, request: Request) -> SearchResult:
-    """Price every way to run the model.
+    """Price every configuration that the request allows, each at its best.
+
+    Args:
+        model: what is run.
+        profile: the machine.
+        request: what is asked.
 
     Raises:
         InvalidInputError: the request cannot apply to this model or machine.
         UnknownNameError: an unknown runtime.
     """
-    whole = _chain(model.graph)
+    chain = chain_of(model.graph, placement_units(model.graph))
     found = [
-        _considered(model, whole, profile, request, runtime_model, execution, dtype)
+        _considered(
+            Scenario.whole(
+                model.graph, profile, request.workload(dtype), execution, runtime_model, chain=chain
+            ),
+            request,
+        )
         for dtype in dtypes_for(model, profile, request)
         for runtime_model in runtime_models(request.runtimes)
         for execution in runtime_model.configurations(profile)
@@ -142,49 +152,26 @@ def distinct(candidates: Iterable[Candidate]) -> list[Candidate]:
     return result
 
 
-def _chain(graph: ModuleGraph) -> Chain:
-    return chain_of(graph, placement_units(graph))
-
-
-def _considered(
-    model: Model,
-    whole: Chain,
-    profile: HardwareProfile,
-    request: Request,
-    runtime_model: RuntimeModel,
-    execution: ExecutionConfig,
-    dtype: str,
-) -> Candidate | Refusal:
-    """One way; `whole` is the chain of the model's graph, which most runtimes leave as it is."""
+def _considered(whole: Scenario, request: Request) -> Candidate | Refusal:
+    """One configuration; `whole` is its scenario at the smallest batch in question."""
+    profile, dtype, execution = whole.profile, whole.workload.dtype, whole.execution
     reason = None
     if execution.main == "cpu" and dtype not in profile.host.flops_per_s:
         reason = f"the CPU of {profile.name} has no rate for {dtype}"
-    reason = reason or runtime_model.why_not(model.graph, profile, request.workload(dtype), execution)
+    reason = reason or whole.runtime_model.why_not(whole)
     if reason is not None:
-        return Refusal(runtime=runtime_model.name, label=execution.label, reason=reason)
-    graph = runtime_model.rank_graph(model.graph, execution)
-    chain = whole if graph is model.graph else _chain(graph)
-    return _contender(graph, chain, profile, request, runtime_model, execution, dtype)
+        return Refusal(runtime=whole.runtime_model.name, label=execution.label, reason=reason)
+    return _best_of(whole.of_one_rank(), request)
 
 
-def _contender(
-    graph: ModuleGraph,
-    chain: Chain,
-    profile: HardwareProfile,
-    request: Request,
-    runtime_model: RuntimeModel,
-    execution: ExecutionConfig,
-    dtype: str,
-) -> Candidate:
-    streams = execution.num_streams
-    workload = request.workload(dtype)
-    smallest = -(-workload.batch_size // streams)
+def _best_of(scenario: Scenario, request: Request) -> Candidate:
+    """The best placement of one configuration, at the batch asked for or the best of the ladder."""
+    smallest = scenario.workload.batch_size
 
     def problem_at(batch_size: int) -> Problem:
         """With so many sequences in each stream."""
-        whole = workload.batch_size if request.batch_size is not None else batch_size * streams
-        share = workload.with_batch(batch_size)
-        return price(graph, chain, profile, share, execution, runtime_model, num_sequences=whole)
+        total = scenario.num_sequences if request.batch_size is not None else None
+        return price(scenario.with_batch(batch_size, num_sequences=total))
 
     def solve_at(batch_size: int) -> PricedPlacement | None:
         return best_placement(problem_at(batch_size))

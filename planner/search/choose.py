@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Final
 
+from planner.cost.memory import kept_pages_max_tokens
 from planner.cost.predict import predict
 from planner.errors import InvalidInputError
 from planner.graph.model import Model
@@ -44,7 +45,7 @@ def choose_plan(model: Model, profile: HardwareProfile, request: Request) -> tup
     plan = plan_of(
         model,
         winner.priced,
-        objective=request.objective,
+        request,
         alternatives=alternatives_to(winner, result, request),
         notes=_notes(model, winner, fitting, request),
     )
@@ -55,39 +56,44 @@ def _choosable(fitting: list[Candidate], request: Request) -> list[Candidate]:
     """Without runtimes that need an environment of their own, unless they were named or nothing else fits."""
     if request.runtimes is not None:
         return fitting
-    return [c for c in fitting if not c.priced.problem.runtime_model.own_environment] or fitting
+    return [c for c in fitting if not c.priced.problem.scenario.runtime_model.own_environment] or fitting
 
 
 def plan_of(
     model: Model,
     priced: PricedPlacement,
+    request: Request,
     *,
-    objective: str,
     alternatives: tuple[Alternative, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> Plan:
-    """A candidate as a plan, with its prediction."""
+    """A placement as a plan, with its prediction.
+
+    Args:
+        model: what is placed.
+        priced: the placement.
+        request: what was asked.
+        alternatives: what lost.
+        notes: sentences that a user should read.
+    """
     problem = priced.problem
+    scenario = problem.scenario
+    prediction = predict(problem, priced.assignment)
     return Plan(
         schema_version=SCHEMA_VERSION,
         tool_version=metadata.version("offload-planner"),
         model=model.ref(),
-        hardware=problem.profile,
-        workload=problem.workload.with_batch(problem.num_sequences),
-        objective=objective,
-        runtime=problem.execution.runtime,
+        hardware=scenario.profile,
+        request=request,
+        workload=scenario.workload.with_batch(scenario.num_sequences),
+        execution=scenario.execution,
         label=label_of(priced),
-        host_copies=problem.execution.host_copies,
-        kv_cache=problem.execution.kv_cache,
-        main_device=problem.execution.main,
         placements=placements_of(priced),
         split_blocks=split_blocks_of(priced),
-        prediction=predict(problem, priced.assignment),
+        prediction=prediction,
+        kept_pages_max_tokens=kept_pages_max_tokens(problem, prediction.memory["cpu"]),
         alternatives=alternatives,
         notes=notes,
-        num_ranks=problem.execution.num_ranks,
-        num_streams=problem.execution.num_streams,
-        weight_bits=problem.execution.weight_bits,
     )
 
 
@@ -137,7 +143,7 @@ def _notes(model: Model, winner: Candidate, fitting: list[Candidate], request: R
             "the GPU instead, which is slower and needs their KV cache there"
         )
     used = {device for device in assignment.runs_on if device.startswith("gpu:")}
-    if len(used) > winner.priced.problem.profile.host_gpus:
+    if len(used) > winner.priced.problem.scenario.profile.host_gpus:
         notes.append(f"one process drives {len(used)} GPUs here: they must be in one machine")
     return (*notes, *_faster_elsewhere(winner, fitting, request), *_as_good(winner, fitting, request))
 
@@ -145,7 +151,7 @@ def _notes(model: Model, winner: Candidate, fitting: list[Candidate], request: R
 def _faster_elsewhere(winner: Candidate, fitting: list[Candidate], request: Request) -> Iterator[str]:
     """Runtimes that would have won, had they been asked for."""
     names = dict.fromkeys(
-        (c.execution.runtime, c.priced.problem.runtime_model.own_environment)
+        (c.execution.runtime, c.priced.problem.scenario.runtime_model.own_environment)
         for c in fitting
         if objective_value(c, request) < objective_value(winner, request)
     )

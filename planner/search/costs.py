@@ -7,20 +7,20 @@ from planner.schema.breakdown import PHASES
 
 def cpu_premium_s(problem: Problem, unit: UnitPrice) -> float:
     """What executing one unit on the CPU adds."""
-    hooked = problem.runtime_model.hooks != "never"
+    hooked = problem.scenario.runtime_model.hooks != "never"
 
     def seconds(device: str, phase: str) -> float:
         stored_on = (device,) * len(unit.leaves)
         return unit_time(problem, unit, device, stored_on, phase, hooked=hooked).total
 
     return sum(
-        problem.weight(phase) * (seconds(CPU, phase) - seconds(problem.execution.main, phase))
+        problem.weight(phase) * (seconds(CPU, phase) - seconds(problem.scenario.execution.main, phase))
         for phase in PHASES
     )
 
 
 def streaming_s(problem: Problem, leaf: LeafPrice, stored_on: str) -> float:
     """What streaming one leaf from `stored_on` to the main device adds."""
-    movement = problem.movement(leaf, stored_on, problem.execution.main)
+    movement = problem.movement(leaf, stored_on, problem.scenario.execution.main)
     forwards = sum(problem.weight(phase) * leaf.forwards[phase] for phase in PHASES)
     return forwards * (movement.copy_s + movement.host_s)

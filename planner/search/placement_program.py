@@ -9,16 +9,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from planner.cost.assignment import Assignment
-from planner.cost.memory_terms import (
-    OFFLOADED_KV_LAYERS,
-    SLACK_FLOOR_BYTES,
-    SLACK_SHARE,
-    host_process_bytes,
-    kv_fragmentation_bytes,
-    largest,
-)
-from planner.cost.problem import CPU, DISK, Problem, UnitPrice
+from planner.cost.assignment import Assignment, kind_of
+from planner.cost.memory import least_peak, runtime_term, stored_weights
+from planner.cost.memory_terms import TRANSIENT_FACTOR
+from planner.cost.problem import CPU, DISK, Problem
 from planner.schema.breakdown import PHASES
 from planner.search.costs import cpu_premium_s, streaming_s
 from planner.search.integer_program import IntegerProgram
@@ -28,8 +22,6 @@ from planner.search.unit_classes import Counts, LeafKind, UnitClass, assignment_
 _MIB: Final = 2**20
 #: Kept free of every capacity, so that a solution within tolerance still fits to the byte.
 _MARGIN_MIB: Final = 1.0
-#: Moving bytes cost this much capacity each: themselves and the allocator's share.
-_TRANSIENT: Final = 1.0 + SLACK_SHARE.value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +72,11 @@ class _Program:
         self.elastic = elastic
         self.ip = IntegerProgram()
         self.classes = classes_of(problem, staged)
-        self.main = problem.execution.main
+        self.main = problem.scenario.execution.main
         has_room = problem.disk_deficit_bytes == 0
-        self.places = [place for place in problem.execution.streams_from if place != DISK or has_room]
+        self.places = [
+            place for place in problem.scenario.execution.streams_from if place != DISK or has_room
+        ]
         # In a fixed order, so that of equally good placements the solver always finds the same one.
         self.used: dict[str, dict[str, dict[int, float]]] = {
             device: {phase: {} for phase in PHASES} for device in dict.fromkeys((self.main, CPU))
@@ -93,7 +87,7 @@ class _Program:
         }
         self.columns = [self._class_columns(one) for one in self.classes]
         self._capacities()
-        if self.main != CPU and problem.runtime_model.needs_resident:
+        if self.main != CPU and problem.scenario.runtime_model.needs_resident:
             self._keep_one()
 
     def solve(self) -> SolvedPlacement | None:
@@ -114,7 +108,7 @@ class _Program:
     def _class_columns(self, one: UnitClass) -> _Columns:
         count = len(one.indices)
         may_leave = (
-            self.problem.execution.cpu_execution
+            self.problem.scenario.execution.cpu_execution
             and self.main != CPU
             # A lone embedding or norm does next to nothing: moving it to the CPU is never a plan.
             and one.price.unit.is_block
@@ -142,13 +136,9 @@ class _Program:
 
     def _add_units(self, one: UnitClass, count: int) -> None:
         """All units resident on the main device: the point of departure."""
-        price = one.price
         for phase in PHASES:
-            weights = price.stored_bytes + price.buffer_bytes
-            cache = self.problem.device_kv_bytes(price, phase) * _TRANSIENT + self._fragmentation(
-                price, self.main, phase
-            )
-            self.fixed[self.main][phase] += count * (weights + cache) / _MIB
+            resident = one.price.resident(kind_of(self.main), phase)
+            self.fixed[self.main][phase] += count * resident.charged_bytes / _MIB
 
     def _move_units(self, one: UnitClass, on_cpu: int) -> None:
         """Each unit that leaves takes weights, buffers and cache along; the last takes its peak along."""
@@ -158,11 +148,9 @@ class _Program:
         leaves = self.ip.column(upper=1)
         self.ip.row({leaves: count, on_cpu: -1}, lower=0)
         for phase in PHASES:
-            weights = price.stored_bytes + price.buffer_bytes
-            moved = weights + self.problem.device_kv_bytes(price, phase) * _TRANSIENT
-            freed = moved + self._fragmentation(price, self.main, phase)
-            _accumulate(self.used[self.main][phase], on_cpu, -freed / _MIB)
-            _accumulate(self.used[CPU][phase], on_cpu, moved / _MIB)
+            freed, taken = price.resident(kind_of(self.main), phase), price.resident(CPU, phase)
+            _accumulate(self.used[self.main][phase], on_cpu, -freed.charged_bytes / _MIB)
+            _accumulate(self.used[CPU][phase], on_cpu, taken.charged_bytes / _MIB)
             self._peak_at_least(self.main, phase, price.peak[phase], stays)
             self._peak_at_least(CPU, phase, price.peak[phase], leaves)
 
@@ -170,13 +158,14 @@ class _Program:
         """Leaves of this kind that live elsewhere and run on the main device."""
         cost = self._cost(streaming_s(self.problem, kind.price, stored_on))
         column = self.ip.column(cost=cost, upper=limit)
-        size = kind.price.stored_bytes / _MIB
+        freed = stored_weights(self.problem, kind.price, self.main, self.main).charged_bytes / _MIB
+        taken = stored_weights(self.problem, kind.price, stored_on, self.main).charged_bytes / _MIB
         any_of_it = self.ip.column(upper=1)
         self.ip.row({any_of_it: limit, column: -1}, lower=0)
         for phase in PHASES:
-            _accumulate(self.used[self.main][phase], column, -size)
-            if stored_on == CPU and not self.problem.runtime_model.stores_all:
-                _accumulate(self.used[CPU][phase], column, size)
+            _accumulate(self.used[self.main][phase], column, -freed)
+            if stored_on == CPU:
+                _accumulate(self.used[CPU][phase], column, taken)
             self._peak_at_least(self.main, phase, kind.price.streamed_peak[phase], any_of_it)
         return column
 
@@ -214,16 +203,9 @@ class _Program:
 
     def _capacities(self) -> None:
         """One row per device and phase, and the peaks that no choice can avoid."""
-        profile = self.problem.profile
         self.shortage: dict[str, int] = {}
-        gpu = profile.gpu
-        processes = self.problem.execution.num_ranks * host_process_bytes(profile)
         for device in self.used:
-            if device != CPU and gpu is not None:
-                capacity, context = gpu.memory_bytes.value, gpu.context_bytes.value
-            else:
-                capacity, context = profile.host.memory_bytes.value, float(processes)
-            available = (capacity - context - SLACK_FLOOR_BYTES) / _MIB - _MARGIN_MIB
+            available = self.problem.capacities[device].available_bytes / _MIB - _MARGIN_MIB
             if self.elastic:
                 self.shortage[device] = self.ip.column(cost=1.0, integral=False)
             for phase in PHASES:
@@ -233,42 +215,21 @@ class _Program:
 
     def _capacity_row(self, device: str, phase: str, available_mib: float) -> None:
         coefficients = dict(self.used[device][phase])
-        coefficients[self.peaks[device, phase]] = _TRANSIENT
+        coefficients[self.peaks[device, phase]] = TRANSIENT_FACTOR
         if self.elastic:
             coefficients[self.shortage[device]] = -1.0
-        fixed = self.fixed[device][phase] + self._offloaded_mib(device, phase) + self._buffers_mib(device)
+        # The program is solved only where something must be streamed, so the buffers for that are there.
+        runtime = runtime_term(self.problem, self.problem.units, device, phase, streams=True)
         if device == self.main:
-            settled = largest(
-                one.price.peak[phase]
+            settled = [
+                one.price
                 for one, columns in zip(self.classes, self.columns, strict=True)
                 if columns.on_cpu is None
-            )
-            self.ip.row(
-                {self.peaks[device, phase]: 1.0}, lower=max(self.problem.glue_peak[phase], settled) / _MIB
-            )
+            ]
+            least = least_peak(self.problem, settled, device, phase)
+            self.ip.row({self.peaks[device, phase]: 1.0}, lower=least / _MIB)
+        fixed = self.fixed[device][phase] + runtime.charged_bytes / _MIB
         self.ip.row(coefficients, upper=available_mib - fixed)
-
-    def _offloaded_mib(self, device: str, phase: str) -> float:
-        """What an offloaded cache takes: a few layers on the main device, the store on the host."""
-        if self.problem.execution.kv_cache == "device":
-            return 0.0
-        if device == CPU:
-            return _TRANSIENT * self.problem.offloaded_kv_bytes / _MIB
-        return (
-            _TRANSIENT
-            * OFFLOADED_KV_LAYERS[phase]
-            * largest(unit.kv[phase] for unit in self.problem.units)
-            / _MIB
-        )
-
-    def _buffers_mib(self, device: str) -> float:
-        """The runtime's own buffers; the program is asked only when something must be streamed."""
-        buffers = self.problem.buffers
-        on_device = buffers.device + buffers.workspace
-        return _TRANSIENT * (buffers.host if device == CPU else on_device) / _MIB
-
-    def _fragmentation(self, price: UnitPrice, device: str, phase: str) -> int:
-        return 0 if device == CPU else kv_fragmentation_bytes(self.problem.device_kv_bytes(price, phase))
 
     # -- reading -----------------------------------------------------------------------------------
 

@@ -6,9 +6,8 @@ its units take. The others are filled from the end of the chain; all GPUs of a p
 
 from collections.abc import Sequence
 
-from planner.cost.memory_terms import kv_fragmentation_bytes, slack_bytes
+from planner.cost.memory import device_memory
 from planner.cost.problem import Problem, UnitPrice
-from planner.schema.breakdown import PHASES
 
 
 def fill_from_end(problem: Problem, num_gpus: int, *, share: float = 1.0) -> dict[int, str]:
@@ -30,26 +29,27 @@ def fill_from_end(problem: Problem, num_gpus: int, *, share: float = 1.0) -> dic
     ]
     staged: dict[int, str] = {}
     for gpu in range(num_gpus - 1, 0, -1):
-        taken: list[UnitPrice] = []
-        while movable and fits(problem, [*taken, problem.units[movable[-1]]], share=share):
+        device, taken = f"gpu:{gpu}", list[UnitPrice]()
+        while movable and fits(problem, device, [*taken, problem.units[movable[-1]]], share=share):
             index = movable.pop()
             taken.append(problem.units[index])
-            staged[index] = f"gpu:{gpu}"
+            staged[index] = device
     return staged
 
 
-def fits(problem: Problem, units: Sequence[UnitPrice], *, share: float = 1.0) -> bool:
-    """Whether a GPU other than the main one holds these units, resident, in every phase."""
-    gpu = problem.profile.gpu
-    if gpu is None:
+def fits(problem: Problem, device: str, units: Sequence[UnitPrice], *, share: float = 1.0) -> bool:
+    """Whether a GPU other than the main one holds these units, resident, in every phase.
+
+    Args:
+        problem: priced.
+        device: the GPU.
+        units: what it would run and store.
+        share: fraction of its memory, the context left out, that may be filled.
+    """
+    if device not in problem.capacities:
         return False
-    available = share * (gpu.memory_bytes.value - gpu.context_bytes.value)
-    weights = sum(unit.stored_bytes + unit.buffer_bytes for unit in units)
-    for phase in PHASES:
-        transient_bytes = sum(unit.kv[phase] for unit in units) + max(
-            (u.peak[phase] for u in units), default=0
-        )
-        fragmentation = sum(kv_fragmentation_bytes(unit.kv[phase]) for unit in units)
-        if weights + transient_bytes + slack_bytes(transient_bytes) + fragmentation > available:
-            return False
-    return True
+    weights = sum(unit.stored_bytes for unit in units)
+    phases = device_memory(problem, device, units, weights_bytes=weights)
+    return all(
+        part.total - part.context <= share * (part.capacity - part.context) for part in phases.values()
+    )

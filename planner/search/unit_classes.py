@@ -84,7 +84,7 @@ def assignment_of(
         staged: units that other GPUs already hold, by index.
         counted: every class of the other units, with what leaves the main device.
     """
-    runs_on = [staged.get(index, problem.execution.main) for index in range(len(problem.units))]
+    runs_on = [staged.get(index, problem.scenario.execution.main) for index in range(len(problem.units))]
     stored_on = [[device] * len(unit.leaves) for device, unit in zip(runs_on, problem.units, strict=True)]
     for one, counts in counted:
         # The last units leave: a run of them hands the residual stream over once.

@@ -1,30 +1,30 @@
 """What a given device map would do: any map, ours or not, priced by the same sums as a plan."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 from planner.cost.assignment import Assignment
 from planner.cost.build_problem import price
-from planner.cost.placement_units import chain_of
 from planner.cost.problem import Problem, UnitPrice
-from planner.cost.runtime_model import ExecutionConfig
+from planner.cost.runtime_model import Scenario
 from planner.errors import DeviceMapError, InfeasibleError
 from planner.graph.model import Model
-from planner.graph.network import placement_units
 from planner.runtimes.accelerate.model import places_beside
 from planner.runtimes.registry import runtime_models
+from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.workload import Workload
 from planner.search.best_placement import PricedPlacement, price_assignment
 from planner.sizes import format_bytes
 
 
-def candidate_of(
+def price_device_map(
     model: Model,
     profile: HardwareProfile,
     workload: Workload,
     places: Mapping[str, str | int],
     *,
-    host_copies: str,
+    host_copies: Literal["pinned", "pageable"],
 ) -> PricedPlacement:
     """A resolved map as a candidate, whether or not it fits.
 
@@ -50,8 +50,7 @@ def candidate_of(
         streams_from=places_beside(main, profile),
     )
     (runtime_model,) = runtime_models(["accelerate"])
-    chain = chain_of(model.graph, placement_units(model.graph))
-    problem = price(model.graph, chain, profile, workload, execution, runtime_model)
+    problem = price(Scenario.whole(model.graph, profile, workload, execution, runtime_model).of_one_rank())
     return price_assignment(problem, _assignment(problem, places))
 
 
@@ -81,7 +80,7 @@ def _runs_on(problem: Problem, unit: UnitPrice, places: Mapping[str, str | int])
         for n in leaf.leaf.modules
         if places[n.name] not in ("cpu", "disk")
     }
-    return f"gpu:{gpus.pop()}" if gpus else problem.execution.main
+    return f"gpu:{gpus.pop()}" if gpus else problem.scenario.execution.main
 
 
 def _device(place: str | int) -> str:

@@ -7,18 +7,18 @@ import msgspec
 
 from planner.cost.assignment import Assignment
 from planner.cost.build_problem import price
-from planner.cost.placement_units import Leaf, chain_of
+from planner.cost.placement_units import Leaf
 from planner.cost.problem import Problem
-from planner.cost.runtime_model import ExecutionConfig
+from planner.cost.runtime_model import Scenario
 from planner.errors import InvalidInputError
 from planner.graph.model import Model
-from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph
-from planner.runtimes.zero_inference.model import ZeroInferenceRuntime, way
+from planner.runtimes.zero_inference.model import ZeroInferenceRuntime, configuration
 from planner.runtimes.zero_inference.parameters import marked, parameters
 from planner.runtimes.zero_inference.quantization import weights_of, with_schemes
 from planner.runtimes.zero_inference.sizes import Sizes, sizes_for
 from planner.runtimes.zero_inference.validate import Finding, zero_block
+from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.workload import DTYPE_BYTES, Workload
 from planner.search.best_placement import PricedPlacement, price_assignment
@@ -38,7 +38,7 @@ def dtype_of(config: dict[str, Any]) -> str:
     return "float32"
 
 
-def candidate_of(
+def price_ds_config(
     model: Model, profile: HardwareProfile, workload: Workload, config: dict[str, Any]
 ) -> PricedPlacement:
     """A configuration as a candidate, whether or not it fits, with a rank on every GPU of the profile.
@@ -54,13 +54,11 @@ def candidate_of(
             buffers are smaller than a part of the model.
     """
     zero = zero_block(config)
-    execution = _settings(zero, profile)
+    execution = _execution(zero, profile)
     graph = _held(model.graph, config)
     sizes = _sizes(zero, graph, execution)
     runtime_model = ZeroInferenceRuntime(sizes)
-    share = workload.with_batch(-(-workload.batch_size // execution.num_streams))
-    chain = chain_of(graph, placement_units(graph))
-    problem = price(graph, chain, profile, share, execution, runtime_model, num_sequences=workload.batch_size)
+    problem = price(Scenario.whole(graph, profile, workload, execution, runtime_model).of_one_rank())
     owned = parameters(graph)
     kept = marked(owned, each=zero.param_persistence_threshold, together=zero.model_persistence_threshold)
     return price_assignment(problem, _assignment(problem, kept))
@@ -138,7 +136,7 @@ def _held(graph: ModuleGraph, config: dict[str, Any]) -> ModuleGraph:
     return with_schemes(graph, schemes, itemsize_bytes=itemsize, is_loaded_whole=not is_built_so)
 
 
-def _settings(zero: Any, profile: HardwareProfile) -> ExecutionConfig:
+def _execution(zero: Any, profile: HardwareProfile) -> ExecutionConfig:
     offload = zero.offload_param
     device = "none" if offload is None else str(getattr(offload.device, "value", offload.device))
     store = _STORES[device]
@@ -150,7 +148,7 @@ def _settings(zero: Any, profile: HardwareProfile) -> ExecutionConfig:
         )
     pinned = offload is None or offload.pin_memory
     label = f"the given configuration, {profile.num_gpus} GPUs"
-    return way(label, store, profile.num_gpus, pinned=pinned)
+    return configuration(label, store, profile.num_gpus, pinned=pinned)
 
 
 def _sizes(zero: Any, graph: ModuleGraph, execution: ExecutionConfig) -> Sizes:
@@ -182,7 +180,7 @@ def _sizes(zero: Any, graph: ModuleGraph, execution: ExecutionConfig) -> Sizes:
 
 def _assignment(problem: Problem, kept: frozenset[str]) -> Assignment:
     """A leaf is resident when every matrix in it is kept, or every vector where it has no matrix."""
-    main, (store,) = problem.execution.main, problem.execution.streams_from
+    main, (store,) = problem.scenario.execution.main, problem.scenario.execution.streams_from
     return Assignment(
         runs_on=(main,) * len(problem.units),
         stored_on=tuple(

@@ -1,6 +1,7 @@
 """What would change if the machine or the weights were a little different: a plan made again. Pure."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -9,7 +10,6 @@ from planner.errors import InfeasibleError, InvalidInputError
 from planner.graph.model import Model
 from planner.graph.schema import ModuleGraph, Node, Tensor
 from planner.hardware.overrides import apply
-from planner.runtimes.registry import RUNTIME_MODELS
 from planner.schema.hardware import HardwareProfile
 from planner.schema.plan import Plan
 from planner.schema.quantity import Quantity
@@ -45,12 +45,16 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def what_if(model: Model, plan: Plan) -> tuple[Change, ...]:
-    """A GiB more of GPU memory, twice the links, the disk and the host memory, and fewer bits, one at a time.
+    """More GPU memory, faster links and disk, more host memory, and fewer bits, one change at a time.
 
-    Each is planned from scratch with the plan's lengths, dtype and objective, and compared with the machine
-    as it is, planned anew in the same way: at the plan's batch, unless the best batch was asked for.
+    The plan's own request is repeated for each change, and compared with the same request on the plan's
+    machine as it is.
+
+    Args:
+        model: the plan's.
+        plan: of any objective and limits.
     """
-    request, before = _as_it_is(model, plan)
+    request, before = plan.request, _before(model, plan)
     changes = [(what, model, profile, request) for what, profile in _machines(plan)]
     half = next((dtype for dtype in _HALF if dtype in plan.hardware.native_flops_per_s), None)
     if half is not None and plan.workload.dtype == "float32":
@@ -61,38 +65,12 @@ def what_if(model: Model, plan: Plan) -> tuple[Change, ...]:
     return tuple(_change(*change, before=before) for change in changes)
 
 
-def _as_it_is(model: Model, plan: Plan) -> tuple[Request, Plan]:
-    """What the plan asked for, and the best plan for that without any change.
-
-    A plan does not say whether its batch was given, or kept small by a limit on the latency. If planning
-    with neither leads to another batch, then it was, and it stays: otherwise a change would gain by what
-    was ruled out.
-    """
-    workload = plan.workload
-    fixed = Request(
-        prompt_tokens=workload.prompt_tokens,
-        new_tokens=workload.new_tokens,
-        batch_size=workload.batch_size,
-        objective=plan.objective,
-        dtype=workload.dtype,
-        runtimes=_considered(plan),
-        weight_bits=plan.weight_bits,
-    )
-    free = msgspec.structs.replace(fixed, batch_size=None)
-    for request in (free, fixed) if plan.objective != "latency" else (fixed,):
-        try:
-            before = make_plan(model, plan.hardware, request)
-        except (InfeasibleError, InvalidInputError):
-            continue
-        if before.workload.batch_size == workload.batch_size:
-            return request, before
-    return fixed, plan
-
-
-def _considered(plan: Plan) -> tuple[str, ...] | None:
-    """The runtimes that the plan was chosen from, or a change would gain by what was not asked for."""
-    names = dict.fromkeys((plan.runtime, *(one.runtime for one in plan.alternatives)))
-    return None if RUNTIME_MODELS.keys() <= names.keys() else tuple(names)
+def _before(model: Model, plan: Plan) -> Plan:
+    """The request on the machine as it is, planned anew: another release may have priced the plan."""
+    try:
+        return make_plan(model, plan.hardware, plan.request)
+    except (InfeasibleError, InvalidInputError):
+        return plan
 
 
 def _machines(plan: Plan) -> Iterator[tuple[str, HardwareProfile]]:
@@ -131,7 +109,7 @@ def int8_weights(model: Model) -> Model:
     graph = model.graph
     nodes = tuple(_int8(node) if node.block is not None else node for node in graph.nodes)
     changed: ModuleGraph = msgspec.structs.replace(graph, nodes=nodes)
-    return Model(name=model.name, auto_class=model.auto_class, dtype=model.dtype, graph=changed)
+    return replace(model, graph=changed)
 
 
 def _int8(node: Node) -> Node:

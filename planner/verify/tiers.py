@@ -18,12 +18,11 @@ def one_tier_down(plan: Plan) -> Plan:
         UnknownNameError: the plan names a runtime that is not known.
     """
     (runtime_model,) = runtime_models([plan.runtime])
-    down = msgspec.structs.replace(plan, main_device="cpu", kv_cache="device")
+    down = plan.with_execution(main="cpu", kv_cache="device")
     if runtime_model.stores_all:
         return down
     return msgspec.structs.replace(
-        down,
-        host_copies="pageable",
+        down.with_execution(host_copies="pageable"),
         placements=tuple(_down(p) for p in plan.placements),
         split_blocks=dict.fromkeys(plan.split_blocks, "cpu"),
     )

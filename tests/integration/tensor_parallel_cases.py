@@ -8,12 +8,13 @@ import pytest
 
 from fixtures import families, tiny
 from fixtures.plans import plan_with
-from planner.cost.runtime_model import ExecutionConfig
+from planner.cost.runtime_model import Scenario
 from planner.emit import emit
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
 from planner.runtimes.deepspeed_tp.emit import CONFIG_FILE
 from planner.runtimes.registry import RUNTIME_MODELS
+from planner.schema.execution import ExecutionConfig
 from planner.schema.plan import Plan
 from planner.schema.workload import Workload
 from planner.tensor_parallel.policy import injection_policy
@@ -70,7 +71,10 @@ def way(runtime: str, num_ranks: int) -> ExecutionConfig:
 
 def why_not(graph: ModuleGraph, runtime: str, num_ranks: int) -> str | None:
     """The runtime's reason against a model."""
-    return RUNTIME_MODELS[runtime].why_not(graph, load("8xa100-80g"), WORKLOAD, way(runtime, num_ranks))
+    runtime_model = RUNTIME_MODELS[runtime]
+    return runtime_model.why_not(
+        Scenario.whole(graph, load("8xa100-80g"), WORKLOAD, way(runtime, num_ranks), runtime_model)
+    )
 
 
 def planned(checkpoint: Path, runtime: str, num_ranks: int) -> tuple[Plan, ModuleGraph]:

@@ -11,17 +11,17 @@ from fixtures.byte_tokenizer import byte_tokenizer
 from fixtures.families import FAMILIES
 from planner.cost.assignment import Assignment
 from planner.cost.build_problem import price
-from planner.cost.placement_units import chain_of
 from planner.cost.problem import Problem
+from planner.cost.runtime_model import Scenario
 from planner.emit import emit
 from planner.graph.model import Model
-from planner.graph.network import placement_units
 from planner.hardware.load import load
 from planner.models.resolve import resolve
 from planner.runtimes.zero_inference.model import RUNTIME_MODEL
 from planner.runtimes.zero_inference.parameters import parameters
 from planner.runtimes.zero_inference.sizes import MIN_SWAPPED_BYTES
 from planner.schema.plan import Plan
+from planner.schema.request import Request
 from planner.schema.workload import Workload
 from planner.search.best_placement import PricedPlacement
 from planner.search.choose import plan_of
@@ -89,17 +89,14 @@ def plan_for(
     spec = resolve(str(checkpoint))
     graph = graph_for(spec)
     profile = load(hardware)
-    settings = RUNTIME_MODEL._way(num_ranks, store, kv_cache="device", weight_bits=weight_bits)
-    held = RUNTIME_MODEL.rank_graph(graph, settings)
-    each = -(-batch_size // num_ranks)
-    workload = Workload(batch_size=each, prompt_tokens=12, new_tokens=8, dtype=dtype)
-    chain = chain_of(held, placement_units(held))
-    problem = price(held, chain, profile, workload, settings, RUNTIME_MODEL, num_sequences=batch_size)
+    settings = RUNTIME_MODEL._configuration(num_ranks, store, kv_cache="device", weight_bits=weight_bits)
+    workload = Workload(batch_size=batch_size, prompt_tokens=12, new_tokens=8, dtype=dtype)
+    problem = price(Scenario.whole(graph, profile, workload, settings, RUNTIME_MODEL).of_one_rank())
     priced = PricedPlacement(
         problem=problem, assignment=_assignment(problem, store, kept), total_s=1.0, shortage_bytes={}
     )
     model = Model(name=checkpoint.name, auto_class=spec.auto_class, dtype=dtype, graph=graph)
-    return plan_of(model, priced, objective="latency")
+    return plan_of(model, priced, Request.of_workload(workload, settings))
 
 
 def _assignment(problem: Problem, store: str, kept: int) -> Assignment:

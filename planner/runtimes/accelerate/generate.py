@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 # First, because it sets torch's allocator up.
-from generation import DTYPE, ON_CPU, PLAN, auto_class, check_loaded, main, read_json
+from generation import DTYPE, EXECUTION, ON_CPU, PLAN, auto_class, check_loaded, main, read_json
 
 # isort: split
 import torch
@@ -22,7 +22,7 @@ from accelerate.hooks import (
 from accelerate.utils import OffloadedWeightsLoader, modeling
 
 DEVICE_MAP = read_json("device_map.json")
-MAIN: Any = "cpu" if ON_CPU else int(PLAN["main_device"].removeprefix("gpu:"))
+MAIN: Any = "cpu" if ON_CPU else int(EXECUTION["main"].removeprefix("gpu:"))
 PAGE = 4096
 
 
@@ -42,7 +42,7 @@ def load(checkpoint: str, offload_folder: str) -> Any:
         entry for entry in DEVICE_MAP if any(m == entry or m.startswith(f"{entry}.") for m in runs_on_cpu)
     }
     streamed = [name for name, place in DEVICE_MAP.items() if place == "cpu" and MAIN != "cpu"]
-    if on_cpu or (streamed and PLAN["host_copies"] == "pinned"):
+    if on_cpu or (streamed and EXECUTION["host_copies"] == "pinned"):
         dispatch_again(model, on_cpu)
     for name, device in PLAN["split_blocks"].items():
         move_scratch(model.get_submodule(name), main_or(device))
@@ -78,7 +78,7 @@ def dispatch_again(model: Any, on_cpu: set[str]) -> None:
             for name in {**dict(module.named_parameters()), **dict(module.named_buffers())}:
                 owner, _, leaf = f"{entry}.{name}".rpartition(".")
                 tensor = getattr(model.get_submodule(owner), leaf)
-                if isinstance(tensor, torch.nn.Parameter) and PLAN["host_copies"] == "pinned":
+                if isinstance(tensor, torch.nn.Parameter) and EXECUTION["host_copies"] == "pinned":
                     tensor.data = page_locked(tensor.data)
                 state[f"{entry}.{name}"] = tensor.data
     if not on_cpu:

@@ -7,8 +7,11 @@ also empties the allocator's cache for each tensor; the emitted script prevents 
 Source: accelerate.hooks.AlignDevicesHook, accelerate.utils.offload.OffloadedWeightsLoader (1.15).
 """
 
-from planner.cost.runtime_model import ExecutionConfig, Movement, RuntimeModel
+from typing import Literal
+
+from planner.cost.runtime_model import Movement, RuntimeModel, Scenario
 from planner.cost.time_terms import copy_s
+from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.quantity import Quantity
 
@@ -30,7 +33,9 @@ class AccelerateRuntime(RuntimeModel):
                 return ()
             label = "accelerate, CPU with weights on disk"
             return (ExecutionConfig(runtime=self.name, label=label, main="cpu", streams_from=places),)
-        caches = ("device", "offloaded") if profile.num_gpus == 1 else ("device",)
+        caches: tuple[Literal["device", "offloaded"], ...] = (
+            ("device", "offloaded") if profile.num_gpus == 1 else ("device",)
+        )
         return tuple(
             ExecutionConfig(
                 runtime=self.name,
@@ -46,16 +51,10 @@ class AccelerateRuntime(RuntimeModel):
         )
 
     def movement(
-        self,
-        *,
-        num_bytes: int,
-        num_tensors: int,
-        stored_on: str,
-        runs_on: str,
-        execution: ExecutionConfig,
-        profile: HardwareProfile,
+        self, scenario: Scenario, *, num_bytes: int, num_tensors: int, stored_on: str, runs_on: str
     ) -> Movement:
         """See `planner.cost.runtime_model.RuntimeModel.movement`."""
+        profile = scenario.profile
         quantities: list[Quantity] = [profile.host.tensor_move_overhead_s]
         seconds = 0.0
         if stored_on == "disk":
@@ -68,7 +67,7 @@ class AccelerateRuntime(RuntimeModel):
             link = profile.host_to_device
             if link is None:
                 raise ValueError(f"profile {profile.name!r} has no link to {runs_on}")
-            pinned = stored_on == "cpu" and execution.host_copies == "pinned"
+            pinned = stored_on == "cpu" and scenario.execution.host_copies == "pinned"
             seconds += copy_s(num_bytes, link, pinned=pinned, num_copies=num_tensors)
             quantities += [link.latency_s, link.pinned_bytes_per_s if pinned else link.pageable_bytes_per_s]
         return Movement(

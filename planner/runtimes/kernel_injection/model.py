@@ -5,7 +5,7 @@ Cuts, sums between ranks and fused operations are priced by the law that all ten
 
 from dataclasses import replace
 
-from planner.cost.runtime_model import Buffers, ExecutionConfig
+from planner.cost.runtime_model import Buffers, Scenario
 from planner.graph.schema import ModuleGraph
 from planner.runtimes.kernel_injection.families import (
     GPT_NEO_WINDOW,
@@ -13,7 +13,6 @@ from planner.runtimes.kernel_injection.families import (
     num_heads,
     unlike,
 )
-from planner.schema.hardware import HardwareProfile
 from planner.schema.workload import Workload
 from planner.tensor_parallel.rules import KERNEL_INJECTION
 from planner.tensor_parallel.runtime_model import TensorParallelRuntime
@@ -28,10 +27,9 @@ class KernelInjectionRuntime(TensorParallelRuntime):
     # The blocks themselves are other ones, so one GPU is worth pricing.
     least_ranks = 1
 
-    def why_not(
-        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, execution: ExecutionConfig
-    ) -> str | None:
+    def why_not(self, scenario: Scenario) -> str | None:
         """See `planner.cost.runtime_model.RuntimeModel.why_not`."""
+        graph, workload = scenario.graph, scenario.workload
         if workload.dtype != "float16":
             return f"its kernels were found to compute these models in float16, not in {workload.dtype}"
         reason = unlike(graph)
@@ -45,14 +43,12 @@ class KernelInjectionRuntime(TensorParallelRuntime):
             )
         if workload.prompt_tokens < 2:
             return "its kernels take a prompt of one token for the next token of the sequence before"
-        return super().why_not(graph, profile, workload, execution)
+        return super().why_not(scenario)
 
-    def buffers(
-        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, execution: ExecutionConfig
-    ) -> Buffers:
+    def buffers(self, scenario: Scenario) -> Buffers:
         """The workspace besides, which DeepSpeed reserves before the first token."""
-        shared = super().buffers(graph, profile, workload, execution)
-        own = workspace_bytes(graph, workload, execution.num_ranks)
+        shared = super().buffers(scenario)
+        own = workspace_bytes(scenario.graph, scenario.workload, scenario.execution.num_ranks)
         return replace(shared, workspace=shared.workspace + own)
 
 

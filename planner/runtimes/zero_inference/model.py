@@ -11,9 +11,9 @@ Source: deepspeed.runtime.zero.{partition_parameters,partitioned_param_coordinat
 """
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, Literal
 
-from planner.cost.runtime_model import Buffers, ExecutionConfig, Movement, RuntimeModel
+from planner.cost.runtime_model import Buffers, Movement, RuntimeModel, Scenario
 from planner.cost.time_terms import copy_s, read_and_copy_s
 from planner.graph.schema import ModuleGraph, Node
 from planner.runtimes.zero_inference.parameters import parameters
@@ -26,9 +26,9 @@ from planner.runtimes.zero_inference.sizes import (
     sizes_for,
 )
 from planner.schema.breakdown import PHASES
+from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.quantity import Quantity, Source
-from planner.schema.workload import DTYPE_BYTES, Workload
 
 #: Host work, counted in operations of a GPU: Python on the same processor. On a CPU, where nothing else is in
 #: the way, the hooks of a module take 190 to 230 µs in three families and fetching and releasing a tensor 110
@@ -38,6 +38,9 @@ _OPS_PER_TENSOR: Final = 5.0
 
 #: Where a rank's parts can be kept: place → words for a table.
 _STORES: Final = {"cpu": "host memory", "disk": "NVMe", "peers": "the GPUs"}
+
+#: Where the cache can be.
+_CACHES: Final[tuple[Literal["device", "offloaded"], ...]] = ("device", "offloaded")
 
 #: Widths that DeepSpeed quantizes float16 weights to as it loads them.
 WEIGHT_BITS: Final = (8, 4)
@@ -65,44 +68,48 @@ class ZeroInferenceRuntime(RuntimeModel):
         """On one GPU and on all; weights in host memory, on NVMe or on the GPUs; the cache here or there."""
         if profile.num_gpus == 0:
             return ()
-        ways = [
+        stores = [
             (num_ranks, store)
             for num_ranks in sorted({1, profile.num_gpus})
             for store in _STORES
             if (store != "disk" or profile.disk is not None) and (store != "peers" or num_ranks > 1)
         ]
         plain = [
-            self._way(num_ranks, store, kv_cache=kv_cache)
-            for kv_cache in ("device", "offloaded")
-            for num_ranks, store in ways
+            self._configuration(num_ranks, store, kv_cache=kv_cache)
+            for kv_cache in _CACHES
+            for num_ranks, store in stores
             if kv_cache == "device" or store != "peers"
         ]
         quantized = [
-            self._way(num_ranks, "cpu", kv_cache="device", weight_bits=bits)
+            self._configuration(num_ranks, "cpu", kv_cache="device", weight_bits=bits)
             for bits in WEIGHT_BITS
-            for num_ranks, store in ways
+            for num_ranks, store in stores
             if store == "cpu"
         ]
         return (*plain, *quantized)
 
-    def _way(
-        self, num_ranks: int, store: str, *, kv_cache: str, weight_bits: int | None = None
+    def _configuration(
+        self,
+        num_ranks: int,
+        store: str,
+        *,
+        kv_cache: Literal["device", "offloaded"],
+        weight_bits: int | None = None,
     ) -> ExecutionConfig:
         words = f"ZeRO-Inference from {_STORES[store]}"
         words += f", {num_ranks} GPUs" if num_ranks > 1 else ""
         words += ", KV cache in host memory" if kv_cache == "offloaded" else ""
         words += f", {weight_bits}-bit weights" if weight_bits else ""
-        return way(words, store, num_ranks, kv_cache=kv_cache, weight_bits=weight_bits)
+        return configuration(words, store, num_ranks, kv_cache=kv_cache, weight_bits=weight_bits)
 
-    def why_not(
-        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, execution: ExecutionConfig
-    ) -> str | None:
+    def why_not(self, scenario: Scenario) -> str | None:
         """Quantized weights need float16, and a Linear that DeepSpeed quantizes."""
-        if execution.weight_bits is None:
+        num_bits, dtype = scenario.execution.weight_bits, scenario.workload.dtype
+        if num_bits is None:
             return None
-        if workload.dtype != "float16":
-            return f"DeepSpeed quantizes float16 weights only, not {workload.dtype}"
-        return why_nothing(graph, execution.weight_bits)
+        if dtype != "float16":
+            return f"DeepSpeed quantizes float16 weights only, not {dtype}"
+        return why_nothing(scenario.graph, num_bits)
 
     def rank_graph(self, graph: ModuleGraph, execution: ExecutionConfig) -> ModuleGraph:
         """The whole model; with the weights packed that are quantized, wherever they are."""
@@ -113,16 +120,10 @@ class ZeroInferenceRuntime(RuntimeModel):
         return _times(profile.host.op_overhead_s, _OPS_PER_HOOK)
 
     def movement(
-        self,
-        *,
-        num_bytes: int,
-        num_tensors: int,
-        stored_on: str,
-        runs_on: str,
-        execution: ExecutionConfig,
-        profile: HardwareProfile,
+        self, scenario: Scenario, *, num_bytes: int, num_tensors: int, stored_on: str, runs_on: str
     ) -> Movement:
         """See `planner.cost.runtime_model.RuntimeModel.movement`."""
+        profile, execution = scenario.profile, scenario.execution
         per_tensor = _times(profile.host.op_overhead_s, _OPS_PER_TENSOR)
         quantities: list[Quantity] = [per_tensor]
         seconds = 0.0
@@ -134,12 +135,11 @@ class ZeroInferenceRuntime(RuntimeModel):
             seconds += _gather_s(num_bytes, num_tensors, execution.num_ranks, profile, quantities)
         return Movement(copy_s=seconds, host_s=num_tensors * per_tensor.value, quantities=tuple(quantities))
 
-    def buffers(
-        self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, execution: ExecutionConfig
-    ) -> Buffers:
+    def buffers(self, scenario: Scenario) -> Buffers:
         """The store of all parts, what is fetched ahead, and the vectors that every rank keeps."""
+        graph, execution = scenario.graph, scenario.execution
         sizes, ranks = self.sizes or sizes_for(graph), execution.num_ranks
-        itemsize = DTYPE_BYTES[workload.dtype]
+        itemsize = scenario.workload.itemsize_bytes
         found = parameters(graph)
         vectors = sum(one.num_elements for one in found if one.is_vector)
         # Parameters that are gathered together lie in one flat tensor before they are parted.
@@ -164,12 +164,12 @@ class ZeroInferenceRuntime(RuntimeModel):
         return Buffers(device=device, host=ranks * (held + loaded), unpacked=unpacked)
 
     def streamed_peaks(
-        self, graph: ModuleGraph, workload: Workload, live: Callable[[Node, str], int | None]
+        self, scenario: Scenario, live: Callable[[Node, str], int | None]
     ) -> Mapping[str, Mapping[str, int]]:
         """What is there beyond `max_live`, which `buffers` has, beside the activations of that moment."""
         peaks: dict[str, dict[str, int]] = {}
-        for excess in self._excesses(graph):
-            staged = DTYPE_BYTES[workload.dtype] * excess.num_elements
+        for excess in self._excesses(scenario.graph):
+            staged = scenario.workload.itemsize_bytes * excess.num_elements
             found = {phase: live(excess.node, phase) for phase in PHASES}
             for module in excess.modules:
                 worst = peaks.setdefault(module, dict.fromkeys(PHASES, 0))
@@ -183,10 +183,9 @@ class ZeroInferenceRuntime(RuntimeModel):
             self._walked = graph, merged(excesses(graph, self.sizes or sizes_for(graph)))
         return self._walked[1]
 
-    def load_s(
-        self, *, read_bytes: int, device_bytes: int, execution: ExecutionConfig, profile: HardwareProfile
-    ) -> float:
+    def load_s(self, scenario: Scenario, *, read_bytes: int, device_bytes: int) -> float:
         """One rank reads; every parameter passes through the GPUs and goes back as each rank's part."""
+        profile, execution = scenario.profile, scenario.execution
         back, disk = profile.device_to_host, profile.disk
         (store,) = execution.streams_from
         seconds = read_and_copy_s(profile, read_bytes=read_bytes, device_bytes=read_bytes)
@@ -202,16 +201,25 @@ class ZeroInferenceRuntime(RuntimeModel):
         return f"{profile.name} has no GPU; weights in host memory are used there by the cpu runtime"
 
 
-def way(
+def configuration(
     label: str,
     store: str,
     num_ranks: int,
     *,
     pinned: bool = True,
-    kv_cache: str = "device",
+    kv_cache: Literal["device", "offloaded"] = "device",
     weight_bits: int | None = None,
 ) -> ExecutionConfig:
-    """A way to run with the parts kept in `store`; copies from pageable memory are waited for."""
+    """A configuration that keeps the ranks' parts in `store`; copies from pageable memory are waited for.
+
+    Args:
+        label: in words.
+        store: `cpu`, `disk` or `peers`.
+        num_ranks: one for each GPU.
+        pinned: whether parts in host memory are page-locked.
+        kv_cache: `device` or `offloaded`.
+        weight_bits: width to which weights are quantized, or None.
+    """
     return ExecutionConfig(
         runtime=ZeroInferenceRuntime.name,
         label=label,

@@ -56,7 +56,7 @@ def test_a_configuration_is_priced_as_a_plan_is(predict: Predict) -> None:
     done = predict(OFFLOADED, "--hardware", "h100", "--json")
     assert done.status == 0, done.err
     plan = json.loads(done.out)
-    assert plan["runtime"] == "zero-inference"
+    assert plan["execution"]["runtime"] == "zero-inference"
     assert plan["workload"]["dtype"] == "float16"
     # By default parameters of up to 100,000 elements are kept: norms, which are modules of their own.
     kept = [p["module"] for p in plan["placements"] if p["stored_on"] == "gpu:0"]
@@ -156,7 +156,11 @@ def test_every_gpu_has_a_rank(predict: Predict) -> None:
     done = predict(zero(), "--hardware", "8xa100-80g", "--batch", "16", "--json")
     assert done.status == 0, done.err
     plan = json.loads(done.out)
-    assert (plan["num_ranks"], plan["num_streams"], plan["workload"]["batch_size"]) == (8, 8, 16)
+    assert (
+        plan["execution"]["num_ranks"],
+        plan["execution"]["num_streams"],
+        plan["workload"]["batch_size"],
+    ) == (8, 8, 16)
     assert plan["prediction"]["time"]["decode"]["weight_movement"] > 0
 
 

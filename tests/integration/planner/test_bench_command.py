@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plan of the trained model for the CPU."""
     spec = resolve(str(TRAINED))
     graph = graph_for(spec)
-    model = Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph)
+    model = Model.of(spec, graph)
     request = Request(prompt_tokens=6, new_tokens=4, dtype="float32", runtimes=("cpu",))
     found: Path = tmp_path_factory.mktemp("plans") / "cpu"
     emit(make_plan(model, load("cpu-16c-64g"), request), graph, found)
@@ -57,7 +57,7 @@ def test_a_plan_for_a_gpu_that_is_not_there_is_refused_before_weights_are_writte
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     spec = resolve(str(TRAINED))
     graph = graph_for(spec)
-    model = Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph)
+    model = Model.of(spec, graph)
     request = Request(prompt_tokens=6, new_tokens=4, runtimes=("accelerate",))
     emit(make_plan(model, load("t4"), request), graph, tmp_path / "plan")
     weights = tmp_path / "weights"

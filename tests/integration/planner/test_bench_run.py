@@ -42,7 +42,7 @@ TOO_MANY = 2**42
 def trained() -> tuple[Model, ModuleGraph]:
     spec = resolve(str(TRAINED))
     graph = graph_for(spec)
-    return Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph), graph
+    return Model.of(spec, graph), graph
 
 
 def emitted(model: Model, runtime: str, folder: Path) -> Plan:

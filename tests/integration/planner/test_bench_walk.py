@@ -65,4 +65,4 @@ def placement(stored_on: str, runs_on: str = "gpu:0") -> dict[str, str]:
 def test_it_walks_where_no_other_thread_of_the_host_works(
     main: str, placements: list[dict[str, str]], walks: bool
 ) -> None:
-    assert _is_gpus_alone({"main_device": main, "placements": placements}) is walks
+    assert _is_gpus_alone({"execution": {"main": main}, "placements": placements}) is walks

@@ -14,21 +14,20 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fixtures import tiny
+from fixtures.plans import problem_of
 from fixtures.train import TRAINED
 from planner.cost.assignment import Assignment
-from planner.cost.build_problem import price
-from planner.cost.placement_units import chain_of
-from planner.cost.runtime_model import ExecutionConfig
 from planner.device_map.check import check
 from planner.emit import emit
 from planner.errors import InvalidInputError, ModelError, PlanFileError, RuntimeFailure
 from planner.graph.model import Model
-from planner.graph.network import placement_units
 from planner.hardware.load import load
 from planner.models.resolve import resolve
 from planner.runtimes.accelerate.emit import device_map_of
 from planner.runtimes.accelerate.model import RUNTIME_MODEL
+from planner.schema.execution import ExecutionConfig
 from planner.schema.plan import Plan, decode, encode, read
+from planner.schema.request import Request
 from planner.schema.workload import Workload
 from planner.search.best_placement import PricedPlacement
 from planner.search.choose import plan_of
@@ -53,7 +52,7 @@ def mixed_plan(checkpoint: Path, dtype: str) -> Plan:
         streams_from=("cpu", "disk"),
     )
     workload = Workload(batch_size=2, prompt_tokens=12, new_tokens=8, dtype=dtype)
-    problem = price(graph, chain_of(graph, placement_units(graph)), load("t4"), workload, way, RUNTIME_MODEL)
+    problem = problem_of(graph, load("t4"), workload, way, RUNTIME_MODEL)
     runs_on, stored_on, turn = [], [], 0
     for unit in problem.units:
         turn += unit.unit.is_block
@@ -75,7 +74,7 @@ def mixed_plan(checkpoint: Path, dtype: str) -> Plan:
         shortage_bytes={},
     )
     model = Model(name=checkpoint.name, auto_class=spec.auto_class, dtype=dtype, graph=graph)
-    return plan_of(model, priced, objective="latency")
+    return plan_of(model, priced, Request.of_workload(workload, way))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

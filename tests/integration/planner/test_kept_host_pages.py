@@ -49,7 +49,7 @@ for turn, num_tokens in enumerate(map(int, sys.argv[1:])):
 
 
 def trained(spec: ModelSpec) -> Model:
-    return Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph_for(spec))
+    return Model.of(spec, graph_for(spec))
 
 
 def planned(folder: Path, batch_size: int, memory_bytes: int = 64 << 30) -> Plan:

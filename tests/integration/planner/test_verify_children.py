@@ -14,7 +14,7 @@ from planner.runtimes.folder import SHARED
 from planner.verify.children import run_child
 
 #: What a script of several ranks reads of its plan before it starts them.
-TWO_RANKS = {"num_ranks": 2, "num_streams": 1, "main_device": "cpu", "workload": {"dtype": "float32"}}
+TWO_RANKS = {"execution": {"num_ranks": 2, "num_streams": 1, "main": "cpu"}, "workload": {"dtype": "float32"}}
 #: Starts a process in a session of its own, which writes down who it is and outlives its parent.
 SPAWN = """
 import os, subprocess, sys, time

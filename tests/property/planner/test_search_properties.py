@@ -8,20 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixtures.graphs import layered_graph
+from fixtures.plans import problem_of
 from planner.cost.assignment import Assignment
-from planner.cost.build_problem import price
 from planner.cost.memory import memory, shortage
-from planner.cost.placement_units import chain_of
 from planner.cost.problem import Problem
-from planner.cost.runtime_model import ExecutionConfig
 from planner.cost.time import objective_s, time
 from planner.errors import InfeasibleError
 from planner.graph.model import Model
-from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
 from planner.runtimes.accelerate.model import RUNTIME_MODEL
+from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.quantity import Quantity, Source
 from planner.schema.request import Request
@@ -58,7 +56,7 @@ def _problem(graph: ModuleGraph, profile: HardwareProfile, batch: int, *, cpu_ex
         cpu_execution=cpu_execution,
         streams_from=("cpu",) if profile.disk is None else ("cpu", "disk"),
     )
-    return price(graph, chain_of(graph, placement_units(graph)), profile, workload, way, RUNTIME_MODEL)
+    return problem_of(graph, profile, workload, way, RUNTIME_MODEL)
 
 
 def _brute_force(problem: Problem) -> float | None:
@@ -68,11 +66,11 @@ def _brute_force(problem: Problem) -> float | None:
         on_gpu = [
             ("gpu:0", stored_on)
             for stored_on in itertools.product(
-                ("gpu:0", *problem.execution.streams_from), repeat=len(unit.leaves)
+                ("gpu:0", *problem.scenario.execution.streams_from), repeat=len(unit.leaves)
             )
         ]
         on_cpu = []
-        if problem.execution.cpu_execution:
+        if problem.scenario.execution.cpu_execution:
             # Beside a GPU, a block that executes on the CPU lives there whole: it is one entry of the map.
             on_cpu = [("cpu", ("cpu",) * len(unit.leaves))] if unit.unit.is_block else []
         options.append(on_gpu + on_cpu)

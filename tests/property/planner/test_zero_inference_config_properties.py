@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixtures.graphs import layered_graph
+from fixtures.plans import problem_of
 from planner.cost.assignment import Assignment
 from planner.cost.build_problem import price
-from planner.cost.placement_units import chain_of
+from planner.cost.runtime_model import Scenario
 from planner.graph.model import Model
-from planner.graph.network import placement_units
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
 from planner.runtimes.zero_inference.config import ds_config
@@ -20,6 +20,7 @@ from planner.runtimes.zero_inference.parameters import marked, parameters, resid
 from planner.runtimes.zero_inference.quantization import packed
 from planner.runtimes.zero_inference.validate import findings, problems, zero_block
 from planner.schema.plan import Plan
+from planner.schema.request import Request
 from planner.schema.workload import Workload
 from planner.search.best_placement import PricedPlacement
 from planner.search.choose import plan_of
@@ -45,12 +46,8 @@ def plans(draw: st.DrawFn) -> tuple[Plan, ModuleGraph]:
     way = draw(st.sampled_from(RUNTIME_MODEL.configurations(MACHINE)))
     dtype = "float16" if way.weight_bits else draw(st.sampled_from(("float16", "bfloat16", "float32")))
     sequences = draw(st.integers(1, 40))
-    workload = Workload(
-        batch_size=-(-sequences // way.num_streams), prompt_tokens=8, new_tokens=2, dtype=dtype
-    )
-    held = RUNTIME_MODEL.rank_graph(graph, way)
-    chain = chain_of(held, placement_units(held))
-    problem = price(held, chain, MACHINE, workload, way, RUNTIME_MODEL, num_sequences=sequences)
+    workload = Workload(batch_size=sequences, prompt_tokens=8, new_tokens=2, dtype=dtype)
+    problem = price(Scenario.whole(graph, MACHINE, workload, way, RUNTIME_MODEL).of_one_rank())
     stored_on = tuple(
         tuple(draw(st.sampled_from(("gpu:0", *way.streams_from))) for _ in unit.leaves)
         for unit in problem.units
@@ -58,7 +55,7 @@ def plans(draw: st.DrawFn) -> tuple[Plan, ModuleGraph]:
     assignment = Assignment(runs_on=("gpu:0",) * len(stored_on), stored_on=stored_on)
     priced = PricedPlacement(problem=problem, assignment=assignment, total_s=1.0, shortage_bytes={})
     model = Model(name="layered", auto_class="causal-lm", dtype=dtype, graph=graph)
-    return plan_of(model, priced, objective="latency"), graph
+    return plan_of(model, priced, Request.of_workload(workload, way)), graph
 
 
 @settings(max_examples=150, deadline=None)
@@ -118,14 +115,12 @@ def nvme_config() -> dict[str, object]:
         if s.streams_from == ("disk",) and s.kv_cache == "device"
     ]
     workload = Workload(batch_size=1, prompt_tokens=8, new_tokens=2, dtype="float16")
-    problem = price(
-        graph, chain_of(graph, placement_units(graph)), load("a100-80g"), workload, way, RUNTIME_MODEL
-    )
+    problem = problem_of(graph, load("a100-80g"), workload, way, RUNTIME_MODEL)
     stored_on = tuple(("disk",) * len(unit.leaves) for unit in problem.units)
     assignment = Assignment(runs_on=("gpu:0",) * len(stored_on), stored_on=stored_on)
     priced = PricedPlacement(problem=problem, assignment=assignment, total_s=1.0, shortage_bytes={})
     model = Model(name="layered", auto_class="causal-lm", dtype="float16", graph=graph)
-    return ds_config(plan_of(model, priced, objective="latency"), graph)
+    return ds_config(plan_of(model, priced, Request.of_workload(workload, way)), graph)
 
 
 @pytest.mark.parametrize("path, misspelt, kind, words", SPOILS)

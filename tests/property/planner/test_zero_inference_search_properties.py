@@ -5,16 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixtures.graphs import layered_graph
+from fixtures.plans import problem_of
 from planner.cost.assignment import Assignment
-from planner.cost.build_problem import price
 from planner.cost.memory import memory, shortage
-from planner.cost.placement_units import chain_of
 from planner.cost.problem import Problem
-from planner.cost.runtime_model import ExecutionConfig
 from planner.cost.time import objective_s, time
-from planner.graph.network import placement_units
 from planner.hardware.load import load
 from planner.runtimes.zero_inference.model import RUNTIME_MODEL
+from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.quantity import Quantity, Source
 from planner.schema.workload import Workload
@@ -59,7 +57,7 @@ def test_a_placement_that_fits_is_found_and_is_no_slower(
     graph = layered_graph(num_layers, hidden=1024, vocabulary=8000)
     workload = Workload(batch_size=batch_size, prompt_tokens=64, new_tokens=8, dtype="float16")
     profile = machine(gpu_mib, host_mib)
-    problem = price(graph, chain_of(graph, placement_units(graph)), profile, workload, way, RUNTIME_MODEL)
+    problem = problem_of(graph, profile, workload, way, RUNTIME_MODEL)
     best = best_placement(problem)
     for place in (*way.streams_from, "gpu:0"):
         everything = placed(problem, place)

@@ -6,17 +6,15 @@ import msgspec
 import pytest
 
 from fixtures.graphs import layered_graph
+from fixtures.plans import problem_of
 from planner.cost.assignment import Assignment
-from planner.cost.build_problem import price
 from planner.cost.memory import memory
-from planner.cost.placement_units import chain_of
 from planner.cost.problem import Problem
-from planner.cost.runtime_model import ExecutionConfig
 from planner.cost.time import objective_s, time
 from planner.errors import InvalidInputError
-from planner.graph.network import placement_units
 from planner.hardware.load import load
 from planner.runtimes.accelerate.model import RUNTIME_MODEL
+from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.quantity import Quantity, Source
 from planner.schema.request import Request
@@ -62,8 +60,7 @@ def _problem(host_copies: str = "pinned", kv_cache: str = "device", batch: int =
         streams_from=("cpu",),
     )
     workload = Workload(batch_size=batch, prompt_tokens=10, new_tokens=5, dtype="float16")
-    chain = chain_of(graph, placement_units(graph))
-    return price(graph, chain, _round_machine(), workload, settings, RUNTIME_MODEL)
+    return problem_of(graph, _round_machine(), workload, settings, RUNTIME_MODEL)
 
 
 def _resident(problem: Problem) -> Assignment:
@@ -115,7 +112,7 @@ def test_streaming_time_is_bytes_over_the_link_and_work_per_tensor(host_copies: 
 
 def test_disk_adds_the_read_to_the_pageable_copy() -> None:
     problem = _problem()
-    disk = problem.profile.disk
+    disk = problem.scenario.profile.disk
     assert disk is not None
     streamed = time(problem, _with_second_block_on(problem, "disk"))["decode"]
     read = BLOCK_BYTES / disk.read_bytes_per_s.value + 3 * disk.latency_s.value
@@ -154,7 +151,7 @@ def test_a_dtype_the_gpu_lacks_is_refused() -> None:
     settings = ExecutionConfig(runtime="accelerate", label="test", main="gpu:0")
     workload = Workload(batch_size=1, prompt_tokens=4, new_tokens=2, dtype="bfloat16")
     with pytest.raises(InvalidInputError, match="T4 does not run bfloat16"):
-        price(graph, chain_of(graph, placement_units(graph)), load("t4"), workload, settings, RUNTIME_MODEL)
+        problem_of(graph, load("t4"), workload, settings, RUNTIME_MODEL)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,13 @@ import msgspec
 import pytest
 
 from fixtures.graphs import layered_graph
-from planner.accuracy.own import graph_of_model
 from planner.graph.model import Model
 from planner.hardware.load import load
 from planner.report.explain import bound, describe_modules, explain
 from planner.schema.breakdown import TimeBreakdown
 from planner.schema.request import Request
 from planner.search.choose import make_plan
+from planner.tracing.load import load_model
 
 
 def _model() -> Model:
@@ -65,7 +65,7 @@ def test_what_runs_beside_the_device_bounds_a_phase_where_it_takes_longer() -> N
 
 def test_a_faster_gpu_changes_nothing_where_the_host_is_said_to_bound() -> None:
     """What the host takes beyond the kernels is its smaller part: it works while they do, too."""
-    graph = graph_of_model("gpt-j-6b")
+    graph = load_model("gpt-j-6b").graph
     model = Model(name="gpt-j-6b", auto_class="causal-lm", dtype="float16", graph=graph)
     profile = load("a100-80g")
     plan = make_plan(model, profile, Request(runtimes=("accelerate",)))

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from fixtures.plans import plan_with
-from planner.cost.runtime_model import ExecutionConfig
+from planner.cost.runtime_model import Scenario
 from planner.graph.schema import Edge, ModuleGraph, Tensor
 from planner.hardware.load import load
 from planner.models.resolve import resolve
@@ -15,6 +15,7 @@ from planner.runtimes.kernel_injection.emit import READS_ARCHIVES, emit, kernels
 from planner.runtimes.kernel_injection.environment import REQUIREMENTS
 from planner.runtimes.kernel_injection.families import FAMILIES, num_heads, unlike
 from planner.runtimes.kernel_injection.model import RUNTIME_MODEL, workspace_bytes
+from planner.schema.execution import ExecutionConfig
 from planner.schema.plan import Plan
 from planner.schema.workload import Workload
 from planner.tracing.store import graph_for
@@ -33,7 +34,9 @@ def graph(name: str) -> ModuleGraph:
 
 def reason(model: ModuleGraph, settings: ExecutionConfig = ONE, **changes: Any) -> str | None:
     """Why a model cannot run, with other lengths or another dtype perhaps."""
-    return RUNTIME_MODEL.why_not(model, PROFILE, msgspec.structs.replace(WORKLOAD, **changes), settings)
+    return RUNTIME_MODEL.why_not(
+        Scenario.whole(model, PROFILE, msgspec.structs.replace(WORKLOAD, **changes), settings, RUNTIME_MODEL)
+    )
 
 
 def test_families_are_those_that_pre_shards_load() -> None:

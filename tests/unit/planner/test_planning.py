@@ -75,7 +75,7 @@ def test_a_batch_that_cannot_fit_names_the_deficit() -> None:
 
 def test_what_does_not_fit_is_shown_by_what_it_lacks() -> None:
     spec = resolve("llama-3.1-405b")
-    model = Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph_for(spec))
+    model = Model.of(spec, graph_for(spec))
     request = Request(runtimes=("transformers-tp", "zero-inference"))
     plan = make_plan(model, load("8xa100-80g"), request)
     unfit = [one for one in plan.alternatives if one.deficit_bytes]
@@ -109,7 +109,7 @@ def test_one_process_on_more_gpus_than_a_host_has_is_told() -> None:
 
 def test_a_simpler_runtime_that_is_as_good_as_an_estimate_can_tell_is_named() -> None:
     spec = resolve("opt-13b")
-    model = Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph_for(spec))
+    model = Model.of(spec, graph_for(spec))
     profile = apply(load("8xa100-80g"), num_gpus=1, gpu_memory_bytes=8 * 2**30)
     ratios = []
     # The fewer tokens follow a long prompt, the more ZeRO-Inference copies while the GPU computes.

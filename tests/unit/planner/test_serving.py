@@ -44,7 +44,7 @@ def streamed() -> Made:
 
 def cut(made: Made, runtime: str, num_ranks: int, **changes: Any) -> Made:
     """A resident plan as if it were cut over ranks: what servers are told depends on nothing else."""
-    plan = msgspec.structs.replace(made[0], runtime=runtime, num_ranks=num_ranks, **changes)
+    plan = made[0].with_execution(runtime=runtime, num_ranks=num_ranks, **changes)
     return plan, made[1]
 
 
@@ -96,7 +96,7 @@ def test_layers_on_several_gpus_are_one_process_that_sees_them_all() -> None:
 
 
 def test_a_plan_for_the_cpu_asks_for_no_gpu(resident: Made) -> None:
-    found = djl.properties_of(msgspec.structs.replace(resident[0], main_device="cpu"))
+    found = djl.properties_of(resident[0].with_execution(main="cpu"))
     assert found["load_on_devices"] == "-1"
     assert "option.tensor_parallel_degree" not in found
 
@@ -138,11 +138,11 @@ def test_requirements_are_the_projects_own() -> None:
     "changes, sentence",
     [
         ({"num_ranks": 16, "num_streams": 1}, "the files for DJL Serving are for one host"),
-        ({"num_ranks": 2, "main_device": "cpu"}, "starts several ranks on GPUs only"),
+        ({"num_ranks": 2, "main": "cpu"}, "starts several ranks on GPUs only"),
     ],
 )
 def test_what_djl_refuses(resident: Made, changes: dict[str, Any], sentence: str) -> None:
-    plan = msgspec.structs.replace(resident[0], **changes)
+    plan = resident[0].with_execution(**changes)
     with pytest.raises(InvalidInputError, match=sentence):
         djl.serve(NOTHING, plan, resident[1])
 
@@ -241,7 +241,7 @@ def test_neither_form_is_said_of_both(resident: Made) -> None:
     ],
 )
 def test_what_fastgen_does_not_run(resident: Made, changes: dict[str, Any], sentence: str) -> None:
-    reason = mii.current_refusal(msgspec.structs.replace(resident[0], **changes), resident[1])
+    reason = mii.current_refusal(resident[0].with_execution(**changes), resident[1])
     assert reason is not None
     assert sentence in reason
 

@@ -5,6 +5,7 @@ import re
 import msgspec
 import pytest
 
+from planner.cost.runtime_model import Scenario
 from planner.graph.schema import ModuleGraph, ModuleRole, Node, Tensor
 from planner.hardware.load import load
 from planner.models.resolve import resolve
@@ -23,8 +24,9 @@ def graph(model: str) -> ModuleGraph:
 
 def reason(runtime: str, model: str, degree: int) -> str | None:
     profile = load("16xa100-80g")
-    settings = next(s for s in RUNTIME_MODELS[runtime].configurations(profile) if s.num_ranks == degree)
-    return RUNTIME_MODELS[runtime].why_not(graph(model), profile, WORKLOAD, settings)
+    runtime_model = RUNTIME_MODELS[runtime]
+    settings = next(s for s in runtime_model.configurations(profile) if s.num_ranks == degree)
+    return runtime_model.why_not(Scenario.whole(graph(model), profile, WORKLOAD, settings, runtime_model))
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ import msgspec
 import pytest
 
 from fixtures.graphs import layered_graph
-from planner.accuracy.own import graph_of_model
 from planner.graph.model import Model
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
 from planner.schema.request import Request
 from planner.search.choose import make_plan
 from planner.search.what_if import int8_weights, what_if
+from planner.tracing.load import load_model
 
 MODEL = Model(
     name="layered",
@@ -37,17 +37,33 @@ def test_a_streamed_plan_gains_from_each_and_never_loses() -> None:
     assert changes["weights in int8, decoded for nothing"].speedup > 1.5
 
 
-@pytest.mark.parametrize("limit", ["batch_size", "max_latency_s"])
-def test_a_batch_that_was_asked_for_stays(limit: str) -> None:
+def test_a_batch_that_was_asked_for_stays() -> None:
     """Otherwise the best batch, which was ruled out, would be the gain of a GiB."""
     free = Request(objective="throughput", new_tokens=4, runtimes=("accelerate",))
     best = make_plan(MODEL, load("t4"), free).prediction
-    value = 8 if limit == "batch_size" else best.total_s / 2
-    plan = make_plan(MODEL, load("t4"), msgspec.structs.replace(free, **{limit: value}))
+    plan = make_plan(MODEL, load("t4"), msgspec.structs.replace(free, batch_size=8))
     assert best.tokens_per_s > 1.2 * plan.prediction.tokens_per_s
     changes = {change.what: change for change in what_if(MODEL, plan)}
     assert all(change.batch_size == plan.workload.batch_size for change in changes.values())
     assert changes["one GiB more on each GPU"].speedup < 1.2
+
+
+def test_a_limit_on_the_latency_is_part_of_the_request_that_is_repeated() -> None:
+    """Under a limit a faster link allows a larger batch: as planning for that machine says, no less."""
+    profile = load("t4")
+    free = Request(objective="throughput", new_tokens=4, runtimes=("accelerate",))
+    limit = make_plan(MODEL, profile, free).prediction.total_s / 2
+    bound = msgspec.structs.replace(free, max_latency_s=limit)
+    plan = make_plan(MODEL, profile, bound)
+    assert plan.request == bound
+    changes = {change.what: change for change in what_if(MODEL, plan)}
+    assert profile.host_to_device is not None
+    link = profile.host_to_device.pinned_bytes_per_s.value
+    again = make_plan(MODEL, apply(profile, link_bytes_per_s=2 * link), bound)
+    faster = changes["twice the link"]
+    assert again.prediction.total_s <= limit
+    assert faster.batch_size == again.workload.batch_size > plan.workload.batch_size
+    assert faster.speedup == again.prediction.tokens_per_s / plan.prediction.tokens_per_s > 1.5
 
 
 @pytest.mark.parametrize("objective", ["latency", "throughput"])
@@ -75,7 +91,7 @@ def test_what_it_says_is_what_planning_for_the_changed_machine_says(objective: s
 
 
 def test_links_between_gpus_are_a_change_where_there_are_several() -> None:
-    graph = graph_of_model("llama-2-13b")
+    graph = load_model("llama-2-13b").graph
     model = Model(name="llama-2-13b", auto_class="causal-lm", dtype="float16", graph=graph)
     plan = make_plan(
         model, load("4xt4"), Request(runtimes=("deepspeed-tp",), new_tokens=4, prompt_tokens=512)

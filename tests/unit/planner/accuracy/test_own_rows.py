@@ -113,7 +113,7 @@ def test_a_row_of_an_unknown_model_says_why_it_is_not_priced(tmp_path: Path) -> 
     record, row = read(ROWS)[:2]
     assert isinstance(record, PlanRecord)
     assert isinstance(row, Row)
-    model = msgspec.structs.replace(record.plan.model, name="no-such-model")
+    model = msgspec.structs.replace(record.plan.model, name="no-such-model", source="no-such-model")
     unknown = record_of(msgspec.structs.replace(record.plan, model=model))
     renamed = msgspec.structs.replace(row, model="no-such-model", plan_sha256=unknown.sha256)
     append(path, [unknown, renamed])

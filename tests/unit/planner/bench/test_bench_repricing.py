@@ -2,12 +2,11 @@
 
 import itertools
 
-import msgspec
 import pytest
 
 from planner.bench.repricing import largest_feasible, predicted, repriced
 from planner.cost.predict import predict
-from planner.errors import InfeasibleError, InvalidInputError
+from planner.errors import InfeasibleError, UnknownNameError
 from planner.graph.model import Model
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
@@ -33,7 +32,7 @@ WAYS = [
 def planned(name: str, machine: str, runtime: str, options: dict[str, object]) -> tuple[Plan, ModuleGraph]:
     spec = resolve(name)
     graph = graph_for(spec)
-    model = Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph)
+    model = Model.of(spec, graph)
     request = Request(runtimes=(runtime,), **options)  # type: ignore[arg-type]
     profile = load(machine)
     if runtime == "accelerate" and profile.num_gpus == 0:
@@ -86,11 +85,18 @@ def test_a_cap_decides_what_fits_and_nothing_else() -> None:
     assert largest_feasible(plan, graph, plan.workload, memory_cap_bytes=8 * 2**30) == 0
 
 
-def test_a_way_that_the_runtime_does_not_know_is_refused() -> None:
+def test_a_runtime_that_is_not_known_is_refused() -> None:
     plan, graph = planned("gpt-j-6b", "t4", "accelerate", {})
-    changed = msgspec.structs.replace(plan, kv_cache="elsewhere")
-    with pytest.raises(InvalidInputError, match="plan again"):
+    changed = plan.with_execution(runtime="elsewhere")
+    with pytest.raises(UnknownNameError, match="elsewhere"):
         repriced(changed, graph, plan.workload)
+
+
+def test_the_plan_states_the_configuration_that_it_was_priced_in() -> None:
+    plan, graph = planned("gpt-j-6b", "t4", "accelerate", {})
+    problem, assignment = repriced(plan, graph, plan.workload)
+    assert problem.scenario.execution == plan.execution
+    assert predict(problem, assignment) == plan.prediction
 
 
 def test_the_cases_here_are_not_infeasible_by_accident() -> None:

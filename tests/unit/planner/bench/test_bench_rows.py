@@ -20,7 +20,7 @@ from planner.tracing.store import graph_for
 @pytest.fixture(scope="module")
 def plan() -> Plan:
     spec = resolve("gpt2")
-    model = Model(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph_for(spec))
+    model = Model.of(spec, graph_for(spec))
     return make_plan(model, load("cpu-16c-64g"), Request(runtimes=("cpu",)))
 
 

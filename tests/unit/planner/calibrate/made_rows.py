@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from planner.accuracy.own import graph_of_model, planned_rows, workload_of
+from planner.accuracy.own import graph_of, planned_rows, workload_of
 from planner.bench.repricing import repriced
 from planner.bench.rows import Row, append, record_of
 from planner.calibrate.terms import with_terms
@@ -27,7 +27,7 @@ def make_rows(rows: Path, path: Path, truth: Mapping[str, float], noise: Callabl
     """Write one row of each configuration in `rows` to `path`, with the times of a machine of such terms."""
     for row, plan in one_of_each(rows):
         real = msgspec.structs.replace(plan, hardware=with_terms(plan.hardware, truth))
-        graph = graph_of_model(row.model)
+        graph = graph_of(plan.model)
         priced = repriced(real, graph, workload_of(row, plan), memory_cap_bytes=row.memory_cap_bytes)
         times = time(*priced)
         assert row.measured is not None

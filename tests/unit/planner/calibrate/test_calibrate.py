@@ -121,7 +121,7 @@ def test_why_rows_were_left_out_is_said(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     (row, plan), (other, elsewhere) = one_of_each(ROWS)[:2]
     unknown = msgspec.structs.replace(
-        elsewhere, model=msgspec.structs.replace(elsewhere.model, name="nosuch")
+        elsewhere, model=msgspec.structs.replace(elsewhere.model, name="nosuch", source="nosuch")
     )
     append(path, [record_of(plan), msgspec.structs.replace(row, status="out_of_memory", measured=None)])
     record = record_of(unknown)
@@ -130,7 +130,10 @@ def test_why_rows_were_left_out_is_said(tmp_path: Path) -> None:
         Sample(PROFILE, [path])
     assert "0 configurations" in str(caught.value)
     assert "1 row did not run" in str(caught.value)
-    assert "1 row cannot be priced (unknown model 'nosuch'" in str(caught.value)
+    assert "1 row cannot be priced (the plan's model nosuch is not where it was planned from" in str(
+        caught.value
+    )
+    assert "unknown model 'nosuch'" in str(caught.value)
 
 
 def _reloaded(text: str, folder: Path) -> HardwareProfile:

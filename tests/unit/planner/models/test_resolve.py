@@ -127,15 +127,17 @@ def test_code_that_transformers_has_taken_in_is_not_needed(tmp_path: Path) -> No
 
 
 def test_hub_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+    asked: list[tuple[str, str | None]] = []
 
-    def fetch(hub_id: str) -> str:
-        asked.append(hub_id)
-        return '{"model_type": "mt5", "architectures": ["MT5ForConditionalGeneration"]}'
+    def fetch(hub_id: str, revision: str | None) -> hub.HubConfig:
+        asked.append((hub_id, revision))
+        return hub.HubConfig('{"model_type": "mt5", "architectures": ["MT5ForConditionalGeneration"]}', "abc")
 
     monkeypatch.setattr(hub, "fetch_config", fetch)
     spec = resolve("google/mt5-small")
-    assert asked == ["google/mt5-small"]
+    again = resolve(spec.location, revision=spec.revision)
+    assert asked == [("google/mt5-small", None), ("google/mt5-small", "abc")]
+    assert again == spec
     assert (spec.origin, spec.hub_id, spec.auto_class) == ("hub", "google/mt5-small", "seq2seq-lm")
 
 

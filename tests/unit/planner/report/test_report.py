@@ -10,7 +10,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fixtures.graphs import layered_graph
-from planner.accuracy.own import graph_of_model
 from planner.accuracy.points import Point
 from planner.cost.time import time
 from planner.errors import InvalidInputError
@@ -23,6 +22,7 @@ from planner.report.timeline import BatchPoint, Span, batches, spans
 from planner.schema.request import Request
 from planner.search.best_placement import PricedPlacement
 from planner.search.choose import choose_plan
+from planner.tracing.load import load_model
 
 MODEL = Model(
     name="layered <b>",
@@ -65,7 +65,7 @@ def test_the_course_of_a_step_lasts_as_long_as_the_step(machine: str, runtime: s
 
 def test_the_sums_of_tensor_parallel_ranks_are_drawn_in_every_block() -> None:
     model = Model(
-        name="llama-2-13b", auto_class="causal-lm", dtype="float16", graph=graph_of_model("llama-2-13b")
+        name="llama-2-13b", auto_class="causal-lm", dtype="float16", graph=load_model("llama-2-13b").graph
     )
     _, priced = choose_plan(model, load("4xt4"), Request(runtimes=("deepspeed-tp",)))
     predicted = time(priced.problem, priced.assignment)["decode"]
@@ -77,7 +77,7 @@ def test_the_sums_of_tensor_parallel_ranks_are_drawn_in_every_block() -> None:
 
 def test_with_overlap_copies_run_ahead_of_the_work_and_never_beside_the_host() -> None:
     priced = _candidate("t4", "zero-inference")
-    assert priced.problem.execution.overlaps
+    assert priced.problem.scenario.execution.overlaps
     found = spans(priced)
     copied = {s.unit: s.start_s + s.seconds for s in found if s.lane == "copy"}
     computed = {s.unit: s.start_s for s in found if s.lane == "compute"}

@@ -3,13 +3,11 @@
 import msgspec
 
 from fixtures.graphs import layered_graph
+from fixtures.plans import problem_of
 from planner.cost.assignment import Assignment
-from planner.cost.build_problem import price
 from planner.cost.memory import memory
 from planner.cost.memory_terms import peak_bytes
-from planner.cost.placement_units import chain_of
 from planner.cost.problem import Problem
-from planner.graph.network import placement_units
 from planner.hardware.load import load
 from planner.runtimes.zero_inference.model import ZeroInferenceRuntime
 from planner.runtimes.zero_inference.prefetch_excess import Excess, excesses
@@ -73,8 +71,7 @@ def problem() -> Problem:
     """Priced for one GPU that streams from host memory."""
     profile, runtime_model = load("a100-80g"), ZeroInferenceRuntime()
     graph = layered_graph(LAYERS, hidden=HIDDEN, vocabulary=VOCABULARY)
-    chain = chain_of(graph, placement_units(graph))
-    return price(graph, chain, profile, WORKLOAD, runtime_model.configurations(profile)[0], runtime_model)
+    return problem_of(graph, profile, WORKLOAD, runtime_model.configurations(profile)[0], runtime_model)
 
 
 def needed(found: Problem, *, resident: frozenset[str]) -> int:
@@ -91,7 +88,8 @@ def needed(found: Problem, *, resident: frozenset[str]) -> int:
 def test_memory_has_room_for_what_comes_early_but_not_for_what_is_there() -> None:
     found = problem()
     live = {
-        node.name: peak_bytes(node, "prefill", WORKLOAD, WORKLOAD.prompt_tokens) for node in found.graph.nodes
+        node.name: peak_bytes(node, "prefill", WORKLOAD, WORKLOAD.prompt_tokens)
+        for node in found.scenario.graph.nodes
     }
     # Two matrices are always counted, which is what there is while a block runs.
     within = max(live.values()) + 2 * 2 * MATRIX

@@ -4,21 +4,20 @@ import msgspec
 import pytest
 
 from fixtures.graphs import layered_graph
+from fixtures.plans import problem_of
 from planner.cost.assignment import Assignment
-from planner.cost.build_problem import price
 from planner.cost.memory import memory
-from planner.cost.placement_units import chain_of
 from planner.cost.predict import predict
 from planner.cost.problem import Problem
-from planner.cost.runtime_model import ExecutionConfig
+from planner.cost.runtime_model import Scenario
 from planner.cost.time import time
 from planner.graph.model import Model
-from planner.graph.network import placement_units
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
 from planner.runtimes.zero_inference.model import RUNTIME_MODEL
 from planner.runtimes.zero_inference.parameters import marked, parameters
 from planner.runtimes.zero_inference.sizes import sizes_for
+from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.request import Request
 from planner.schema.workload import Workload
@@ -42,14 +41,14 @@ def way(profile: HardwareProfile, store: str, num_ranks: int, bits: int | None =
 
 
 def problem(profile: HardwareProfile, settings: ExecutionConfig, *, layers: int = LAYERS) -> Problem:
-    graph = RUNTIME_MODEL.rank_graph(layered_graph(layers, hidden=HIDDEN, vocabulary=VOCABULARY), settings)
+    graph = layered_graph(layers, hidden=HIDDEN, vocabulary=VOCABULARY)
     workload = Workload(batch_size=1, prompt_tokens=8, new_tokens=4, dtype="float16")
-    return price(graph, chain_of(graph, placement_units(graph)), profile, workload, settings, RUNTIME_MODEL)
+    return problem_of(graph, profile, workload, settings, RUNTIME_MODEL)
 
 
 def streamed(found: Problem) -> Assignment:
     """Everything in the store."""
-    (store,) = found.settings.streams_from
+    (store,) = found.scenario.execution.streams_from
     return Assignment(
         runs_on=("gpu:0",) * len(found.units),
         stored_on=tuple((store,) * len(unit.leaves) for unit in found.units),
@@ -81,12 +80,11 @@ def test_one_rank_copies_all_of_it_over_its_link() -> None:
     link = profile.host_to_device
     assert link is not None
     moved = RUNTIME_MODEL.movement(
+        problem(profile, way(profile, "cpu", 1)).scenario,
         num_bytes=10**9,
         num_tensors=2,
         stored_on="cpu",
         runs_on="gpu:0",
-        settings=way(profile, "cpu", 1),
-        profile=profile,
     )
     assert moved.copy_s == pytest.approx(2 * link.latency_s.value + 1e9 / link.pinned_bytes_per_s.value)
     # fetching and releasing a tensor is host work of five operations
@@ -100,12 +98,11 @@ def test_eight_ranks_copy_an_eighth_each_and_gather_the_rest() -> None:
     assert peer is not None
     assert gpu is not None
     moved = RUNTIME_MODEL.movement(
+        problem(profile, way(profile, "cpu", 8)).scenario,
         num_bytes=8 * 10**9,
         num_tensors=1,
         stored_on="cpu",
         runs_on="gpu:0",
-        settings=way(profile, "cpu", 8),
-        profile=profile,
     )
     memory_s = 8e9 / profile.host.memory_bandwidth_bytes_per_s.value
     copy = max(link.latency_s.value + 1e9 / link.pinned_bytes_per_s.value, memory_s)
@@ -114,12 +111,11 @@ def test_eight_ranks_copy_an_eighth_each_and_gather_the_rest() -> None:
     parted = 2 * 8e9 / (gpu.memory_bandwidth_bytes_per_s.value * gpu.bandwidth_efficiency.value)
     assert moved.copy_s == pytest.approx(copy + gathered + parted)
     on_gpus = RUNTIME_MODEL.movement(
+        problem(profile, way(profile, "peers", 8)).scenario,
         num_bytes=8 * 10**9,
         num_tensors=1,
         stored_on="peers",
         runs_on="gpu:0",
-        settings=way(profile, "peers", 8),
-        profile=profile,
     )
     assert on_gpus.copy_s == pytest.approx(gathered + parted)
 
@@ -129,12 +125,11 @@ def test_nvme_is_read_while_the_part_before_is_copied() -> None:
     disk = profile.disk
     assert disk is not None
     moved = RUNTIME_MODEL.movement(
+        problem(profile, way(profile, "disk", 1)).scenario,
         num_bytes=10**9,
         num_tensors=1,
         stored_on="disk",
         runs_on="gpu:0",
-        settings=way(profile, "disk", 1),
-        profile=profile,
     )
     assert moved.copy_s == pytest.approx(disk.latency_s.value + 1e9 / disk.read_bytes_per_s.value)
 
@@ -196,12 +191,21 @@ def test_nothing_to_quantize_is_a_reason() -> None:
     without = msgspec.structs.replace(graph, nodes=nodes)
     workload = Workload(batch_size=1, prompt_tokens=8, new_tokens=4, dtype="float16")
     coded = way(profile, "cpu", 1, 4)
-    assert RUNTIME_MODEL.why_not(graph, profile, workload, coded) is None
-    assert RUNTIME_MODEL.why_not(without, profile, workload, way(profile, "cpu", 1)) is None
-    reason = RUNTIME_MODEL.why_not(without, profile, workload, coded)
+    assert RUNTIME_MODEL.why_not(Scenario.whole(graph, profile, workload, coded, RUNTIME_MODEL)) is None
+    assert (
+        RUNTIME_MODEL.why_not(
+            Scenario.whole(without, profile, workload, way(profile, "cpu", 1), RUNTIME_MODEL)
+        )
+        is None
+    )
+    reason = RUNTIME_MODEL.why_not(Scenario.whole(without, profile, workload, coded, RUNTIME_MODEL))
     assert reason == "Layered: no Linear in its blocks is chosen, and nothing else is quantized"
     assert "float16 weights only" in str(
-        RUNTIME_MODEL.why_not(graph, profile, msgspec.structs.replace(workload, dtype="bfloat16"), coded)
+        RUNTIME_MODEL.why_not(
+            Scenario.whole(
+                graph, profile, msgspec.structs.replace(workload, dtype="bfloat16"), coded, RUNTIME_MODEL
+            )
+        )
     )
 
 
@@ -220,7 +224,7 @@ def test_the_store_holds_everything_whatever_is_resident() -> None:
         assert host.weights == 0
         assert host.staging == stored
     gpu = memory(found, streamed(found))["gpu:0"]["decode"]
-    assert gpu.weights == sum(unit.buffer_bytes for unit in found.units)
+    assert gpu.weights == sum(unit.memory["gpu"]["prefill"].weights for unit in found.units)
 
 
 def test_quantizing_needs_the_whole_model_in_host_memory_first() -> None:
@@ -240,7 +244,7 @@ def test_a_store_on_the_gpus_is_shared_among_them() -> None:
     profile = load("8xa100-80g")
     found = problem(profile, way(profile, "peers", 8))
     stored = 2 * (2 * TABLE + LAYERS * 3 * MATRIX)
-    sizes = sizes_for(found.graph)
+    sizes = sizes_for(found.scenario.graph)
     whole = TABLE * 2 + LAYERS * 3 * MATRIX
     ahead = 2 * min(sizes.max_live + sizes.prefetch_bucket, whole)
     assert found.buffers.device == ahead + stored // 8
@@ -254,7 +258,7 @@ def test_nvme_takes_disk_for_all_and_memory_for_buffers() -> None:
     profile = load("8xa100-80g")
     found = problem(profile, way(profile, "disk", 8))
     assert found.buffers.disk == 2 * (2 * TABLE + LAYERS * 3 * MATRIX)
-    sizes = sizes_for(found.graph)
+    sizes = sizes_for(found.scenario.graph)
     # Parts below 1 MiB stay in memory; here that is all of them, and the buffers stand by.
     parts = 2 * (2 * TABLE + LAYERS * 3 * MATRIX) // 8
     staged = sizes.num_buffers * (max(TABLE, MATRIX) // 8) * 2

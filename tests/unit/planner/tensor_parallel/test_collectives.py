@@ -2,9 +2,11 @@
 
 import pytest
 
-from planner.cost.runtime_model import ExecutionConfig
+from fixtures.graphs import layered_graph
+from planner.cost.runtime_model import Scenario
 from planner.hardware.load import load
 from planner.models.resolve import resolve
+from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import Fabric
 from planner.schema.quantity import Quantity, Source
 from planner.schema.workload import Workload
@@ -79,41 +81,41 @@ def test_experts_are_summed_once_a_layer() -> None:
     assert found["decode"] == pytest.approx(65 * hidden + all_gather_s(2 * 32000 * 2, 4, NVLINK))
 
 
-class _Law(TensorParallelRuntime):
+WORKLOAD = Workload(batch_size=1, prompt_tokens=8, new_tokens=8, dtype="float16")
+
+
+class _Runtime(TensorParallelRuntime):
     name = "deepspeed-tp"
     rules = DEEPSPEED_TP
 
 
 def test_degrees_worth_pricing_are_powers_of_two_and_all() -> None:
-    assert [s.num_ranks for s in _Law().configurations(load("g5.12xlarge"))] == [2, 4]
-    assert [s.num_ranks for s in _Law().configurations(load("6xt4"))] == [2, 4, 6]
-    assert _Law().configurations(load("t4")) == ()
-    assert _Law().absent(load("t4")) == "it needs at least 2 GPUs, and t4 has 1"
-    assert {s.num_streams for s in _Law().configurations(load("8xt4"))} == {1}
+    assert [s.num_ranks for s in _Runtime().configurations(load("g5.12xlarge"))] == [2, 4]
+    assert [s.num_ranks for s in _Runtime().configurations(load("6xt4"))] == [2, 4, 6]
+    assert _Runtime().configurations(load("t4")) == ()
+    assert _Runtime().absent(load("t4")) == "it needs at least 2 GPUs, and t4 has 1"
+    assert {s.num_streams for s in _Runtime().configurations(load("8xt4"))} == {1}
 
 
 def test_presharded_ranks_share_the_disk_and_whole_checkpoints_are_read_by_each() -> None:
     # p4de: 16 GB/s of disk, 10 GB/s from pageable memory to each GPU.
-    profile, runtime_model = load("p4de.24xlarge"), _Law()
+    profile, runtime_model = load("p4de.24xlarge"), _Runtime()
     settings = ExecutionConfig(runtime="deepspeed-tp", label="", main="gpu:0", num_ranks=8)
     link = profile.host_to_device
     assert link is not None
     copied = 1e9 / link.pageable_bytes_per_s.value + link.latency_s.value
-    shards = runtime_model.load_s(
-        read_bytes=1_000_000_000, device_bytes=1_000_000_000, settings=settings, profile=profile
-    )
+    scenario = Scenario.whole(layered_graph(1), profile, WORKLOAD, settings, runtime_model)
+    shards = runtime_model.load_s(scenario, read_bytes=1_000_000_000, device_bytes=1_000_000_000)
     assert shards == pytest.approx(8e9 / 16e9 + copied)
-    whole = runtime_model.whole_load_s(
-        model_bytes=8_000_000_000, device_bytes=1_000_000_000, settings=settings, profile=profile
-    )
+    whole = runtime_model.whole_load_s(scenario, model_bytes=8_000_000_000, device_bytes=1_000_000_000)
     assert whole == pytest.approx(64e9 / 16e9 + copied)
 
 
 def test_why_not_names_the_degrees_that_work() -> None:
     graph = graph_for(resolve("gpt2-xl"))
-    workload = Workload(batch_size=1, prompt_tokens=8, new_tokens=8, dtype="float16")
     settings = ExecutionConfig(runtime="deepspeed-tp", label="", main="gpu:0", num_ranks=2)
-    reason = _Law().why_not(graph, load("2xt4"), workload, settings)
+    runtime_model = _Runtime()
+    reason = runtime_model.why_not(Scenario.whole(graph, load("2xt4"), WORKLOAD, settings, runtime_model))
     assert reason is not None
     assert reason.startswith("the 25 groups of heads or features of transformer.h.0.attn.c_attn")
     assert reason.endswith("do not divide over 2 ranks; 5, 25 work")

@@ -1,6 +1,5 @@
 """A plan for a machine with GPUs as one without runs it."""
 
-import msgspec
 import pytest
 
 from fixtures.plans import plan_with
@@ -37,10 +36,10 @@ def test_where_weights_are_in_one_place_each_streamed_ones_go_to_disk() -> None:
 def test_a_store_of_everything_stays_where_it_is() -> None:
     plan = partly_streamed("zero-inference")
     down = one_tier_down(plan)
-    assert down == msgspec.structs.replace(plan, main_device="cpu", kv_cache="device")
+    assert down == plan.with_execution(main="cpu", kv_cache="device")
 
 
 def test_an_unknown_runtime_is_refused() -> None:
-    plan = msgspec.structs.replace(partly_streamed("accelerate"), runtime="another")
+    plan = partly_streamed("accelerate").with_execution(runtime="another")
     with pytest.raises(UnknownNameError, match="unknown runtime 'another'"):
         one_tier_down(plan)
