@@ -22,7 +22,8 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from ..errors import CheckpointError, InconsistentShardsError, UnsupportedTargetError
 from ..messages import shown
-from .autotp_model import build, configuration, localise
+from .autotp_forward import localise
+from .autotp_model import build, configuration
 from .rank_files import RankFiles, find_rank_files
 
 #: Rotary tables, positions and causal masks (of GPT-J and GPT-Neo) that used to be saved.
