@@ -14,7 +14,14 @@ _BITS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def cast(given: NDArray[np.uint8], made: NDArray[np.uint8], source: str, target: str) -> bool:
-    """Convert elements; see `reshard.stream.Cast`. Rounds to nearest even, as `Tensor.to` does."""
+    """Convert elements; see `reshard.stream.Cast`. Rounds to nearest even, as `Tensor.to` does.
+
+    Args:
+        given: the elements as bytes.
+        made: as many elements as bytes; filled.
+        source: torch's name of the dtype in `given`.
+        target: torch's name of the dtype in `made`.
+    """
     if given.size == 0:
         return False
     with warnings.catch_warnings():

@@ -25,7 +25,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def ask_formats(source: Source, tp_size: int, roles: Roles | None = None) -> tuple[Answer, ...]:
-    """The answer of every format that can be written; `roles` are for those that take some."""
+    """The answer of every format that can be written; `roles` are for those that take some.
+
+    Args:
+        source: the checkpoint.
+        tp_size: the degree.
+        roles: for formats that take some.
+    """
     return tuple(_ask(name, source, tp_size, roles) for name in targets() if name != "huggingface")
 
 

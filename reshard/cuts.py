@@ -44,6 +44,11 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True):
     def intervals(self, name: str, tp_size: int, tp_rank: int) -> tuple[Interval, ...]:
         """The rank's intervals of dimension `dim`, in the rank's order.
 
+        Args:
+            name: the tensor's, for messages.
+            tp_size: the degree.
+            tp_rank: the rank, from 0 on.
+
         Raises:
             CannotSplitError: the degree cuts a head or a quantization group; it names degrees that work.
         """
@@ -101,6 +106,11 @@ def check_recipe(name: str, param: str, model: Model) -> None:
 
     Formats for plain weights trust the configuration, and would leave scales out without a word.
 
+    Args:
+        name: the tensor's.
+        param: the last part of its name.
+        model: whose configuration has the recipe.
+
     Raises:
         DamagedFileError: it has no `quantization_config`.
     """
@@ -142,6 +152,11 @@ def companion_cut(
 
 def weight_shape(module: str, tensors: Mapping[str, LogicalTensor], model: Model) -> tuple[int, int]:
     """`[out, in]` of the quantized weight of `module`, unpacked.
+
+    Args:
+        module: the module's name.
+        tensors: the checkpoint's.
+        model: whose configuration has the recipe.
 
     Raises:
         DamagedFileError: it has none.

@@ -101,7 +101,13 @@ def with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def holds(config: dict[str, Any], table: Architecture, when: dict[str, Any]) -> bool:
-    """Whether the configuration, with its family's defaults, has every value of `when`."""
+    """Whether the configuration, with its family's defaults, has every value of `when`.
+
+    Args:
+        config: `config.json`.
+        table: the family's.
+        when: key → value that it must have.
+    """
     return all(config.get(key, table.defaults.get(key)) == value for key, value in when.items())
 
 

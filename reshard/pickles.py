@@ -115,6 +115,11 @@ def _silenced() -> Iterator[None]:
 def place(tensor: torch.Tensor, file_bytes: int, shown: str) -> Place:
     """Where the data of a tensor from `read_archive` are.
 
+    Args:
+        tensor: one without data.
+        file_bytes: the archive's size.
+        shown: the archive's name, for messages.
+
     Raises:
         DamagedFileError: not inside the file.
     """

@@ -101,7 +101,14 @@ def gather(
 def scatter(
     region: FileRegion, view: Array, scratch: NDArray[np.uint8], write: Callable[[str, int, memoryview], None]
 ) -> None:
-    """Write `view`, which has the region's shape, to the region; arguments as for `gather`."""
+    """Write `view`, which has the region's shape, to the region; arguments as for `gather`.
+
+    Args:
+        region: where the elements go.
+        view: an array of the region's shape, in any memory order.
+        scratch: as many bytes as the region has.
+        write: writes a buffer to a byte of a file.
+    """
     if view.size == 0:
         return
     order = _Order(region)

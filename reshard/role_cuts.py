@@ -33,7 +33,13 @@ class RoleCut(msgspec.Struct, frozen=True, kw_only=True):
     ranks: tuple[tuple[Interval, ...], ...]
 
     def intervals(self, _name: str, tp_size: int, tp_rank: int) -> tuple[Interval, ...]:
-        """The rank's intervals of dimension `dim`, in the rank's order."""
+        """The rank's intervals of dimension `dim`, in the rank's order.
+
+        Args:
+            _name: not needed; for the same form as `Cut.intervals`.
+            tp_size: the degree, which is that of `ranks`.
+            tp_rank: the rank, from 0 on.
+        """
         assert tp_size == len(self.ranks), "a cut by roles is of one degree"
         return self.ranks[tp_rank]
 
@@ -176,6 +182,11 @@ def _check_biases(
 def extent_of(weight: WeightRoles, shape: tuple[int, ...], name: str) -> int:
     """The extent of the dimension that is cut.
 
+    Args:
+        weight: how the parameter is cut.
+        shape: its dimensions.
+        name: its name, for messages.
+
     Raises:
         CannotSplitError: there is none.
     """
@@ -198,6 +209,11 @@ def _cut(weight: WeightRoles, extent: int, name: str, tp_size: int) -> RoleCut:
 
 def tiles(weight: WeightRoles, extent: int, name: str) -> Iterator[tuple[int, int, int]]:
     """The whole dimension, ascending: begin, end, and the group whose it is, or -1 for everybody's.
+
+    Args:
+        weight: how the parameter is cut.
+        extent: of the dimension that is cut.
+        name: the parameter's, for messages.
 
     Raises:
         CannotSplitError: an interval that is empty or outside, two that overlap, a group with none.

@@ -97,6 +97,11 @@ class Rules:
     ) -> None:
         """Prepare for `tensors`, the model's logical ones; without checks their shapes are not compared.
 
+        Args:
+            model: the configuration with its table.
+            tensors: the model's logical tensors.
+            is_checked: whether shapes are compared with the configuration's.
+
         Raises:
             UnknownArchitectureError: no table for this family.
         """
@@ -215,6 +220,12 @@ def logical_shape(
     model: Model, policy: Policy, name: str, shapes: Sequence[tuple[int, ...]]
 ) -> tuple[int, ...]:
     """The shape of a tensor of which `shapes` are the ranks' shares, cut as `policy` cuts.
+
+    Args:
+        model: the configuration.
+        policy: how the shares were cut.
+        name: the tensor's.
+        shapes: of the ranks' shares, by rank.
 
     Raises:
         UnknownArchitectureError: the family's table does not mention it.

@@ -131,6 +131,11 @@ def notes_of(job: Job) -> tuple[str, ...]:
 def make_budget(memory_bytes: int | None, jobs: int, *, casts: bool) -> tuple[Budget, Cast | None]:
     """Buffers for what the process leaves of `memory_bytes`, and the function that casts.
 
+    Args:
+        memory_bytes: anonymous memory of the whole process; None: 512 MiB beside what it already has.
+        jobs: threads.
+        casts: whether dtypes change on the way.
+
     Raises:
         MemoryBudgetError: nothing is left.
     """

@@ -37,7 +37,13 @@ class Folder(Protocol):
         """Something that changes when the file does."""
 
     def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from byte `offset` on; DamagedFileError when the file ends before."""
+        """Fill `buffer` from byte `offset` on; DamagedFileError when the file ends before.
+
+        Args:
+            file: its name in the folder.
+            offset: of the first byte.
+            buffer: filled whole.
+        """
 
     def open(self, file: str) -> IO[bytes]:
         """The file as a stream that can seek."""
@@ -47,7 +53,14 @@ class Folder(Protocol):
 
 
 def read(folder: Folder, file: str, offset: int = 0, size: int | None = None) -> bytes:
-    """`size` bytes of `file` from `offset` on, or all that follow."""
+    """`size` bytes of `file` from `offset` on, or all that follow.
+
+    Args:
+        folder: where the file is.
+        file: its name.
+        offset: of the first byte.
+        size: bytes; None: all that follow.
+    """
     wanted = folder.size(file) - offset if size is None else size
     buffer = bytearray(max(wanted, 0))
     folder.read_into(file, offset, memoryview(buffer))

@@ -86,7 +86,13 @@ class OpenFiles:
         self._touched: set[str] = set()
 
     def write(self, file: str, offset: int, data: memoryview) -> None:
-        """Write all of `data` at byte `offset`."""
+        """Write all of `data` at byte `offset`.
+
+        Args:
+            file: relative to the root.
+            offset: of the first byte.
+            data: what belongs there.
+        """
         descriptor = self._descriptor(file)
         done = 0
         while done < len(data):

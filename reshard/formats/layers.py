@@ -142,7 +142,13 @@ def _rows(layer: Layer, param: str, units: Iterable[tuple[str, int]]) -> Iterato
 
 
 def holder(layer: Layer, part: str, param: str) -> Rule | None:
-    """The rule of the module that holds the units of `part`."""
+    """The rule of the module that holds the units of `part`.
+
+    Args:
+        layer: the block.
+        part: `query`, `key`, `value`, `gate` or `up`.
+        param: `weight` or `bias`.
+    """
     for role in _HOLDERS[part]:
         rule = layer.rules.get(role, {}).get(param)
         if rule is not None:
@@ -173,7 +179,15 @@ def _chunk(rule: Rule, tensor: LogicalTensor, rows: Interval, at: int) -> Chunk:
 
 
 def columns(name: str, layers: Layers, rule: Rule, tp_size: int, tp_rank: int) -> StoredTensor:
-    """A row-parallel weight's share, `[out, in_r]` whatever the family stores."""
+    """A row-parallel weight's share, `[out, in_r]` whatever the family stores.
+
+    Args:
+        name: the stored tensor's.
+        layers: the model.
+        rule: the weight's.
+        tp_size: the degree.
+        tp_rank: the rank, from 0 on.
+    """
     tensor = layers.tensor(rule)
     assert rule.inputs is not None
     intervals = rule.inputs.intervals(rule.name, tp_size, tp_rank)
@@ -190,6 +204,14 @@ def interleaved(
     name: str, layers: Layers, layer: Layer, param: str, shares: Sequence[Share], width: int
 ) -> StoredTensor | None:
     """As `fused`, but rows of the parts take turns: `[units, width, parts]`.
+
+    Args:
+        name: the stored tensor's.
+        layers: the model.
+        layer: the block.
+        param: `weight` or `bias`.
+        shares: parts in the order in which their rows take turns.
+        width: rows of one unit.
 
     Raises:
         CannotSplitError: parts have different numbers of units.

@@ -98,6 +98,11 @@ def _file(folder: Folder, name: str, set_manifest: Manifest) -> SourceFile:
 def read_shard_manifest(folder: Folder, name: str, held: Contents) -> Manifest:
     """The manifest in a shard.
 
+    Args:
+        folder: where the shard is.
+        name: the shard's file.
+        held: what the file was seen to hold.
+
     Raises:
         InconsistentShardsError: it has none.
     """

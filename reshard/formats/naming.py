@@ -39,7 +39,13 @@ class Name(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def module_of(model: Model, role: Role, index: int | None) -> Name | None:
-    """The module that plays `role` in block `index`, or outside all blocks; None when the family has none."""
+    """The module that plays `role` in block `index`, or outside all blocks; None when the family has none.
+
+    Args:
+        model: the configuration.
+        role: which part of the model.
+        index: the block's number; None outside all blocks.
+    """
     table, _ = model.known()
     for patterns, prefix in ((table.base, table.prefix), (table.top, "")):
         for pattern, value in patterns.items():
@@ -117,6 +123,12 @@ def placed(
     optional: Iterable[str] = (),
 ) -> tuple[StoredTensor, ...]:
     """What the writer would store in a file, with the offsets of what the file called `name` holds.
+
+    Args:
+        laid_out: what the writer would store in the file.
+        held: key → tensor in the file, with its offset.
+        name: the file's, for messages.
+        optional: keys that may be missing.
 
     Raises:
         InconsistentShardsError: a tensor is missing or has another shape: another degree, or another model.

@@ -41,6 +41,11 @@ _NOT_FOR_AUTOTP: Final = {
 def ways_to_cut(source: Source, policy: Policy, tp_size: int) -> dict[str, Cut | None]:
     """How every tensor, aliases included, is shared out; None: whole on every rank. The same for all ranks.
 
+    Args:
+        source: the checkpoint.
+        policy: which tensors the format cuts, and along what.
+        tp_size: the degree.
+
     Raises:
         CannotSplitError: a head would be cut.
         UnknownArchitectureError: a tensor that the family's table does not mention.
@@ -57,6 +62,11 @@ def ways_to_cut(source: Source, policy: Policy, tp_size: int) -> dict[str, Cut |
 def ways_by_roles(source: Source, roles: Roles, tp_size: int) -> dict[str, RoleCut | None]:
     """As `ways_to_cut`, by roles.
 
+    Args:
+        source: the checkpoint.
+        roles: what to go by.
+        tp_size: the degree.
+
     Raises:
         CheckpointError: they do not fit the checkpoint, or the degree.
     """
@@ -70,6 +80,12 @@ def rank_tensors(
     source: Source, ways: Mapping[str, Cut | RoleCut | None], tp_size: int, tp_rank: int
 ) -> dict[str, StoredTensor]:
     """Everything that a rank holds, under the names of the logical tensors.
+
+    Args:
+        source: the checkpoint.
+        ways: how every tensor is shared out, aliases included.
+        tp_size: the degree.
+        tp_rank: the rank, from 0 on.
 
     Raises:
         CannotSplitError: a group of quantized elements would be cut.

@@ -51,6 +51,11 @@ def model_of(folder: Folder, model: Model | None) -> Model:
 def contents(folder: Folder, file: str, root: tuple[str, ...] = ()) -> Contents:
     """The tensors of a safetensors file, or of the dictionary at `root` in a PyTorch archive.
 
+    Args:
+        folder: where the file is.
+        file: its name.
+        root: keys that lead to the dictionary of tensors in an archive; none: it is the archive's object.
+
     Raises:
         DamagedFileError: no such file, or none that can be believed.
     """

@@ -67,6 +67,11 @@ def _share_kv_heads(config: Any, tp_size: int) -> None:
 def build(config: Any, folder: Path, dtype: torch.dtype) -> Any:
     """The model without weights, but with its buffers, which are computed and not stored.
 
+    Args:
+        config: the model's, as `configuration` returns it.
+        folder: may hold a `generation_config.json`.
+        dtype: of the parameters.
+
     Raises:
         DamagedFileError: a configuration without a class of transformers.
     """

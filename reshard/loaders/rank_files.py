@@ -60,6 +60,11 @@ class RankFiles(msgspec.Struct, frozen=True, kw_only=True):
 def find_rank_files(folder: Path, tp_rank: int, tp_size: int) -> RankFiles:
     """The files of one rank, with headers and manifests checked; other ranks' files are not opened.
 
+    Args:
+        folder: where the files are.
+        tp_rank: the rank, from 0 on.
+        tp_size: the degree.
+
     Raises:
         MissingFileError: no shards at all, or not all of this rank's.
         InconsistentShardsError: shards of another degree, or files of this rank's name that are not its own.

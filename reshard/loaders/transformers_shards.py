@@ -17,7 +17,7 @@ import msgspec
 from safetensors import SafetensorError, safe_open
 
 from ..errors import DamagedFileError, InconsistentShardsError, MissingFileError
-from ..formats.transformers import FILE_NAME, OFFSETS_KEY
+from ..formats.transformers_names import FILE_NAME, OFFSETS_KEY
 from ..manifest import KEY, Manifest, decode
 from ..messages import shown
 
