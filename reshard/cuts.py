@@ -175,10 +175,10 @@ def _weights(model: Model, key: str) -> set[int]:
     """The whole numbers that the recipe's groups of modules have under `key` for their weights."""
     recipe = model.config.get("quantization_config")
     groups: Any = recipe.get("config_groups") if isinstance(recipe, dict) else None
-    found: set[int] = set()
+    values: set[int] = set()
     for group in groups.values() if isinstance(groups, dict) else ():
         weights = group.get("weights") if isinstance(group, dict) else None
         value = weights.get(key) if isinstance(weights, dict) else None
         if type(value) is int and value > 0:
-            found.add(value)
-    return found
+            values.add(value)
+    return values

@@ -116,11 +116,11 @@ def _geometry(config: dict[str, Any], table: Architecture, name: str) -> Geometr
         return _extent(config, table, extent, name)
 
     def need(extent: str) -> int:
-        found = look(extent)
-        if found is None:
+        value = look(extent)
+        if value is None:
             tried = table.geometry.get(extent, extent)
             raise DamagedFileError(f"{name} does not say the model's {extent}: it has no usable {tried}")
-        return found
+        return value
 
     heads, hidden = need("heads"), need("hidden")
     return Geometry(

@@ -66,16 +66,16 @@ def read_archive(folder: Folder, file: str) -> Any:
         DamagedFileError: no archive, a truncated one, one of PyTorch before 1.6, or one that holds objects
             other than tensors and plain values. Those could run code and are not looked at.
     """
-    shown = folder.path(file)
+    label = folder.path(file)
     with folder.open(file) as stream:
         if stream.read(2) != b"PK":
             raise DamagedFileError(
-                f"{shown} is no PyTorch archive, or one of PyTorch before 1.6; if you trust it, rewrite it "
+                f"{label} is no PyTorch archive, or one of PyTorch before 1.6; if you trust it, rewrite it "
                 "with torch.save(torch.load(file, weights_only=True), file)"
             )
         stream.seek(0)
         try:
-            _check_byte_order(stream, shown)
+            _check_byte_order(stream, label)
             stream.seek(0)
             names = torch.serialization.get_unsafe_globals_in_checkpoint(stream)
             stand_ins = [(_Unneeded, name) for name in names if name.startswith(_UNNEEDED)]
@@ -86,7 +86,7 @@ def read_archive(folder: Folder, file: str) -> Any:
         except pickle.UnpicklingError as error:
             reason = str(error).partition("\n")[0].partition(". ")[0]
             raise DamagedFileError(
-                f"{shown} holds something other than tensors, which loading could run; refused: {reason}"
+                f"{label} holds something other than tensors, which loading could run; refused: {reason}"
             ) from error
         except CheckpointError:
             raise
@@ -94,10 +94,10 @@ def read_archive(folder: Folder, file: str) -> Any:
             # Places that an archive's directory makes up; anything else is the store's.
             if error.errno != errno.EINVAL:
                 raise
-            raise DamagedFileError(f"{shown} is damaged or truncated: {error.strerror}") from error
+            raise DamagedFileError(f"{label} is damaged or truncated: {error.strerror}") from error
         # Whatever a forged pickle makes of torch: it says no more than that the file is not to be believed.
         except Exception as e:
-            raise DamagedFileError(f"{shown} is damaged or truncated: {str(e).partition(chr(10))[0]}") from e
+            raise DamagedFileError(f"{label} is damaged or truncated: {str(e).partition(chr(10))[0]}") from e
 
 
 @contextmanager
@@ -112,29 +112,29 @@ def _silenced() -> Iterator[None]:
         log.disabled = was
 
 
-def place(tensor: torch.Tensor, file_bytes: int, shown: str) -> Place:
+def place(tensor: torch.Tensor, file_bytes: int, label: str) -> Place:
     """Where the data of a tensor from `read_archive` are.
 
     Args:
         tensor: one without data.
         file_bytes: the archive's size.
-        shown: the archive's name, for messages.
+        label: the archive's name, for messages.
 
     Raises:
         DamagedFileError: not inside the file.
     """
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
-        raise DamagedFileError(f"{shown} has a tensor that is not kept as its plain elements; it is not read")
+        raise DamagedFileError(f"{label} has a tensor that is not kept as its plain elements; it is not read")
     storage = tensor.untyped_storage()
     start = getattr(storage, "_checkpoint_offset", None)
     if start is None:
-        raise DamagedFileError(f"{shown} has a tensor whose data are not in the archive")
+        raise DamagedFileError(f"{label} has a tensor whose data are not in the archive")
     begin = int(start) + int(tensor.storage_offset()) * tensor.element_size()
     last = (
         sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else -1
     )
     if begin + (last + 1) * tensor.element_size() > min(file_bytes, int(start) + storage.nbytes()):
-        raise DamagedFileError(f"{shown} ends before the data of one of its tensors; it is truncated")
+        raise DamagedFileError(f"{label} ends before the data of one of its tensors; it is truncated")
     return Place(
         dtype=str(tensor.dtype).removeprefix("torch."),
         shape=tuple(tensor.shape),
@@ -143,7 +143,7 @@ def place(tensor: torch.Tensor, file_bytes: int, shown: str) -> Place:
     )
 
 
-def _check_byte_order(stream: Any, shown: str) -> None:
+def _check_byte_order(stream: Any, label: str) -> None:
     with zipfile.ZipFile(stream) as archive:
         orders = [name for name in archive.namelist() if name.rpartition("/")[2] == "byteorder"]
         # Read by hand: archives written without checksums, as ours are, have none that zipfile would accept.
@@ -153,4 +153,4 @@ def _check_byte_order(stream: Any, shown: str) -> None:
             raw = stream.read(30 + 1024 + entry.file_size)
             begin = 30 + int.from_bytes(raw[26:28], "little") + int.from_bytes(raw[28:30], "little")
             if raw[begin : begin + entry.file_size] == b"big":
-                raise DamagedFileError(f"{shown} was written on a big-endian machine; it is not read")
+                raise DamagedFileError(f"{label} was written on a big-endian machine; it is not read")

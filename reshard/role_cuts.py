@@ -62,20 +62,20 @@ def cuts_by_roles(
     """
     _check_model(roles, model, tensors)
     names = Names(tensors)
-    found = names.matches(roles.weights)
+    weights = names.matches(roles.weights)
     once = names.matches(dict.fromkeys(roles.bias_once, True))
-    _check_biases(found, once, tensors)
-    _check_degree(roles, found, tp_size)
+    _check_biases(weights, once, tensors)
+    _check_degree(roles, weights, tp_size)
     cuts: dict[str, RoleCut | None] = dict.fromkeys(tensors)
     made: dict[tuple[int, int], RoleCut] = {}
     summed: set[tuple[int, int]] = set()
-    for name, weight in found.items():
+    for name, weight in weights.items():
         extent = extent_of(weight, tensors[name].shape, name)
         # Layers that a pattern stands for have one cut.
         key = id(weight), extent
         if key not in made:
             made[key] = _cut(weight, extent, name, tp_size)
-        if key not in summed and _is_summed(name, weight, tensors[name].shape, found):
+        if key not in summed and _is_summed(name, weight, tensors[name].shape, weights):
             _check_summed(weight, extent, name)
             summed.add(key)
         cuts[name] = made[key] if tp_size > 1 else None
@@ -245,11 +245,11 @@ def tiles(weight: WeightRoles, extent: int, name: str) -> Iterator[tuple[int, in
 
 
 def _is_summed(
-    name: str, weight: WeightRoles, shape: tuple[int, ...], found: Mapping[str, WeightRoles]
+    name: str, weight: WeightRoles, shape: tuple[int, ...], weights: Mapping[str, WeightRoles]
 ) -> bool:
     """Whether it is surely the inputs of a matrix that are cut: a bias of outputs would be cut as well."""
     module, _, param = name.rpartition(".")
-    return param == "weight" and len(shape) == 2 and weight.dim == 1 and f"{module}.bias" not in found
+    return param == "weight" and len(shape) == 2 and weight.dim == 1 and f"{module}.bias" not in weights
 
 
 def _check_summed(weight: WeightRoles, extent: int, name: str) -> None:
@@ -266,8 +266,8 @@ def _check_summed(weight: WeightRoles, extent: int, name: str) -> None:
             )
 
 
-def _check_degree(roles: Roles, found: Mapping[str, WeightRoles], tp_size: int) -> None:
-    for name, weight in found.items():
+def _check_degree(roles: Roles, weights: Mapping[str, WeightRoles], tp_size: int) -> None:
+    for name, weight in weights.items():
         number = len(weight.groups)
         if not number:
             raise CannotSplitError(f"the roles give {name} no groups; leave out what every rank holds whole")
@@ -276,5 +276,5 @@ def _check_degree(roles: Roles, found: Mapping[str, WeightRoles], tp_size: int) 
                 f"the roles cut {name} in {number} groups, which cannot be shared out over "
                 f"tp_size={tp_size}; degrees that work: {', '.join(map(str, degrees(roles)))}"
             )
-    if not found and tp_size > 1:
+    if not weights and tp_size > 1:
         raise CannotSplitError(f"the roles cut no tensor, so tp_size={tp_size} would give {tp_size} copies")

@@ -121,13 +121,13 @@ class Rules:
             UnknownArchitectureError: the family's table does not mention it.
             DamagedFileError: the configuration contradicts its shape, or does not explain it.
         """
-        found = find(self.table, self.model, name)
-        if found is None:
+        match = find(self.table, self.model, name)
+        if match is None:
             raise UnknownArchitectureError(
                 f"the table of {self.model.model_type!r} does not say what {name!r} is; "
                 f"add its module to reshard/architectures/{self.table.model_types[0]}.toml"
             )
-        entry, module, param, stars = found
+        entry, module, param, stars = match
         if entry.role in _CUT:
             check_recipe(name, param, self.model)
         shape = (tensor or self.tensors[name]).shape

@@ -104,9 +104,9 @@ class LocalFolder:
         return str(self.folder / file)
 
     def files(self) -> tuple[str, ...]:
-        found = (p.relative_to(self.folder) for p in self.folder.rglob("*") if p.is_file())
-        seen = (str(p) for p in found if not any(part.startswith(".") for part in p.parts))
-        return tuple(sorted(name for name in seen if name.isprintable()))
+        paths = (p.relative_to(self.folder) for p in self.folder.rglob("*") if p.is_file())
+        names = (str(p) for p in paths if not any(part.startswith(".") for part in p.parts))
+        return tuple(sorted(name for name in names if name.isprintable()))
 
     def size(self, file: str) -> int:
         with _named(self.path(file)):
@@ -139,12 +139,12 @@ class LocalFolder:
 
     def _descriptor(self, file: str) -> int:
         with self._lock:
-            found = self._open.get(file)
-            if found is None:
+            descriptor = self._open.get(file)
+            if descriptor is None:
                 with _named(self.path(file)):
-                    found = os.open(self.folder / file, os.O_RDONLY | os.O_CLOEXEC)
-                self._open[file] = found
-            return found
+                    descriptor = os.open(self.folder / file, os.O_RDONLY | os.O_CLOEXEC)
+                self._open[file] = descriptor
+            return descriptor
 
 
 class RemoteFolder:
@@ -165,9 +165,9 @@ class RemoteFolder:
         except (ImportError, ValueError) as error:
             raise UnsupportedSourceError(f"{address} cannot be opened: {error}") from error
         with _named(address):
-            found: dict[str, Any] = self._system.find(self._root, detail=True)
+            entries: dict[str, Any] = self._system.find(self._root, detail=True)
         start = len(self._root.rstrip("/")) + 1
-        self._entries = {path[start:]: entry for path, entry in found.items() if path[start:]}
+        self._entries = {path[start:]: entry for path, entry in entries.items() if path[start:]}
         if not self._entries:
             raise MissingFileError(f"{address} holds no files")
 
@@ -191,10 +191,10 @@ class RemoteFolder:
     def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
         self._entry(file)
         with _named(self.path(file)):
-            found = self._system.cat_file(f"{self._root}/{file}", start=offset, end=offset + len(buffer))
-        if len(found) != len(buffer):
-            raise DamagedFileError(f"{self.path(file)} ends at byte {offset + len(found)}; it is truncated")
-        buffer[:] = found
+            raw = self._system.cat_file(f"{self._root}/{file}", start=offset, end=offset + len(buffer))
+        if len(raw) != len(buffer):
+            raise DamagedFileError(f"{self.path(file)} ends at byte {offset + len(raw)}; it is truncated")
+        buffer[:] = raw
 
     def open(self, file: str) -> IO[bytes]:
         self._entry(file)
@@ -207,10 +207,10 @@ class RemoteFolder:
 
     def _entry(self, file: str) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = self._entries[file]
+            entry: dict[str, Any] = self._entries[file]
         except KeyError:
             raise MissingFileError(f"{self.path(file)} is not there") from None
-        return found
+        return entry
 
 
 @contextmanager

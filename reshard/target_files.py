@@ -123,7 +123,9 @@ class OpenFiles:
 
     def _descriptor(self, file: str) -> int:
         with self._lock:
-            found = self._open.get(file)
-            if found is None:
-                found = self._open[file] = os.open(os.path.join(self._root, file), os.O_WRONLY | os.O_CLOEXEC)
-            return found
+            descriptor = self._open.get(file)
+            if descriptor is None:
+                descriptor = self._open[file] = os.open(
+                    os.path.join(self._root, file), os.O_WRONLY | os.O_CLOEXEC
+                )
+            return descriptor

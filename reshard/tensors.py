@@ -126,15 +126,15 @@ def file_regions(stored: StoredTensor, file: str, rank: int | None) -> list[tupl
     """
     strides = stored.element_strides()
     itemsize = dtype(stored.dtype).itemsize_bytes
-    found = []
+    named_regions = []
     for chunk in stored.chunks:
         offset = stored.offset_bytes + itemsize * sum(a * s for a, s in zip(chunk.at, strides, strict=True))
         used = strides[len(strides) - len(chunk.box) :]
         used = used[::-1] if chunk.is_swapped else used
-        found.append(
+        named_regions.append(
             (chunk.tensor, FileRegion(file=file, box=chunk.box, offset_bytes=offset, strides=used, rank=rank))
         )
-    return found
+    return named_regions
 
 
 def copy_of(name: str, tensor: LogicalTensor, *, stored_as: str | None = None) -> StoredTensor:
@@ -162,13 +162,13 @@ def along(name: str, tensor: LogicalTensor, dim: int, intervals: Iterable[Interv
         dim: the dimension.
         intervals: of that dimension, in the order in which they are stored.
     """
-    found, at = [], 0
+    chunks, at = [], 0
     for begin, end in intervals:
         box = tuple((begin, end) if i == dim else (0, n) for i, n in enumerate(tensor.shape))
         start = tuple(at if i == dim else 0 for i in range(len(tensor.shape)))
-        found.append(Chunk(tensor=name, box=box, at=start))
+        chunks.append(Chunk(tensor=name, box=box, at=start))
         at += end - begin
-    return tuple(found)
+    return tuple(chunks)
 
 
 def cut(name: str, tensor: LogicalTensor, dim: int, intervals: tuple[Interval, ...]) -> StoredTensor:

@@ -67,9 +67,9 @@ def _read_config(folder: Folder) -> _Config:
             f"{folder.path(INDEX_FILE)} names {len(config.checkpoints.tp)} files for "
             f"tp_size={config.tp_size}; it must be a multiple"
         )
-    lost = tuple(sorted(set(named) - set(folder.files())))
-    if lost:
-        raise MissingFileError(f"{folder.path(INDEX_FILE)} names {shown(lost)}, which is not there")
+    missing = tuple(sorted(set(named) - set(folder.files())))
+    if missing:
+        raise MissingFileError(f"{folder.path(INDEX_FILE)} names {shown(missing)}, which is not there")
     return config
 
 
@@ -97,9 +97,9 @@ def _read_injected(
         union = {key for held in ranks[rank].values() for key in held} | {
             key for held in ranks[-1].values() for key in held
         }
-        lost = tuple(sorted({t.name for t in layout} - union))
-        if lost:
-            raise InconsistentShardsError(f"rank {rank} has no {shown(lost)}; a file is of another model")
+        missing = tuple(sorted({t.name for t in layout} - union))
+        if missing:
+            raise InconsistentShardsError(f"rank {rank} has no {shown(missing)}; a file is of another model")
         for file, held in ranks[rank].items():
             mine = [t for t in layout if t.name in held]
             files.append(SourceFile(name=file, rank=rank, tensors=placed(mine, held, folder.path(file))))
@@ -116,14 +116,14 @@ def _expected(folder: Folder, model: Model, first: dict[str, StoredTensor], tp_s
     expected = Expected(model, one_dtype(first.values(), folder.path("")), widths[0] if widths else 0)
     roles = _roles()
     for key in first:
-        found = next(((k, role) for k, role in roles.items() if key.endswith(f".{k}")), None)
-        if found is None:
+        match = next(((k, role) for k, role in roles.items() if key.endswith(f".{k}")), None)
+        if match is None:
             continue
-        (name, (role, param)) = found
+        (name, (role, param)) = match
         index = key.removesuffix(f".{name}").rpartition(".")[2]
         wanted: tuple[Role, ...] = ("query", "key", "value") if role == "query" else (role,)
-        for one in wanted:
-            expected.add(one, param, int(index))
+        for expected_role in wanted:
+            expected.add(expected_role, param, int(index))
     head = next(name for name, role in model.known()[0].top.items() if role == "head")
     tensors = dict(expected.tensors)
     for key, stored in first.items():

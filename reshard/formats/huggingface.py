@@ -39,10 +39,10 @@ def _read(folder: Folder, model: Model | None) -> Source:
     homes: dict[tuple[str, StoredTensor], str] = {}
     for file, wanted in files.items():
         held = {n: t for n, t in contents(folder, file).tensors.items() if not wanted or n in wanted}
-        lost = sorted(set(wanted) - set(held))
-        if lost:
+        missing = sorted(set(wanted) - set(held))
+        if missing:
             raise DamagedFileError(
-                f"{folder.path(file)} lacks {shown(tuple(lost))}, which the index promises"
+                f"{folder.path(file)} lacks {shown(tuple(missing))}, which the index promises"
             )
         kept = []
         for name, stored in held.items():

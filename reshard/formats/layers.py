@@ -49,7 +49,7 @@ class Layers:
         self.rules = rules
         self.outside: dict[str, Rule] = {}
         self.buffers: list[str] = []
-        found: dict[int, Layer] = {}
+        layers: dict[int, Layer] = {}
         for name in rules.tensors:
             rule = rules.rule(name)
             if not rule.stars:
@@ -57,8 +57,8 @@ class Layers:
             elif rule.role == "replicated":
                 self.buffers.append(name)
             else:
-                _add(found, rule, self.full_name(rule.module))
-        self.layers = tuple(found[i] for i in sorted(found))
+                _add(layers, rule, self.full_name(rule.module))
+        self.layers = tuple(layers[i] for i in sorted(layers))
 
     def full_name(self, name: str) -> str:
         """`name` with the base model's prefix, which checkpoints of the bare model lack."""
@@ -77,13 +77,13 @@ def full_name(table: Architecture, name: str) -> str:
     return f"{table.prefix}.{name}"
 
 
-def _add(found: dict[int, Layer], rule: Rule, module: str) -> None:
+def _add(layers: dict[int, Layer], rule: Rule, module: str) -> None:
     if len(rule.stars) != 1 or not rule.stars[0].isdecimal():
         raise UnsupportedTargetError(f"{rule.name}: this format has no place for experts, nor for two stacks")
     index = int(rule.stars[0])
     segments = module.split(".")
     prefix = ".".join(segments[: segments.index(rule.stars[0]) + 1])
-    layer = found.setdefault(index, Layer(index=index, prefix=prefix, rules={}, norms=[]))
+    layer = layers.setdefault(index, Layer(index=index, prefix=prefix, rules={}, norms=[]))
     if rule.role == "norm":
         layer.norms.append(rule)
         return

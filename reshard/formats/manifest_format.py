@@ -137,8 +137,8 @@ def _short(value: object) -> str:
 
 def _stored(name: str, held: dict[str, StoredTensor], shard_manifest: Manifest) -> Iterable[StoredTensor]:
     if set(held) != set(shard_manifest.slices):
-        odd = tuple(sorted(set(held) ^ set(shard_manifest.slices)))
-        raise DamagedFileError(f"{name} and its manifest disagree about {shown(odd)}")
+        unmatched = tuple(sorted(set(held) ^ set(shard_manifest.slices)))
+        raise DamagedFileError(f"{name} and its manifest disagree about {shown(unmatched)}")
     for key, entry in shard_manifest.slices.items():
         stored = held[key]
         parts = chunks(entry)

@@ -85,15 +85,15 @@ class Expected:
         Raises:
             UnsupportedSourceError: the family has no such module.
         """
-        found = module_of(self.model, role, index)
-        if found is None:
+        named = module_of(self.model, role, index)
+        if named is None:
             raise UnsupportedSourceError(
                 f"the files hold a {role}, which {self.model.model_type!r} does not have; is `config` the "
                 "right one?"
             )
-        name = f"{found.module}.{param}"
-        full = shape or self._shape(found.role, param)
-        if found.entry.conv1d and len(full) == 2:
+        name = f"{named.module}.{param}"
+        full = shape or self._shape(named.role, param)
+        if named.entry.conv1d and len(full) == 2:
             full = full[::-1]
         self.tensors[name] = LogicalTensor(dtype=self.dtype, shape=full)
         return name
@@ -134,26 +134,30 @@ def placed(
         InconsistentShardsError: a tensor is missing or has another shape: another degree, or another model.
     """
     wanted = {t.name: t for t in laid_out}
-    lost = tuple(sorted(set(wanted) - set(held) - set(optional)))
-    if lost:
-        raise InconsistentShardsError(f"{name} has no {shown(lost)}; it is of another model, or incomplete")
-    found = []
+    missing = tuple(sorted(set(wanted) - set(held) - set(optional)))
+    if missing:
+        raise InconsistentShardsError(
+            f"{name} has no {shown(missing)}; it is of another model, or incomplete"
+        )
+    placed_tensors = []
     for key, stored in wanted.items():
-        have = held.get(key)
-        if have is None:
+        in_file = held.get(key)
+        if in_file is None:
             continue
-        if have.shape != stored.stored_shape:
+        if in_file.shape != stored.stored_shape:
             raise InconsistentShardsError(
-                f"{name} has {key} as {list(have.shape)} where {list(stored.stored_shape)} is expected; "
+                f"{name} has {key} as {list(in_file.shape)} where {list(stored.stored_shape)} is expected; "
                 "it is of another degree, or another model than the configuration"
             )
-        strides = have.element_strides()
+        strides = in_file.element_strides()
         if stored.transposed:
             strides = (*strides[:-2], strides[-1], strides[-2])
-        found.append(
-            msgspec.structs.replace(stored, dtype=have.dtype, offset_bytes=have.offset_bytes, strides=strides)
+        placed_tensors.append(
+            msgspec.structs.replace(
+                stored, dtype=in_file.dtype, offset_bytes=in_file.offset_bytes, strides=strides
+            )
         )
-    return tuple(found)
+    return tuple(placed_tensors)
 
 
 def one_dtype(tensors: Iterable[StoredTensor], name: str) -> str:

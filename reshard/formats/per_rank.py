@@ -90,16 +90,16 @@ def rank_tensors(
     Raises:
         CannotSplitError: a group of quantized elements would be cut.
     """
-    found = {}
+    tensors = {}
     for name, way in ways.items():
         first = source.aliases.get(name, name)
         tensor = source.tensors[first]
         if way is None:
-            found[name] = copy_of(first, tensor, stored_as=name)
+            tensors[name] = copy_of(first, tensor, stored_as=name)
         else:
             stored = cut(first, tensor, way.dim, way.intervals(name, tp_size, tp_rank))
-            found[name] = msgspec.structs.replace(stored, name=name)
-    return found
+            tensors[name] = msgspec.structs.replace(stored, name=name)
+    return tensors
 
 
 def _write(source: Source, options: Options) -> Layout:
@@ -173,9 +173,11 @@ def read_rank_files(
     tp_size = len(ranks) - 1
     held = [{n: t for files in (r, ranks[-1]) for of in files.values() for n, t in of.items()} for r in ranks]
     for rank in range(1, tp_size):
-        odd = tuple(sorted(set(held[rank]) ^ set(held[0])))
-        if odd:
-            raise InconsistentShardsError(f"{folder.path('')}: ranks 0 and {rank} differ in {shown(odd)}")
+        unmatched = tuple(sorted(set(held[rank]) ^ set(held[0])))
+        if unmatched:
+            raise InconsistentShardsError(
+                f"{folder.path('')}: ranks 0 and {rank} differ in {shown(unmatched)}"
+            )
     tensors = {
         name: LogicalTensor(
             dtype=stored.dtype,

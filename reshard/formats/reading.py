@@ -78,26 +78,26 @@ def _archive(folder: Folder, file: str, root: tuple[str, ...]) -> Contents:
     from reshard.pickles import ATTRIBUTE, place, read_archive
 
     value = outer = read_archive(folder, file)
-    shown, size = folder.path(file), folder.size(file)
+    label, size = folder.path(file), folder.size(file)
     for key in root:
         if not isinstance(value, dict) or key not in value:
-            raise DamagedFileError(f"{shown} has no {key!r}")
+            raise DamagedFileError(f"{label} has no {key!r}")
         value = value[key]
     if not isinstance(value, dict):
         kind = type(value).__name__.removeprefix("Fake")
-        raise DamagedFileError(f"{shown} holds a {kind}, not tensors by name")
+        raise DamagedFileError(f"{label} holds a {kind}, not tensors by name")
     tensors = {}
     try:
         entries = flat(value)
     except RecursionError:
-        raise DamagedFileError(f"{shown} holds a dictionary that holds itself") from None
+        raise DamagedFileError(f"{label} holds a dictionary that holds itself") from None
     for name, tensor in entries:
         if not isinstance(tensor, torch.Tensor):
             continue
-        check_name(name, shown)
+        check_name(name, label)
         if name in tensors:
-            raise DamagedFileError(f"{shown} has two tensors that are both {name}")
-        at = place(tensor, size, shown)
+            raise DamagedFileError(f"{label} has two tensors that are both {name}")
+        at = place(tensor, size, label)
         tensors[name] = StoredTensor(
             name=name,
             dtype=at.dtype,

@@ -149,10 +149,10 @@ def _read_off(
 
 def _runs(values: Iterable[int]) -> list[tuple[int, int, int]]:
     """Begin, end and value of each run of equal values."""
-    found: list[tuple[int, int, int]] = []
+    runs: list[tuple[int, int, int]] = []
     for at, value in enumerate(values):
-        if found and found[-1][2] == value:
-            found[-1] = (found[-1][0], at + 1, value)
+        if runs and runs[-1][2] == value:
+            runs[-1] = (runs[-1][0], at + 1, value)
         else:
-            found.append((at, at + 1, value))
-    return found
+            runs.append((at, at + 1, value))
+    return runs

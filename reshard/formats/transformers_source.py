@@ -21,10 +21,10 @@ def read_transformers(folder: Folder, model: Model | None) -> Source:
     kinds: dict[str, str] = {}
     held = []
     for file in evidence(folder.files()):
-        found = contents(folder, file)
-        offsets = _offsets(found.metadata, folder.path(file))
+        held_by_file = contents(folder, file)
+        offsets = _offsets(held_by_file.metadata, folder.path(file))
         tensors = []
-        for name, stored in found.tensors.items():
+        for name, stored in held_by_file.tensors.items():
             at = offsets.get(name)
             if at is None or len(at) != len(stored.shape):
                 raise DamagedFileError(f"{folder.path(file)} does not say where {name} begins")
@@ -68,12 +68,12 @@ def _check_whole(folder: Folder, model: Model, tensors: dict[str, LogicalTensor]
 
 def _offsets(metadata: dict[str, str], name: str) -> dict[str, tuple[int, ...]]:
     try:
-        found = msgspec.json.decode(metadata[OFFSETS_KEY], type=dict[str, _Offsets])
+        entries = msgspec.json.decode(metadata[OFFSETS_KEY], type=dict[str, _Offsets])
     except (KeyError, msgspec.DecodeError, RecursionError) as error:
         raise DamagedFileError(f"{name} has no {OFFSETS_KEY} that can be read: {error}") from error
-    if any(at < 0 for entry in found.values() for at in entry.saved_offsets):
+    if any(at < 0 for entry in entries.values() for at in entry.saved_offsets):
         raise DamagedFileError(f"{name} has a negative offset")
-    return {key: entry.saved_offsets for key, entry in found.items()}
+    return {key: entry.saved_offsets for key, entry in entries.items()}
 
 
 class _Offsets(msgspec.Struct, frozen=True):

@@ -108,9 +108,9 @@ def _layer(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> Iterator
     gate_up = [Share(part="gate", units=units), Share(part="up", units=units)]
     for part, joined, shares in (("query", "qkv_proj", qkv), ("up", "gate_up_proj", gate_up)):
         for param in _PARAMS:
-            found = holder(layer, part, param)
-            if found is not None:
-                module = layers.full_name(f"{found.module.rpartition('.')[0]}.{joined}")
+            rule_held = holder(layer, part, param)
+            if rule_held is not None:
+                module = layers.full_name(f"{rule_held.module.rpartition('.')[0]}.{joined}")
                 stored = fused(f"{module}.{param}", layers, layer, param, shares)
                 assert stored is not None
                 yield stored

@@ -115,9 +115,9 @@ def _gathered(mine: Any, tp_size: int) -> list[Any]:
     """Everybody's value, by rank."""
     if tp_size == 1:
         return [mine]
-    found: list[Any] = [None] * tp_size
-    distributed.all_gather_object(found, mine)
-    return found
+    values: list[Any] = [None] * tp_size
+    distributed.all_gather_object(values, mine)
+    return values
 
 
 def _check_one_origin(files: RankFiles, tp_size: int) -> None:

@@ -67,8 +67,8 @@ def read_index(folder: Path) -> Index:
     names = [*tp_files, *index.checkpoints.get("non_tp", [])]
     if outside := [name for name in names if Path(name).name != name]:
         raise DamagedFileError(f"{path} names {outside[0]!r}; only files of its own folder are read")
-    if lost := [name for name in names if not (folder / name).is_file()]:
-        raise MissingFileError(f"{folder} lacks {shown(lost)}, named in {INDEX_FILE}; write it again")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise MissingFileError(f"{folder} lacks {shown(missing)}, named in {INDEX_FILE}; write it again")
     return index
 
 
@@ -97,8 +97,8 @@ def check_rank(
         _check_file(folder / file, tensors, needed, dtype)
         stored |= {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     _check_manifests(folder, manifests, index, tp_rank)
-    if lost := sorted(needed.keys() - stored.keys()):
-        raise InconsistentShardsError(f"{folder} lacks {shown(lost)}; write it again")
+    if missing := sorted(needed.keys() - stored.keys()):
+        raise InconsistentShardsError(f"{folder} lacks {shown(missing)}; write it again")
     if strange := sorted(stored.keys() - needed.keys()):
         raise InconsistentShardsError(
             f"{folder} holds {shown(strange)}, which the model of config.json lacks"

@@ -121,9 +121,9 @@ def _architecture(folder: Path) -> tuple[Any, Any]:
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     names = config.architectures or []
     for name in names:
-        found = getattr(transformers, name, None)
-        if found is not None:
-            return found, config
+        model_class = getattr(transformers, name, None)
+        if model_class is not None:
+            return model_class, config
     raise UnsupportedTargetError(
         f"{folder / 'config.json'} names the architectures {names}, and transformers "
         f"{transformers.__version__} has none of them; put the model's class under `architectures`"
