@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-#: Elements cast at once: what is made on the way stays in the cache, and below this torch starts no threads
+#: Elements cast at once: intermediate results stay in the cache, and for fewer torch starts no threads
 #: beside the caller's own.
 _BLOCK: Final = 32_000
 _BITS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}

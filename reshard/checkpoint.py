@@ -1,4 +1,4 @@
-"""What a safetensors checkpoint says it holds, checked before anybody believes it. No torch.
+"""The headers of safetensors checkpoints, validated before anything uses them. No torch.
 
 Format: https://github.com/huggingface/safetensors (8 bytes header length, JSON header, data).
 """
@@ -16,7 +16,7 @@ from .storage import Folder, LocalFolder, read
 
 #: The format's own limit on a header.
 _LONGEST_HEADER: Final = 100_000_000
-#: What numpy allows.
+#: numpy's limit.
 _MOST_DIMENSIONS: Final = 64
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
@@ -79,7 +79,7 @@ def read_indexed(folder: Folder, index: str) -> dict[str, TensorSpec]:
 
 
 def read_weight_map(folder: Folder, index: str) -> dict[str, str]:
-    """Tensor → file, as an index has it, once every file was seen to be in the folder.
+    """Tensor → file, as an index has it; every file is in the folder.
 
     Raises:
         MissingFileError: a file that it names is not there.
@@ -87,20 +87,20 @@ def read_weight_map(folder: Folder, index: str) -> dict[str, str]:
     """
     label = folder.path(index)
     try:
-        found = json.loads(read(folder, index), object_pairs_hook=_unique(label))["weight_map"]
+        files_by_tensor = json.loads(read(folder, index), object_pairs_hook=_unique(label))["weight_map"]
     except (KeyError, TypeError):
         raise DamagedFileError(f"{label} is not a checkpoint index: it has no weight_map") from None
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{label} is not a checkpoint index: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+    if not isinstance(files_by_tensor, dict) or not all(isinstance(v, str) for v in files_by_tensor.values()):
         raise DamagedFileError(f"{label} has no weight_map of names to files")
     there = set(folder.files())
-    for name in sorted(set(found.values())):
+    for name in sorted(set(files_by_tensor.values())):
         if Path(name).name != name:
             raise DamagedFileError(f"{label} names a file outside its folder: {name!r}")
         if name not in there:
             raise MissingFileError(f"{label} names {name}, which is not there; fetch the missing shard")
-    return found
+    return files_by_tensor
 
 
 def read_file(folder: Folder, file: str) -> tuple[dict[str, TensorSpec], dict[str, str]]:
@@ -141,7 +141,7 @@ def read_file(folder: Folder, file: str) -> tuple[dict[str, TensorSpec], dict[st
 
 
 def check_name(name: str, label: str) -> None:
-    """See to it that a tensor's name can be written, and shown on one line.
+    """Check that a tensor's name can be written, and shown on one line.
 
     Raises:
         DamagedFileError: it has control characters, or is no Unicode.
@@ -151,14 +151,14 @@ def check_name(name: str, label: str) -> None:
 
 
 def _metadata(label: str, header: dict[str, Any]) -> dict[str, str]:
-    found = header.get(METADATA, {})
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+    entries = header.get(METADATA, {})
+    if not isinstance(entries, dict) or not all(isinstance(value, str) for value in entries.values()):
         raise DamagedFileError(f"{label} has metadata that is no map of text to text")
     try:
-        "".join((*found, *found.values())).encode()
+        "".join((*entries, *entries.values())).encode()
     except UnicodeEncodeError as error:
         raise DamagedFileError(f"{label} has metadata that is no text: {error}") from error
-    return found
+    return entries
 
 
 def _shape(extents: Iterable[object]) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Tensors that are encoded on their way: one logical tensor of the source becomes several of the target.
 
-What the code is, `quantize` knows; here is only how strips go through it inside the same byte budget.
+The encoders are in `quantize`; this module passes strips through them inside the same memory budget.
 """
 
 import hashlib

@@ -43,7 +43,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         config: a `config.json` for a source that has none.
         memory_bytes: anonymous memory of the whole process; None: 512 MiB beside what it already has.
         jobs: threads.
-        overwrite: whether a set of ours that stands at `output` may be replaced.
+        overwrite: whether a set that this tool wrote at `output` before may be replaced.
         roles: a roles file to cut by; None: those that the source was cut by, or the family's table.
     """
 

@@ -173,7 +173,7 @@ def rank_intervals(axis: Axis, tp_size: int, tp_rank: int) -> tuple[Interval, ..
 
 
 def joined(intervals: Iterable[Interval]) -> Iterator[Interval]:
-    """The same intervals with neighbours that touch made one."""
+    """The same intervals; those that follow each other without a gap are merged."""
     last: Interval | None = None
     for begin, end in intervals:
         if last is not None and last[1] == begin:

@@ -1,4 +1,4 @@
-"""The manifest: what every shard says of itself. Pure.
+"""The manifest: which checkpoint, degree and rank a shard is of, and what it holds. Pure.
 
 It stands in each file (`__metadata__["reshard"]` of safetensors, attribute `_reshard` of the dictionary in a
 PyTorch archive) and, without the slices, beside them as `reshard.json`.

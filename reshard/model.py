@@ -8,7 +8,7 @@ import msgspec
 from .architectures import Architecture, Choice, for_model_type
 from .errors import DamagedFileError, UnknownArchitectureError
 
-#: No model has as many of anything that is counted here; what is beyond it is damage.
+#: No model has as many of anything that is counted here; a larger number is damage.
 _LARGEST_EXTENT: Final = 1 << 24
 
 
@@ -95,7 +95,7 @@ def parse_model(raw: bytes, name: str) -> Model:
 
 def with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:
     """The configuration of the same model with its weights in the dtype called `name`."""
-    # transformers 5 writes the first, older releases the second; loaders believe what they find.
+    # transformers 5 writes the first, older releases the second; loaders use whichever they find.
     spelt = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
     return {**config, **dict.fromkeys(spelt, name)}
 

@@ -28,8 +28,8 @@ from .storage import Folder
 ATTRIBUTE: Final = "_reshard"
 #: Megatron keeps its command line, and its Linears' scratch, in the checkpoint.
 _HARMLESS: Final = (argparse.Namespace, io.BytesIO)
-#: Of these there are objects in Megatron's checkpoints that nobody needs here: settings, random states. They
-#: are not built: numpy's constructors take any bytes for pointers.
+#: Megatron's checkpoints hold objects of these that are not needed here: settings, random states. They
+#: are not built: numpy's constructors would use any bytes as pointers.
 _UNNEEDED: Final = ("megatron.", "numpy.")
 
 
@@ -37,7 +37,7 @@ class _Unneeded:
     """Stands for an object that is not built."""
 
     def __init__(self, *_: object) -> None:
-        """Take whatever the class would."""
+        """Take the arguments of any class."""
 
     def __setstate__(self, _: object) -> None:
         """Forget it."""
@@ -91,11 +91,11 @@ def read_archive(folder: Folder, file: str) -> Any:
         except CheckpointError:
             raise
         except OSError as error:
-            # Places that an archive's directory makes up; anything else is the store's.
+            # An offset in a damaged directory; other errors come from the storage.
             if error.errno != errno.EINVAL:
                 raise
             raise DamagedFileError(f"{label} is damaged or truncated: {error.strerror}") from error
-        # Whatever a forged pickle makes of torch: it says no more than that the file is not to be believed.
+        # A forged pickle can raise anything in torch; in every case the file is damaged.
         except Exception as e:
             raise DamagedFileError(f"{label} is damaged or truncated: {str(e).partition(chr(10))[0]}") from e
 
@@ -146,7 +146,7 @@ def place(tensor: torch.Tensor, file_bytes: int, label: str) -> Place:
 def _check_byte_order(stream: Any, label: str) -> None:
     with zipfile.ZipFile(stream) as archive:
         orders = [name for name in archive.namelist() if name.rpartition("/")[2] == "byteorder"]
-        # Read by hand: archives written without checksums, as ours are, have none that zipfile would accept.
+        # Not read by zipfile, which refuses archives without checksums, such as this tool writes.
         for name in orders:
             entry = archive.getinfo(name)
             stream.seek(entry.header_offset)

@@ -14,8 +14,8 @@ from .tensors import FileRegion
 
 Array = NDArray[Any]
 
-#: Elements of a square's side when dimensions change places: lines of both sides stay in the nearest cache
-#: (measured: 128 and 256 are four times as fast as the whole at once).
+#: Side in elements of the squares in which dimensions are swapped, so that lines of both stay in the L1 cache
+#: (measured: 128 and 256 are four times as fast as swapping all at once).
 _TILE: Final = 128
 
 

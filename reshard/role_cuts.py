@@ -112,7 +112,7 @@ class Names:
                 "derive them from this model"
             )
         owners: dict[str, tuple[str, _Value]] = {}
-        # Names before patterns: the exception before the rule.
+        # Names before patterns: a name's own entry takes precedence.
         for entry in sorted(entries, key=lambda e: "*" in e):
             for name in self._of(entry):
                 owner = owners.setdefault(name, (entry, entries[entry]))[0]
@@ -163,15 +163,15 @@ def _check_model(roles: Roles, model: Model, tensors: Mapping[str, LogicalTensor
 
 
 def _check_biases(
-    found: Mapping[str, WeightRoles], once: Mapping[str, bool], tensors: Mapping[str, LogicalTensor]
+    cut_weights: Mapping[str, WeightRoles], once: Mapping[str, bool], tensors: Mapping[str, LogicalTensor]
 ) -> None:
-    if both := sorted(set(found) & set(once)):
+    if both := sorted(set(cut_weights) & set(once)):
         raise CannotSplitError(
             f"the roles cut {shown(sorted(both))} and also say that it is added once, after the sum over "
             "ranks; only what every rank holds whole can be"
         )
-    biases = [f"{name.removesuffix('.weight')}.bias" for name in found if name.endswith(".weight")]
-    if open_ := [b for b in biases if b in tensors and b not in found and b not in once]:
+    biases = [f"{name.removesuffix('.weight')}.bias" for name in cut_weights if name.endswith(".weight")]
+    if open_ := [b for b in biases if b in tensors and b not in cut_weights and b not in once]:
         raise CannotSplitError(
             f"the roles cut the weights to which {shown(sorted(open_))} belong, and say nothing of these; "
             "a bias of rows is cut with them, under weights, and one that follows a sum over ranks is under "
@@ -253,7 +253,7 @@ def _is_summed(
 
 
 def _check_summed(weight: WeightRoles, extent: int, name: str) -> None:
-    """See to it that the ranks' products add up to the whole one.
+    """Check that the ranks' products add up to the whole one.
 
     Raises:
         CannotSplitError: an input that every rank has would count more than once.

@@ -46,7 +46,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """Where formats differ.
+    """Which tensors a format cuts.
 
     Attributes:
         embedding: whole on every rank, or cut along the vocabulary or the features.
@@ -245,7 +245,7 @@ def logical_shape(
 
 
 def check_heads(model: Model, tp_size: int) -> None:
-    """See to it that no attention head is cut.
+    """Check that no attention head is cut.
 
     Raises:
         CannotSplitError: one would be; it names the degrees that work.

@@ -1,4 +1,4 @@
-"""Carries out a job so that it can be killed at any moment: staged beside the output, journalled, renamed."""
+"""Carries out a job so that it may be killed at any moment: staged beside the output, journalled, renamed."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ _BATCH_S: Final = 5.0
 _BATCH_BYTES: Final = 1 << 30
 #: What threads, hashes and the interpreter take beside the buffers.
 _SLACK_BYTES: Final = 24 << 20
-#: For buffers, when nobody says how much the process may take: a library's caller may hold a model already.
+#: Buffers when `memory_bytes` is not given: the calling process may hold a model already.
 _BESIDE_BYTES: Final = 512 << 20
 
 
@@ -41,7 +41,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         elapsed_s: of this run.
         sha256: the source's digest.
         overflows: tensors in which the cast made a finite number infinite.
-        notes: what the runtimes will and won't take, and what was left aside.
+        notes: which loaders take the result, and what was ignored.
     """
 
     output: Path
@@ -187,7 +187,7 @@ def _has_size(path: Path, size_bytes: int) -> bool:
 
 
 def _check_room(job: Job, stage: Stage) -> None:
-    """What an interrupted run has left, and will be thrown away, is room; so are headers that are there."""
+    """Files of an interrupted run, which will be deleted, count as free; so do headers that are written."""
     used = sum(p.lstat().st_blocks * 512 for p in stage.folder.rglob("*"))
     free = shutil.disk_usage(stage.folder).free + used
     if job.size_bytes > free:
@@ -238,7 +238,7 @@ def _fill(
     done: dict[str, Digests],
     progress: Callable[[int], None],
 ) -> int:
-    """Copy what is not done yet, noting in `found` and the journal what is; bytes read."""
+    """Copy what is not done yet, noting in `done` and the journal what is; bytes read."""
     todo = [c for c in job.copies if c.name not in done]
     for copy in job.copies:
         if copy.name in done:
@@ -270,7 +270,7 @@ def _fill(
     except CheckpointError:
         raise
     except BaseException:
-        # Whatever stopped the run, tensors that are whole need not be copied again.
+        # Tensors that are complete are noted, so that the next run does not copy them again.
         with suppress(OSError):
             note()
         raise

@@ -13,7 +13,7 @@ from typing import IO, Any, Final, Protocol
 from .errors import CheckpointError, DamagedFileError, MissingFileError, UnsupportedSourceError
 
 _SCHEME: Final = "://"
-#: What the filesystems of fsspec tell of a file that changes when its bytes do.
+#: Entries of fsspec's file information that change when the file's bytes do.
 _MARKS: Final = ("size", "ETag", "etag", "md5Hash", "blob_id", "mtime", "created", "LastModified", "ino")
 
 
@@ -28,7 +28,7 @@ class Folder(Protocol):
         """Where `file` is, for messages."""
 
     def files(self) -> tuple[str, ...]:
-        """The names of all files, sorted, relative to the folder; without hidden ones and such as no text."""
+        """The names of all files, sorted, relative to the folder; none that are hidden or unprintable."""
 
     def size(self, file: str) -> int:
         """Bytes of `file`; MissingFileError when it is not there."""
@@ -82,7 +82,7 @@ def open_folder(address: str | Path) -> Folder:
             raise MissingFileError(
                 f"{text} is no folder; a checkpoint is given as the folder that holds its files"
             )
-        # Path.rglob passes over what it may not list, and would find nothing.
+        # Path.rglob ignores folders that it may not list, and would return nothing.
         os.listdir(text)
     return LocalFolder(Path(text))
 
@@ -215,7 +215,7 @@ class RemoteFolder:
 
 @contextmanager
 def _named(address: str) -> Iterator[None]:
-    """Whatever a disk or a remote store says when it fails, as a sentence that names the address.
+    """Turn every error of a disk or a remote store into one whose message names the address.
 
     Raises:
         MissingFileError: nothing there.

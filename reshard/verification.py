@@ -133,7 +133,7 @@ def _comparable(source: Source, set_manifest: Manifest, other: Source) -> dict[s
 
 
 def _same_cut(source: Source, set_manifest: Manifest, other: Source) -> None:
-    """Cut the other checkpoint again, on paper: the manifests in the shards must say the same."""
+    """Lay the other checkpoint out again: the manifests in the shards must describe the same."""
     write = target(set_manifest.format).write
     assert write is not None
     given = msgspec.structs.replace(other, tensors={**other.tensors, **source.tensors})
@@ -147,7 +147,7 @@ def _same_cut(source: Source, set_manifest: Manifest, other: Source) -> None:
     for rank in sorted(set(expected) | set(actual), key=str):
         if expected.get(rank) != actual.get(rank):
             raise InconsistentShardsError(
-                f"rank {rank}'s shard is cut otherwise than {set_manifest.format} at "
+                f"rank {rank}'s shard is not cut as {set_manifest.format} at "
                 f"tp_size={set_manifest.tp_size} is today; cut the checkpoint again"
             )
 

@@ -1,4 +1,4 @@
-"""The tables that come with the package, read strictly."""
+"""Loads the tables that come with the package; an unknown key is an error."""
 
 import tomllib
 from functools import cache

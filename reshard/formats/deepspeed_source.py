@@ -74,7 +74,10 @@ def _read_config(folder: Folder) -> _Config:
 
 
 def _ranks(folder: Folder, config: _Config) -> list[dict[str, dict[str, StoredTensor]]]:
-    """For every rank file → key → tensor; then the same for the files of all ranks. Order is the contract."""
+    """For every rank file → key → tensor; then the same for the files of all ranks.
+
+    The order of the files in the index says which rank's they are.
+    """
     ranks: list[dict[str, dict[str, StoredTensor]]] = [{} for _ in range(config.tp_size + 1)]
     for number, file in enumerate(config.checkpoints.tp):
         ranks[number % config.tp_size][file] = contents(folder, file).tensors
@@ -86,7 +89,7 @@ def _ranks(folder: Folder, config: _Config) -> list[dict[str, dict[str, StoredTe
 def _read_injected(
     folder: Folder, model: Model, config: _Config, ranks: list[dict[str, dict[str, StoredTensor]]]
 ) -> Source:
-    # Of all ranks, rank 0 last: what one of them lacks must be missed, and not left out of the model.
+    # The union of all ranks: a tensor that one rank lacks is an error, not a smaller model.
     first = {key: t for files in reversed(ranks) for held in files.values() for key, t in held.items()}
     source = _expected(folder, model, first, config.tp_size)
     layers = Layers(Rules(model, source.tensors))

@@ -1,4 +1,4 @@
-"""A model by layers and roles, for formats whose names or fused weights are not the family's own."""
+"""A model by layers and roles, for formats with other names or other fused weights than the checkpoint."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
@@ -136,7 +136,7 @@ def _rows(layer: Layer, param: str, units: Iterable[tuple[str, int]]) -> Iterato
         if rule is None or rule.outputs is None:
             continue
         axis = rule.outputs.axis
-        # A module of its own has one part, whatever the table calls it.
+        # A module of its own has one part, which the table may call otherwise.
         name = part if len(axis.parts) > 1 else axis.parts[0].name
         yield rule, unit_interval(axis, name, unit)
 
@@ -179,7 +179,7 @@ def _chunk(rule: Rule, tensor: LogicalTensor, rows: Interval, at: int) -> Chunk:
 
 
 def columns(name: str, layers: Layers, rule: Rule, tp_size: int, tp_rank: int) -> StoredTensor:
-    """A row-parallel weight's share, `[out, in_r]` whatever the family stores.
+    """A row-parallel weight's share, `[out, in_r]` also where the family stores `[in, out]`.
 
     Args:
         name: the stored tensor's.

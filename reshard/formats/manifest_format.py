@@ -1,4 +1,4 @@
-"""Whatever this tool wrote, in any format: read by the manifest in every shard, not by rules."""
+"""Reads what this tool wrote, in any format, by the manifest in every shard and not by rules."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -17,7 +17,7 @@ from reshard.tensors import Chunk, LogicalTensor, StoredTensor
 from .base import Format, Source, SourceFile
 from .reading import Contents, contents, model_of
 
-#: Where our archives keep their dictionary of tensors, by format.
+#: Format → keys of the dictionary of tensors in its archives.
 _ROOTS: Final = {"megatron": ("model",)}
 
 
@@ -34,10 +34,10 @@ def read_manifest(folder: Folder) -> Manifest:
     """
     set_manifest = decode(read(folder, FILE), folder.path(FILE))
     there = set(folder.files())
-    lost = tuple(f for f in set_manifest.files if f not in there)
-    if lost:
+    absent = tuple(f for f in set_manifest.files if f not in there)
+    if absent:
         raise MissingFileError(
-            f"{folder.path('')} lacks {shown(lost)} of the {len(set_manifest.files)} shards that {FILE} "
+            f"{folder.path('')} lacks {shown(absent)} of the {len(set_manifest.files)} shards that {FILE} "
             "names; fetch what is missing, or cut the checkpoint again"
         )
     return set_manifest

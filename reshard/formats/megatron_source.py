@@ -145,10 +145,10 @@ def _stages(folder: Folder, grid: Mapping[tuple[int, int], str]) -> tuple[list[_
 
 def _version(held: Contents, shown_name: str) -> float:
     """Checkpoints before versions were introduced are of version 0."""
-    found: Any = held.values.get("checkpoint_version", 0.0)
-    if found not in _VERSIONS:
-        raise DamagedFileError(f"{shown_name} is of checkpoint version {found!r}; known are {_VERSIONS}")
-    return float(found)
+    stated: Any = held.values.get("checkpoint_version", 0.0)
+    if stated not in _VERSIONS:
+        raise DamagedFileError(f"{shown_name} is of checkpoint version {stated!r}; known are {_VERSIONS}")
+    return float(stated)
 
 
 def _expected(folder: Folder, model: Model, first: dict[str, StoredTensor], tp_size: int) -> Source:

@@ -1,7 +1,7 @@
 """From roles back to the names and shapes of the merged checkpoint, for formats that have neither.
 
 A reader builds the logical tensors, lets the writer of its format lay them out, and finds its files
-described: one shape for both.
+described, so that reader and writer cannot disagree.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""What readers have in common: configuration, tensors of one file."""
+"""What readers share: the configuration, and the tensors of one file."""
 
 from typing import Final
 
@@ -57,17 +57,17 @@ def contents(folder: Folder, file: str, root: tuple[str, ...] = ()) -> Contents:
         root: keys that lead to the dictionary of tensors in an archive; none: it is the archive's object.
 
     Raises:
-        DamagedFileError: no such file, or none that can be believed.
+        DamagedFileError: a file that contradicts its format.
     """
     if file.endswith(".safetensors"):
         specs, metadata = read_file(folder, file)
-        found = {
+        stored = {
             name: StoredTensor(
                 name=name, dtype=s.dtype, shape=s.shape, chunks=(), offset_bytes=s.offset_bytes
             )
             for name, s in specs.items()
         }
-        return Contents(tensors=found, metadata=metadata)
+        return Contents(tensors=stored, metadata=metadata)
     return _archive(folder, file, root)
 
 
@@ -120,7 +120,7 @@ def flat(value: dict[str, object]) -> list[tuple[str, object]]:
         RecursionError: containers that hold themselves.
         DamagedFileError: more entries than a checkpoint has, as where containers hold each other many times.
     """
-    found: list[tuple[str, object]] = []
+    flattened: list[tuple[str, object]] = []
     # Last in, first out: what is nested comes where it stands.
     todo = [(str(key), entry, 0) for key, entry in reversed(list(value.items()))]
     while todo:
@@ -128,14 +128,14 @@ def flat(value: dict[str, object]) -> list[tuple[str, object]]:
         if isinstance(entry, list):
             entry = dict(enumerate(entry))
         if not isinstance(entry, dict):
-            found.append((name, entry))
+            flattened.append((name, entry))
             continue
         if depth > _DEEPEST:
             raise RecursionError
         todo += [(f"{name}.{key}", inner, depth + 1) for key, inner in reversed(list(entry.items()))]
-        if len(found) + len(todo) > _MOST_ENTRIES:
+        if len(flattened) + len(todo) > _MOST_ENTRIES:
             raise DamagedFileError(f"an archive with more than {_MOST_ENTRIES} entries is no checkpoint")
-    return found
+    return flattened
 
 
 def merged(stored: StoredTensor) -> StoredTensor:

@@ -87,7 +87,7 @@ def read_source(folder: Folder, model: Model | None = None) -> Source:
     Raises:
         AmbiguousSourceError: evidence of several formats.
         UnsupportedSourceError: evidence of none.
-        MissingFileError: shards of ours without their manifest.
+        MissingFileError: shards that this tool wrote, without their manifest.
         CheckpointError: the files contradict themselves or each other.
     """
     names = folder.files()
@@ -120,7 +120,7 @@ def read_source(folder: Folder, model: Model | None = None) -> Source:
 
 
 def _nothing_else(folder: Folder, evidence: dict[str, tuple[str, ...]]) -> None:
-    """A set of ours, whatever its format, must not be mixed up with another checkpoint."""
+    """A set that this tool wrote must not lie in one folder with another checkpoint."""
     known = {FILE, *SIDE_FILES, *manifest_format.read_manifest(folder).files}
     others = {f for files in evidence.values() for f in files if not f.endswith(".index.json")} - known
     if others:

@@ -75,7 +75,7 @@ def _without_weights(raw: str) -> Any:
         with torch.device("meta"):
             # As from_pretrained reads it: infinities are stored as objects.
             model = build(made.from_dict(made._decode_special_floats(config)))
-    except Exception:  # whatever a configuration leads to; then the names stay, and are found unknown
+    except Exception:  # of a configuration that nobody checked; the names stay, and are unknown
         return None
     # Which prefixes a checkpoint had is known only of a model that was loaded from one.
     model._weight_conversions = [

@@ -27,7 +27,7 @@ _FILE: Final = re.compile(r"model-rank-(\d+)-part-(\d+)\.safetensors")
 _FAMILIES: Final = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
 _PAD: Final = 64
 _PARAMS: Final = ("weight", "bias")
-#: vLLM's loader refuses nothing and fills nothing up: parts are for its users' disks.
+#: vLLM's loader takes parts of any size; this is the size at which vLLM itself closes them.
 _LONGEST_BYTES: Final = 5 * 2**30
 
 

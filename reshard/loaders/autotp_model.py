@@ -55,7 +55,7 @@ def _share_kv_heads(config: Any, tp_size: int) -> None:
     A rank with a copy of a KV head computes what it would in a model that has this head several times.
     """
     if config.model_type == "gpt_bigcode":
-        # AutoTP cuts the queries by this number and keeps the one KV head whole, whatever it is called.
+        # AutoTP cuts the queries by this number and keeps the one KV head whole, under every name of it.
         config.num_key_value_heads = config.n_head
         return
     name = "num_kv_heads" if config.model_type == "falcon" else "num_key_value_heads"

@@ -1,7 +1,7 @@
-"""A folder of DeepSpeed pre-shards: its index, and what one rank's files hold, looked at without their data.
+"""A folder of DeepSpeed pre-shards: its index, and what one rank's files hold, without their data.
 
-Format: `ds_inference_config.json` and the PyTorch archives that it names. Our own archives carry a manifest;
-DeepSpeed's own say nothing of themselves.
+Format: `ds_inference_config.json` and the PyTorch archives that it names. Archives that this tool wrote carry
+a manifest; those that DeepSpeed wrote do not.
 """
 
 from pathlib import Path
@@ -118,7 +118,7 @@ def open_tensors(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # whatever torch's zip reader, its unpickler or the system came upon
+    except Exception as error:  # any error of torch's zip reader, of its unpickler or of the system
         raise DamagedFileError(f"{path} is no file of tensors: {error}") from error
     if not isinstance(tensors, dict) or not all(
         isinstance(value, torch.Tensor) for value in tensors.values()

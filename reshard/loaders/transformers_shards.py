@@ -1,7 +1,7 @@
 """What the headers of transformers' distributed shards say, and whether they make up a model.
 
 Every file gives each of its tensors the offsets of a box in the whole tensor, and nothing else: neither the
-whole shape nor the degree. Our own shards carry a manifest that has the degree.
+whole shape nor the degree. Shards that this tool wrote carry a manifest that has the degree.
 
 Source: torch 2.13 `distributed/checkpoint/_hf_utils.py` and `hf_storage.py`.
 """
@@ -95,10 +95,10 @@ def check_tensors(
         InconsistentShardsError: a tensor lacks elements, has some twice, or is not the model's.
     """
     folder = shards.folder
-    lost = sorted(set(shapes) - set(shards.boxes))
-    if lost:
+    absent = sorted(set(shapes) - set(shards.boxes))
+    if absent:
         raise InconsistentShardsError(
-            f"no shard in {folder} holds {shown(lost)}; a shard is missing or of another model, or carries "
+            f"no shard in {folder} holds {shown(absent)}; a shard is missing or of another model, or carries "
             "the names of the plain checkpoint where transformers wants those of its modules"
         )
     known = [re.compile(pattern) for pattern in ignored]
