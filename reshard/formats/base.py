@@ -116,7 +116,6 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: as in `Request.format`.
-        summary: one line of help.
         evidence: returns the files in a list of names that are typical of this format; empty: another format.
         read: the source in a folder; the model comes from the folder's configuration, or from the caller.
             None: read by its manifest alone.
@@ -125,7 +124,6 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    summary: str
     evidence: Callable[[tuple[str, ...]], tuple[str, ...]]
     read: Callable[[Folder, Model | None], Source] | None = None
     write: Callable[[Source, Options], Layout] | None = None

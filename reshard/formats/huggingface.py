@@ -143,7 +143,6 @@ def _write(source: Source, options: Options) -> Layout:
 
 FORMAT: Final = Format(
     name="huggingface",
-    summary="merged, as save_pretrained writes it",
     evidence=_evidence,
     read=_read,
     write=_write,

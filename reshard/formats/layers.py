@@ -48,15 +48,12 @@ class Layers:
         """
         self.rules = rules
         self.outside: dict[str, Rule] = {}
-        self.buffers: list[str] = []
         layers: dict[int, Layer] = {}
         for name in rules.tensors:
             rule = rules.rule(name)
             if not rule.stars:
                 self.outside[name] = rule
-            elif rule.role == "replicated":
-                self.buffers.append(name)
-            else:
+            elif rule.role != "replicated":
                 _add(layers, rule, self.full_name(rule.module))
         self.layers = tuple(layers[i] for i in sorted(layers))
 

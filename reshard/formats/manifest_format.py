@@ -170,8 +170,7 @@ def _fits(chunk: Chunk, logical: tuple[int, ...], stored: tuple[int, ...]) -> bo
 
 
 FORMAT: Final = Format(
-    name="own",
-    summary="what this tool wrote, whatever its format",
+    name="manifest",
     evidence=_evidence,
     read=_read,
 )

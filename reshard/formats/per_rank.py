@@ -201,7 +201,6 @@ def read_rank_files(
 
 FORMAT: Final = Format(
     name="safetensors",
-    summary="per rank, Hugging Face names, self-describing; for DeepSpeed AutoTP",
     evidence=lambda _: (),  # recognised by its manifest
     write=_write,
     takes_roles=True,

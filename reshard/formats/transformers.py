@@ -213,7 +213,6 @@ def _stacked(module: str, held: list[Rule], rules: Rules) -> Iterator[Whole]:
 
 FORMAT: Final = Format(
     name="transformers",
-    summary="distributed shards for transformers' own tensor parallelism",
     evidence=evidence,
     read=read_transformers,
     write=_write,

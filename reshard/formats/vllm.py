@@ -196,7 +196,6 @@ def _add_all(expected: Expected, roles: tuple[Role, ...], param: str, index: int
 
 FORMAT: Final = Format(
     name="vllm",
-    summary="vLLM's sharded_state",
     evidence=_evidence,
     read=_read,
     write=_write,
