@@ -63,11 +63,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         """Check.
 
         Raises:
-            UnsupportedTargetError: no degree, or one below 1.
+            UnsupportedTargetError: no degree, one below 1, or one given twice.
         """
         if not self.degrees or min(self.degrees) < 1 or len(set(self.degrees)) != len(self.degrees):
             raise UnsupportedTargetError(
-                f"tensor-parallel degrees are different whole numbers from 1 on, not {self.degrees}"
+                f"`degrees` are different whole numbers from 1 on, not {self.degrees}"
             )
 
 
