@@ -1,5 +1,7 @@
 """What a checkpoint contains and how its tensors are cut: any degree and format to any other.
 
+    from pathlib import Path
+
     import reshard
 
     request = reshard.Request(source="model", output=Path("model-tp4"), degrees=(4,))

@@ -185,7 +185,7 @@ def _records(pieces: list[bytes | int]) -> list[_Record]:
     directory = pieces[end]
     assert isinstance(directory, bytes)
     begins = [i for i in range(end) if _is(pieces[i], _LOCAL)]
-    found = []
+    records = []
     at = 0
     for begin, next_begin in zip(begins, [*begins[1:], end], strict=True):
         header, name, *rest = pieces[begin:next_begin]
@@ -195,7 +195,7 @@ def _records(pieces: list[bytes | int]) -> list[_Record]:
         at += _CENTRAL_BYTES + sum(struct.unpack_from("<3H", entry, 28))
         # A tensor without elements has no data and no footer.
         data = 0 if len(rest) < 3 else rest[-2]
-        found.append(
+        records.append(
             _Record(
                 name=name.decode().removeprefix(_FOLDER),
                 header=header,
@@ -204,7 +204,7 @@ def _records(pieces: list[bytes | int]) -> list[_Record]:
                 size_bytes=len(data) if isinstance(data, bytes) else data,
             )
         )
-    return found
+    return records
 
 
 def _is(piece: bytes | int, signature: bytes) -> bool:

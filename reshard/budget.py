@@ -29,6 +29,11 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 def fit_budget(memory_bytes: int, jobs: int, used_bytes: int) -> Budget:
     """The buffers that fit into `memory_bytes` when the process itself already uses `used_bytes`.
 
+    Args:
+        memory_bytes: anonymous memory of the whole process.
+        jobs: threads asked for; fewer are given where the buffers would be too small.
+        used_bytes: what the process takes beside the buffers.
+
     Raises:
         MemoryBudgetError: not even the smallest buffers do.
     """

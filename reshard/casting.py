@@ -7,14 +7,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-#: Elements cast at once: what is made on the way stays in the cache, and below this torch starts no threads
+#: Elements cast at once: intermediate results stay in the cache, and for fewer torch starts no threads
 #: beside the caller's own.
 _BLOCK: Final = 32_000
 _BITS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def cast(given: NDArray[np.uint8], made: NDArray[np.uint8], source: str, target: str) -> bool:
-    """Convert elements; see `reshard.stream.Cast`. Rounds to nearest even, as `Tensor.to` does."""
+    """Convert elements; see `reshard.stream.Cast`. Rounds to nearest even, as `Tensor.to` does.
+
+    Args:
+        given: the elements as bytes.
+        made: as many elements as bytes; filled.
+        source: torch's name of the dtype in `given`.
+        target: torch's name of the dtype in `made`.
+    """
     if given.size == 0:
         return False
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""What a safetensors checkpoint says it holds, checked before anybody believes it. No torch.
+"""The headers of safetensors checkpoints, validated before anything uses them. No torch.
 
 Format: https://github.com/huggingface/safetensors (8 bytes header length, JSON header, data).
 """
@@ -16,7 +16,7 @@ from .storage import Folder, LocalFolder, read
 
 #: The format's own limit on a header.
 _LONGEST_HEADER: Final = 100_000_000
-#: What numpy allows.
+#: numpy's limit.
 _MOST_DIMENSIONS: Final = 64
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
@@ -70,37 +70,37 @@ def read_indexed(folder: Folder, index: str) -> dict[str, TensorSpec]:
     specs: dict[str, TensorSpec] = {}
     for name in sorted(set(weight_map.values())):
         specs |= read_file(folder, name)[0]
-    lost = sorted(set(weight_map) - set(specs))
-    if lost:
+    missing = sorted(set(weight_map) - set(specs))
+    if missing:
         raise DamagedFileError(
-            f"{folder.path(index)} promises tensors that no shard holds: {', '.join(lost[:5])}"
+            f"{folder.path(index)} promises tensors that no shard holds: {', '.join(missing[:5])}"
         )
     return specs
 
 
 def read_weight_map(folder: Folder, index: str) -> dict[str, str]:
-    """Tensor → file, as an index has it, once every file was seen to be in the folder.
+    """Tensor → file, as an index has it; every file is in the folder.
 
     Raises:
         MissingFileError: a file that it names is not there.
         DamagedFileError: no index, or one that names a file elsewhere.
     """
-    shown = folder.path(index)
+    label = folder.path(index)
     try:
-        found = json.loads(read(folder, index), object_pairs_hook=_unique(shown))["weight_map"]
+        files_by_tensor = json.loads(read(folder, index), object_pairs_hook=_unique(label))["weight_map"]
     except (KeyError, TypeError):
-        raise DamagedFileError(f"{shown} is not a checkpoint index: it has no weight_map") from None
+        raise DamagedFileError(f"{label} is not a checkpoint index: it has no weight_map") from None
     except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{shown} is not a checkpoint index: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
-        raise DamagedFileError(f"{shown} has no weight_map of names to files")
+        raise DamagedFileError(f"{label} is not a checkpoint index: {error}") from error
+    if not isinstance(files_by_tensor, dict) or not all(isinstance(v, str) for v in files_by_tensor.values()):
+        raise DamagedFileError(f"{label} has no weight_map of names to files")
     there = set(folder.files())
-    for name in sorted(set(found.values())):
+    for name in sorted(set(files_by_tensor.values())):
         if Path(name).name != name:
-            raise DamagedFileError(f"{shown} names a file outside its folder: {name!r}")
+            raise DamagedFileError(f"{label} names a file outside its folder: {name!r}")
         if name not in there:
-            raise MissingFileError(f"{shown} names {name}, which is not there; fetch the missing shard")
-    return found
+            raise MissingFileError(f"{label} names {name}, which is not there; fetch the missing shard")
+    return files_by_tensor
 
 
 def read_file(folder: Folder, file: str) -> tuple[dict[str, TensorSpec], dict[str, str]]:
@@ -110,100 +110,100 @@ def read_file(folder: Folder, file: str) -> tuple[dict[str, TensorSpec], dict[st
         MissingFileError: it is not there.
         DamagedFileError: its header contradicts itself or the file's size.
     """
-    shown = folder.path(file)
+    label = folder.path(file)
     header, start, size = _header(folder, file)
     specs: dict[str, TensorSpec] = {}
     spans: list[tuple[int, int, str]] = []
     for name, entry in header.items():
         if name == METADATA:
             continue
-        check_name(name, shown)
+        check_name(name, label)
         try:
             kind = from_safetensors(entry["dtype"])
             shape = _shape(entry["shape"])
             begin, end = (_count(offset) for offset in entry["data_offsets"])
         except (KeyError, TypeError, ValueError, CheckpointError) as error:
             raise DamagedFileError(
-                f"{shown}: tensor {name!r} is not described properly: {error!r}"
+                f"{label}: tensor {name!r} is not described properly: {error!r}"
             ) from error
         needed = kind.itemsize_bytes
         for extent in shape:
             needed *= extent
         if not begin <= end <= size or end - begin != needed:
             raise DamagedFileError(
-                f"{shown}: tensor {name!r} of {needed} bytes is said to be at {begin} to {end}, but the file "
+                f"{label}: tensor {name!r} of {needed} bytes is said to be at {begin} to {end}, but the file "
                 f"holds {size} bytes of data; it is truncated or damaged"
             )
         spans.append((begin, end, name))
         specs[name] = TensorSpec(dtype=kind.name, shape=shape, file=file, offset_bytes=start + begin)
-    _check_tiling(shown, spans, size)
-    return specs, _metadata(shown, header)
+    _check_tiling(label, spans, size)
+    return specs, _metadata(label, header)
 
 
-def check_name(name: str, shown: str) -> None:
-    """See to it that a tensor's name can be written, and shown on one line.
+def check_name(name: str, label: str) -> None:
+    """Check that a tensor's name can be written, and shown on one line.
 
     Raises:
         DamagedFileError: it has control characters, or is no Unicode.
     """
     if not name.isprintable():
-        raise DamagedFileError(f"{shown} has a tensor whose name is no text: {name[:80]!a}")
+        raise DamagedFileError(f"{label} has a tensor whose name is no text: {name[:80]!a}")
 
 
-def _metadata(shown: str, header: dict[str, Any]) -> dict[str, str]:
-    found = header.get(METADATA, {})
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise DamagedFileError(f"{shown} has metadata that is no map of text to text")
+def _metadata(label: str, header: dict[str, Any]) -> dict[str, str]:
+    entries = header.get(METADATA, {})
+    if not isinstance(entries, dict) or not all(isinstance(value, str) for value in entries.values()):
+        raise DamagedFileError(f"{label} has metadata that is no map of text to text")
     try:
-        "".join((*found, *found.values())).encode()
+        "".join((*entries, *entries.values())).encode()
     except UnicodeEncodeError as error:
-        raise DamagedFileError(f"{shown} has metadata that is no text: {error}") from error
-    return found
+        raise DamagedFileError(f"{label} has metadata that is no text: {error}") from error
+    return entries
 
 
-def _shape(found: Iterable[object]) -> tuple[int, ...]:
-    shape = tuple(_count(extent) for extent in found)
+def _shape(extents: Iterable[object]) -> tuple[int, ...]:
+    shape = tuple(_count(extent) for extent in extents)
     if len(shape) > _MOST_DIMENSIONS:
         raise ValueError(f"{len(shape)} dimensions")
     return shape
 
 
-def _count(found: object) -> int:
+def _count(value: object) -> int:
     """A whole number that is not negative: two negative extents would multiply to a plausible size."""
-    if type(found) is not int or not 0 <= found < 1 << 63:
-        raise ValueError(f"{found!r} is no size")
-    return found
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError(f"{value!r} is no size")
+    return value
 
 
-def _check_tiling(shown: str, spans: Iterable[tuple[int, int, str]], size: int) -> None:
+def _check_tiling(label: str, spans: Iterable[tuple[int, int, str]], size: int) -> None:
     """The format allows neither holes nor overlaps."""
     at = 0
     for begin, end, name in sorted(spans):
         if begin != at:
-            raise DamagedFileError(f"{shown}: tensor {name!r} begins at byte {begin}, not at {at}")
+            raise DamagedFileError(f"{label}: tensor {name!r} begins at byte {begin}, not at {at}")
         at = end
     if at != size:
-        raise DamagedFileError(f"{shown}: its tensors end at byte {at} of {size}; it is truncated or damaged")
+        raise DamagedFileError(f"{label}: its tensors end at byte {at} of {size}; it is truncated or damaged")
 
 
 def _header(folder: Folder, file: str) -> tuple[dict[str, Any], int, int]:
     """The header, the byte where the data begin, and how many there are."""
-    shown, size = folder.path(file), folder.size(file)
+    label, size = folder.path(file), folder.size(file)
     length = int.from_bytes(read(folder, file, 0, min(size, 8)), "little")
     if size < 8 or length > min(size - 8, _LONGEST_HEADER):
         raise DamagedFileError(
-            f"{shown} is no safetensors file, or truncated: its header would be {length} bytes"
+            f"{label} is no safetensors file, or truncated: its header would be {length} bytes"
         )
     try:
-        header = json.loads(read(folder, file, 8, length), object_pairs_hook=_unique(shown))
+        header = json.loads(read(folder, file, 8, length), object_pairs_hook=_unique(label))
     except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{shown} has a damaged header: {error}") from error
+        raise DamagedFileError(f"{label} has a damaged header: {error}") from error
     if not isinstance(header, dict):
-        raise DamagedFileError(f"{shown} has a header that is no object")
+        raise DamagedFileError(f"{label} has a header that is no object")
     return header, 8 + length, size - 8 - length
 
 
-def _unique(shown: str) -> Any:
+def _unique(label: str) -> Any:
     """A JSON hook that refuses a key given twice."""
 
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def _unique(shown: str) -> Any:
         if len(result) != len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise DamagedFileError(f"{shown} describes {twice!r} twice")
+            raise DamagedFileError(f"{label} describes {twice!r} twice")
         return result
 
     return build

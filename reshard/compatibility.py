@@ -1,4 +1,4 @@
-"""Which formats, and so which loaders, could hold a model at a degree: every writer is asked."""
+"""Which formats, and so which loaders, can hold a model at a degree: every writer is tried."""
 
 import msgspec
 
@@ -9,7 +9,7 @@ from .roles import Roles
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a format says to a model at a degree.
+    """Whether a format can hold a model at a degree.
 
     Attributes:
         format: its name.
@@ -25,7 +25,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def ask_formats(source: Source, tp_size: int, roles: Roles | None = None) -> tuple[Answer, ...]:
-    """The answer of every format that can be written; `roles` are for those that take some."""
+    """Try every format that can be written.
+
+    Args:
+        source: the checkpoint.
+        tp_size: the degree.
+        roles: for formats that take some.
+    """
     return tuple(_ask(name, source, tp_size, roles) for name in targets() if name != "huggingface")
 
 

@@ -95,7 +95,7 @@ def _placed(tensors: tuple[StoredTensor, ...], offsets: tuple[int, ...]) -> tupl
 
 
 def filled_in(raw: bytes, digests: list[str]) -> bytes:
-    """`raw` with digests in the places that `pending` marked; what only looks like one stays."""
+    """`raw` with digests in the places that `pending` marked; other text of that form stays."""
 
     def digest(mark: re.Match[bytes]) -> bytes:
         number = int(mark[1])

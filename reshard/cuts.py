@@ -1,4 +1,4 @@
-"""How one dimension is shared out, of weights and of what accompanies quantized ones. Pure.
+"""How one dimension is divided among ranks: of weights, and of the scales and codes of quantized ones. Pure.
 
 Source: compressed-tensors 0.20 (`weight`, `weight_packed`, `weight_scale`, `weight_zero_point`,
 `weight_shape`) and bitsandbytes 0.50 (`SCB`, `weight_format`).
@@ -44,21 +44,26 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True):
     def intervals(self, name: str, tp_size: int, tp_rank: int) -> tuple[Interval, ...]:
         """The rank's intervals of dimension `dim`, in the rank's order.
 
+        Args:
+            name: the tensor's, for messages.
+            tp_size: the degree.
+            tp_rank: the rank, from 0 on.
+
         Raises:
             CannotSplitError: the degree cuts a head or a quantization group; it names degrees that work.
         """
         try:
-            found = rank_intervals(self.axis, tp_size, tp_rank)
+            in_weight = rank_intervals(self.axis, tp_size, tp_rank)
         except CannotSplitError as error:
             raise CannotSplitError(f"{name}: {error}") from None
         if self.ratio == 1:
-            return found
+            return in_weight
         if not self.works(tp_size):
             raise CannotSplitError(
                 f"{name}: a cut at tp_size={tp_size} goes through a group of {self.ratio} quantized "
                 f"elements; degrees that work: {', '.join(map(str, self._degrees()))}"
             )
-        return tuple((begin // self.ratio, end // self.ratio) for begin, end in found)
+        return tuple((begin // self.ratio, end // self.ratio) for begin, end in in_weight)
 
     def works(self, tp_size: int) -> bool:
         """Whether no rank's interval begins or ends inside a group."""
@@ -73,13 +78,13 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_parameter(name: str, param: str) -> None:
-    """See to it that a module which is cut has no parameter whose cut is not known.
+    """Check that a module which is cut has no parameter whose cut is not known.
 
     Raises:
         CannotSplitError: `param` is one.
     """
     if param == SHAPE:
-        # Unpacking trusts it, and it is a value, not a region: no box of the whole one is a rank's.
+        # Unpacking needs the shape of the rank's own weight, and no box of this tensor has it.
         raise CannotSplitError(
             f"{name} holds the shape of the whole weight, which no rank's part of it has; a pack-quantized "
             "checkpoint stays at tp_size=1: cut it unpacked, as int-quantized"
@@ -97,9 +102,14 @@ def check_parameter(name: str, param: str) -> None:
 
 
 def check_recipe(name: str, param: str, model: Model) -> None:
-    """See to it that the configuration accounts for whatever is no plain weight or bias.
+    """Check that the configuration describes every parameter that is no plain weight or bias.
 
     Formats for plain weights trust the configuration, and would leave scales out without a word.
+
+    Args:
+        name: the tensor's.
+        param: the last part of its name.
+        model: whose configuration has the recipe.
 
     Raises:
         DamagedFileError: it has no `quantization_config`.
@@ -143,6 +153,11 @@ def companion_cut(
 def weight_shape(module: str, tensors: Mapping[str, LogicalTensor], model: Model) -> tuple[int, int]:
     """`[out, in]` of the quantized weight of `module`, unpacked.
 
+    Args:
+        module: the module's name.
+        tensors: the checkpoint's.
+        model: whose configuration has the recipe.
+
     Raises:
         DamagedFileError: it has none.
     """
@@ -160,10 +175,10 @@ def _weights(model: Model, key: str) -> set[int]:
     """The whole numbers that the recipe's groups of modules have under `key` for their weights."""
     recipe = model.config.get("quantization_config")
     groups: Any = recipe.get("config_groups") if isinstance(recipe, dict) else None
-    found: set[int] = set()
+    values: set[int] = set()
     for group in groups.values() if isinstance(groups, dict) else ():
         weights = group.get("weights") if isinstance(group, dict) else None
         value = weights.get(key) if isinstance(weights, dict) else None
         if type(value) is int and value > 0:
-            found.add(value)
-    return found
+            values.add(value)
+    return values

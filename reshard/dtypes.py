@@ -57,10 +57,10 @@ def dtype(name: str) -> Dtype:
         UnknownDtypeError: the name is in no table.
     """
     plain = name.removeprefix("torch.")
-    found = _BY_NAME.get(_ALIASES.get(plain, plain))
-    if found is None:
+    match = _BY_NAME.get(_ALIASES.get(plain, plain))
+    if match is None:
         raise UnknownDtypeError(f"unknown dtype {name!r}; known are {', '.join(_BY_NAME)}")
-    return found
+    return match
 
 
 def from_safetensors(code: str) -> Dtype:
@@ -69,7 +69,7 @@ def from_safetensors(code: str) -> Dtype:
     Raises:
         UnknownDtypeError: the code is in no table.
     """
-    found = _BY_CODE.get(code)
-    if found is None:
+    match = _BY_CODE.get(code)
+    if match is None:
         raise UnknownDtypeError(f"unknown safetensors dtype {code!r}; known are {', '.join(_BY_CODE)}")
-    return found
+    return match

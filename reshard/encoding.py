@@ -1,6 +1,6 @@
 """Tensors that are encoded on their way: one logical tensor of the source becomes several of the target.
 
-What the code is, `quantize` knows; here is only how strips go through it inside the same byte budget.
+The encoders are in `quantize`; this module passes strips through them inside the same memory budget.
 """
 
 import hashlib
@@ -63,6 +63,12 @@ class Transform(Protocol):
 def row_strips(shape: tuple[int, ...], rows: int, longest: int, name: str) -> Iterator[Box]:
     """Boxes of whole rows that tile a matrix: multiples of `rows` rows, of at most `longest` elements.
 
+    Args:
+        shape: the matrix's dimensions; further ones belong to the columns.
+        rows: coded together.
+        longest: elements of a strip at most.
+        name: the tensor's, for messages.
+
     Raises:
         MemoryBudgetError: not even `rows` rows fit.
     """
@@ -85,7 +91,13 @@ class EncodingStream(Stream):
     """
 
     def __init__(self, *arguments: Any, encoder: Callable[[str], Encoder], **options: Any) -> None:
-        """As `Stream`, with a maker of encoders."""
+        """As `Stream`, with a maker of encoders.
+
+        Args:
+            *arguments: as for `Stream`.
+            encoder: makes the encoder of the tensor with the name that it is given.
+            **options: as for `Stream`.
+        """
         super().__init__(*arguments, **options)
         self.encoder = encoder
 

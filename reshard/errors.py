@@ -38,7 +38,7 @@ class InconsistentShardsError(CheckpointError):
 
 
 class OutputExistsError(CheckpointError):
-    """Something that is not ours stands where the output would go."""
+    """The output exists and was not written by this tool, or may not be replaced."""
 
 
 class DiskSpaceError(CheckpointError):

@@ -43,7 +43,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         config: a `config.json` for a source that has none.
         memory_bytes: anonymous memory of the whole process; None: 512 MiB beside what it already has.
         jobs: threads.
-        overwrite: whether a set of ours that stands at `output` may be replaced.
+        overwrite: whether a set that this tool wrote at `output` before may be replaced.
         roles: a roles file to cut by; None: those that the source was cut by, or the family's table.
     """
 
@@ -63,11 +63,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         """Check.
 
         Raises:
-            UnsupportedTargetError: no degree, or one below 1.
+            UnsupportedTargetError: no degree, one below 1, or one given twice.
         """
         if not self.degrees or min(self.degrees) < 1 or len(set(self.degrees)) != len(self.degrees):
             raise UnsupportedTargetError(
-                f"tensor-parallel degrees are different whole numbers from 1 on, not {self.degrees}"
+                f"`degrees` are different whole numbers from 1 on, not {self.degrees}"
             )
 
 
@@ -236,12 +236,12 @@ def _shard_manifest(file: TargetFile, set_manifest: Manifest) -> Manifest:
 
 
 def _side_files(source: Source, sets: Iterable[ShardSet], dtype_name: str | None) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
+    side_files_of_all: dict[str, bytes] = {}
     small = companions(source, dtype_name)
-    for one in sets:
-        side_files = {**small, **one.layout.side_files, FILE: encode(one.manifest).encode()}
-        found |= {_join(one.folder, name): raw for name, raw in side_files.items()}
-    return found
+    for shards in sets:
+        side_files = {**small, **shards.layout.side_files, FILE: encode(shards.manifest).encode()}
+        side_files_of_all |= {_join(shards.folder, name): raw for name, raw in side_files.items()}
+    return side_files_of_all
 
 
 def companions(source: Source, dtype_name: str | None) -> dict[str, bytes]:
@@ -250,12 +250,12 @@ def companions(source: Source, dtype_name: str | None) -> dict[str, bytes]:
     config = dict(source.model.config)
     if dtype_name is not None:
         config = with_dtype(config, dtype(dtype_name).name)
-    found = {_CONFIG: json.dumps(config, indent=2).encode() + b"\n"}
+    side_files = {_CONFIG: json.dumps(config, indent=2).encode() + b"\n"}
     for name in folder.files():
         is_small = name.endswith(_SMALL) and "/" not in name and folder.size(name) <= _SMALL_BYTES
         if is_small and name not in (_CONFIG, *_NOT_COPIED) and not name.endswith(".index.json"):
-            found[name] = read(folder, name)
-    return found
+            side_files[name] = read(folder, name)
+    return side_files
 
 
 def _fingerprint(
@@ -273,18 +273,18 @@ def _fingerprint(
     return whole.hexdigest()
 
 
-def digests_of(job: Job, found: dict[str, Digests]) -> list[str]:
+def digests_of(job: Job, done: dict[str, Digests]) -> list[str]:
     """What the pending digests are, in their order: every tensor's, then the source's."""
     made = [
-        found[job.parents[name]].derived[name] if name in job.parents else found[name].target
+        done[job.parents[name]].derived[name] if name in job.parents else done[name].target
         for name in job.tensors
     ]
-    return [*made, origin_digest(job.source, found)]
+    return [*made, origin_digest(job.source, done)]
 
 
-def origin_digest(source: Source, found: dict[str, Digests]) -> str:
+def origin_digest(source: Source, done: dict[str, Digests]) -> str:
     """SHA-256 over the names, dtypes, shapes and digests of the logical tensors: one model, one digest."""
-    lines = sorted((n, t.dtype, t.shape, found[n].source) for n, t in source.tensors.items())
+    lines = sorted((n, t.dtype, t.shape, done[n].source) for n, t in source.tensors.items())
     return hashlib.sha256(msgspec.json.encode(lines)).hexdigest()
 
 

@@ -38,15 +38,15 @@ class Journal:
                 return None
         except (FileNotFoundError, *_UNREADABLE):
             return None
-        found = {}
+        entries = {}
         # What follows the last line's end was being written when the run was stopped.
         for line in lines[1:-1]:
             try:
                 entry = _LINE.decode(line)
             except _UNREADABLE:
                 continue
-            found[entry.name] = entry
-        return found
+            entries[entry.name] = entry
+        return entries
 
     def is_finished(self) -> bool:
         """Whether nothing was left to do but the renaming."""

@@ -63,6 +63,11 @@ class Axis(msgspec.Struct, frozen=True, kw_only=True):
 def rank_units(part: Part, tp_size: int, tp_rank: int) -> Interval:
     """Which units of `part` rank `tp_rank` holds.
 
+    Args:
+        part: the units to share out.
+        tp_size: the degree.
+        tp_rank: the rank, from 0 on.
+
     Raises:
         CannotSplitError: `tp_size` cuts a unit, or leaves a rank with none.
     """
@@ -96,7 +101,13 @@ def _units(name: str) -> str:
 
 
 def unit_interval(axis: Axis, name: str, unit: int) -> Interval:
-    """Where unit number `unit` of the part called `name` lies in the whole dimension."""
+    """Where unit number `unit` of the part called `name` lies in the whole dimension.
+
+    Args:
+        axis: the whole dimension.
+        name: the part's.
+        unit: its number among all units of the part.
+    """
     at, block_width = 0, axis.extent // axis.blocks
     for part in axis.parts:
         per_block = part.units // axis.blocks
@@ -143,6 +154,11 @@ def rank_intervals(axis: Axis, tp_size: int, tp_rank: int) -> tuple[Interval, ..
 
     The rank's dimension has the same structure as the whole one, with fewer units.
 
+    Args:
+        axis: the whole dimension.
+        tp_size: the degree.
+        tp_rank: the rank, from 0 on.
+
     Raises:
         CannotSplitError: as `rank_units` and `arrange`.
     """
@@ -157,7 +173,7 @@ def rank_intervals(axis: Axis, tp_size: int, tp_rank: int) -> tuple[Interval, ..
 
 
 def joined(intervals: Iterable[Interval]) -> Iterator[Interval]:
-    """The same intervals with neighbours that touch made one."""
+    """The same intervals; those that follow each other without a gap are merged."""
     last: Interval | None = None
     for begin, end in intervals:
         if last is not None and last[1] == begin:
@@ -213,7 +229,13 @@ def strips(shape: Sequence[int], longest: int) -> Iterator[Box]:
 
 
 def aligned_strips(shape: Sequence[int], longest: int, bounds: Iterable[int]) -> Iterator[Box]:
-    """As `strips`, but a strip ends at one of `bounds` of the first dimension wherever that is possible."""
+    """As `strips`, but a strip ends at one of `bounds` of the first dimension wherever that is possible.
+
+    Args:
+        shape: the tensor's dimensions.
+        longest: elements of a strip at most, unless one row has more.
+        bounds: indices of the first dimension.
+    """
     rows = shape[0]
     per_row = volume(whole(shape[1:]))
     ends = sorted({b for b in bounds if 0 < b < rows} | {rows})

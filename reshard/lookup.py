@@ -5,7 +5,13 @@ from .model import Model, holds
 
 
 def find(table: Architecture, model: Model, name: str) -> tuple[Module, str, str, tuple[str, ...]] | None:
-    """The table's entry for the tensor `name`: entry, module, parameter, what the wildcards stand for."""
+    """The table's entry for the tensor `name`: entry, module, parameter, what the wildcards stand for.
+
+    Args:
+        table: the family's.
+        model: whose configuration decides between several entries.
+        name: the tensor's.
+    """
     if table.prefix and name.startswith(table.prefix + "."):
         tries = ((table.base, table.prefix + "."), (table.top, ""))
     else:

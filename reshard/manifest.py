@@ -1,4 +1,4 @@
-"""The manifest: what every shard says of itself. Pure.
+"""The manifest: which checkpoint, degree and rank a shard is of, and what it holds. Pure.
 
 It stands in each file (`__metadata__["reshard"]` of safetensors, attribute `_reshard` of the dictionary in a
 PyTorch archive) and, without the slices, beside them as `reshard.json`.
@@ -100,8 +100,8 @@ def encode(manifest: Manifest) -> str:
     return msgspec.json.encode(manifest).decode()
 
 
-def decode(raw: str | bytes, shown: str) -> Manifest:
-    """The manifest in `raw`; `shown` names the file in messages.
+def decode(raw: str | bytes, label: str) -> Manifest:
+    """The manifest in `raw`; `label` names the file in messages.
 
     Raises:
         DamagedFileError: no manifest, or one of a later format.
@@ -110,11 +110,11 @@ def decode(raw: str | bytes, shown: str) -> Manifest:
         version = msgspec.json.decode(raw, type=_ManifestVersion).format_version
         if version != _VERSION:
             raise DamagedFileError(
-                f"{shown} has a manifest of format {version}; this release reads {_VERSION}; update it"
+                f"{label} has a manifest of format {version}; this release reads {_VERSION}; update it"
             )
         return msgspec.json.decode(raw, type=Manifest)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise DamagedFileError(f"{shown} has a damaged manifest: {error}") from error
+        raise DamagedFileError(f"{label} has a damaged manifest: {error}") from error
 
 
 class _ManifestVersion(msgspec.Struct):

@@ -8,7 +8,7 @@ import msgspec
 from .architectures import Architecture, Choice, for_model_type
 from .errors import DamagedFileError, UnknownArchitectureError
 
-#: No model has as many of anything that is counted here; what is beyond it is damage.
+#: No model has as many of anything that is counted here; a larger number is damage.
 _LARGEST_EXTENT: Final = 1 << 24
 
 
@@ -95,13 +95,19 @@ def parse_model(raw: bytes, name: str) -> Model:
 
 def with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:
     """The configuration of the same model with its weights in the dtype called `name`."""
-    # transformers 5 writes the first, older releases the second; loaders believe what they find.
+    # transformers 5 writes the first, older releases the second; loaders use whichever they find.
     spelt = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
     return {**config, **dict.fromkeys(spelt, name)}
 
 
 def holds(config: dict[str, Any], table: Architecture, when: dict[str, Any]) -> bool:
-    """Whether the configuration, with its family's defaults, has every value of `when`."""
+    """Whether the configuration, with its family's defaults, has every value of `when`.
+
+    Args:
+        config: `config.json`.
+        table: the family's.
+        when: key → value that it must have.
+    """
     return all(config.get(key, table.defaults.get(key)) == value for key, value in when.items())
 
 
@@ -110,11 +116,11 @@ def _geometry(config: dict[str, Any], table: Architecture, name: str) -> Geometr
         return _extent(config, table, extent, name)
 
     def need(extent: str) -> int:
-        found = look(extent)
-        if found is None:
+        value = look(extent)
+        if value is None:
             tried = table.geometry.get(extent, extent)
             raise DamagedFileError(f"{name} does not say the model's {extent}: it has no usable {tried}")
-        return found
+        return value
 
     heads, hidden = need("heads"), need("hidden")
     return Geometry(

@@ -74,7 +74,7 @@ def _region(stored: StoredTensor, file: str, box: Box) -> FileRegion:
 
 
 def check_zero(folder: Folder, gap: Gap) -> None:
-    """See to it that padding is zero.
+    """Check that padding is zero.
 
     Raises:
         DamagedFileError: it is not.

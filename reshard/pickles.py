@@ -28,8 +28,8 @@ from .storage import Folder
 ATTRIBUTE: Final = "_reshard"
 #: Megatron keeps its command line, and its Linears' scratch, in the checkpoint.
 _HARMLESS: Final = (argparse.Namespace, io.BytesIO)
-#: Of these there are objects in Megatron's checkpoints that nobody needs here: settings, random states. They
-#: are not built: numpy's constructors take any bytes for pointers.
+#: Megatron's checkpoints hold objects of these that are not needed here: settings, random states. They
+#: are not built: numpy's constructors would use any bytes as pointers.
 _UNNEEDED: Final = ("megatron.", "numpy.")
 
 
@@ -37,7 +37,7 @@ class _Unneeded:
     """Stands for an object that is not built."""
 
     def __init__(self, *_: object) -> None:
-        """Take whatever the class would."""
+        """Take the arguments of any class."""
 
     def __setstate__(self, _: object) -> None:
         """Forget it."""
@@ -66,16 +66,16 @@ def read_archive(folder: Folder, file: str) -> Any:
         DamagedFileError: no archive, a truncated one, one of PyTorch before 1.6, or one that holds objects
             other than tensors and plain values. Those could run code and are not looked at.
     """
-    shown = folder.path(file)
+    label = folder.path(file)
     with folder.open(file) as stream:
         if stream.read(2) != b"PK":
             raise DamagedFileError(
-                f"{shown} is no PyTorch archive, or one of PyTorch before 1.6; if you trust it, rewrite it "
+                f"{label} is no PyTorch archive, or one of PyTorch before 1.6; if you trust it, rewrite it "
                 "with torch.save(torch.load(file, weights_only=True), file)"
             )
         stream.seek(0)
         try:
-            _check_byte_order(stream, shown)
+            _check_byte_order(stream, label)
             stream.seek(0)
             names = torch.serialization.get_unsafe_globals_in_checkpoint(stream)
             stand_ins = [(_Unneeded, name) for name in names if name.startswith(_UNNEEDED)]
@@ -86,18 +86,18 @@ def read_archive(folder: Folder, file: str) -> Any:
         except pickle.UnpicklingError as error:
             reason = str(error).partition("\n")[0].partition(". ")[0]
             raise DamagedFileError(
-                f"{shown} holds something other than tensors, which loading could run; refused: {reason}"
+                f"{label} holds something other than tensors, which loading could run; refused: {reason}"
             ) from error
         except CheckpointError:
             raise
         except OSError as error:
-            # Places that an archive's directory makes up; anything else is the store's.
+            # An offset in a damaged directory; other errors come from the storage.
             if error.errno != errno.EINVAL:
                 raise
-            raise DamagedFileError(f"{shown} is damaged or truncated: {error.strerror}") from error
-        # Whatever a forged pickle makes of torch: it says no more than that the file is not to be believed.
+            raise DamagedFileError(f"{label} is damaged or truncated: {error.strerror}") from error
+        # A forged pickle can raise anything in torch; in every case the file is damaged.
         except Exception as e:
-            raise DamagedFileError(f"{shown} is damaged or truncated: {str(e).partition(chr(10))[0]}") from e
+            raise DamagedFileError(f"{label} is damaged or truncated: {str(e).partition(chr(10))[0]}") from e
 
 
 @contextmanager
@@ -112,24 +112,29 @@ def _silenced() -> Iterator[None]:
         log.disabled = was
 
 
-def place(tensor: torch.Tensor, file_bytes: int, shown: str) -> Place:
+def place(tensor: torch.Tensor, file_bytes: int, label: str) -> Place:
     """Where the data of a tensor from `read_archive` are.
+
+    Args:
+        tensor: one without data.
+        file_bytes: the archive's size.
+        label: the archive's name, for messages.
 
     Raises:
         DamagedFileError: not inside the file.
     """
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
-        raise DamagedFileError(f"{shown} has a tensor that is not kept as its plain elements; it is not read")
+        raise DamagedFileError(f"{label} has a tensor that is not kept as its plain elements; it is not read")
     storage = tensor.untyped_storage()
     start = getattr(storage, "_checkpoint_offset", None)
     if start is None:
-        raise DamagedFileError(f"{shown} has a tensor whose data are not in the archive")
+        raise DamagedFileError(f"{label} has a tensor whose data are not in the archive")
     begin = int(start) + int(tensor.storage_offset()) * tensor.element_size()
     last = (
         sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else -1
     )
     if begin + (last + 1) * tensor.element_size() > min(file_bytes, int(start) + storage.nbytes()):
-        raise DamagedFileError(f"{shown} ends before the data of one of its tensors; it is truncated")
+        raise DamagedFileError(f"{label} ends before the data of one of its tensors; it is truncated")
     return Place(
         dtype=str(tensor.dtype).removeprefix("torch."),
         shape=tuple(tensor.shape),
@@ -138,14 +143,14 @@ def place(tensor: torch.Tensor, file_bytes: int, shown: str) -> Place:
     )
 
 
-def _check_byte_order(stream: Any, shown: str) -> None:
+def _check_byte_order(stream: Any, label: str) -> None:
     with zipfile.ZipFile(stream) as archive:
         orders = [name for name in archive.namelist() if name.rpartition("/")[2] == "byteorder"]
-        # Read by hand: archives written without checksums, as ours are, have none that zipfile would accept.
+        # Not read by zipfile, which refuses archives without checksums, such as this tool writes.
         for name in orders:
             entry = archive.getinfo(name)
             stream.seek(entry.header_offset)
             raw = stream.read(30 + 1024 + entry.file_size)
             begin = 30 + int.from_bytes(raw[26:28], "little") + int.from_bytes(raw[28:30], "little")
             if raw[begin : begin + entry.file_size] == b"big":
-                raise DamagedFileError(f"{shown} was written on a big-endian machine; it is not read")
+                raise DamagedFileError(f"{label} was written on a big-endian machine; it is not read")

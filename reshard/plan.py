@@ -123,12 +123,12 @@ def _derived(
 
 
 def _by_tensor(files: Iterable[Placed]) -> dict[str, list[FileRegion]]:
-    found: dict[str, list[FileRegion]] = {}
+    regions: dict[str, list[FileRegion]] = {}
     for file, rank, stored in files:
         for tensor in stored:
             for name, region in file_regions(tensor, file, rank):
-                found.setdefault(name, []).append(region)
-    return found
+                regions.setdefault(name, []).append(region)
+    return regions
 
 
 def _disjoint(

@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: the byte map, memory, disk, and what the runtimes will take."""
+"""What a run would do: the byte map, memory, disk, and which loaders take the result. Writes nothing."""
 
 from pathlib import Path
 

@@ -14,8 +14,8 @@ from .tensors import FileRegion
 
 Array = NDArray[Any]
 
-#: Elements of a square's side when dimensions change places: lines of both sides stay in the nearest cache
-#: (measured: 128 and 256 are four times as fast as the whole at once).
+#: Side in elements of the squares in which dimensions are swapped, so that lines of both stay in the L1 cache
+#: (measured: 128 and 256 are four times as fast as swapping all at once).
 _TILE: Final = 128
 
 
@@ -101,7 +101,14 @@ def gather(
 def scatter(
     region: FileRegion, view: Array, scratch: NDArray[np.uint8], write: Callable[[str, int, memoryview], None]
 ) -> None:
-    """Write `view`, which has the region's shape, to the region; arguments as for `gather`."""
+    """Write `view`, which has the region's shape, to the region; arguments as for `gather`.
+
+    Args:
+        region: where the elements go.
+        view: an array of the region's shape, in any memory order.
+        scratch: as many bytes as the region has.
+        write: writes a buffer to a byte of a file.
+    """
     if view.size == 0:
         return
     order = _Order(region)

@@ -33,7 +33,13 @@ class RoleCut(msgspec.Struct, frozen=True, kw_only=True):
     ranks: tuple[tuple[Interval, ...], ...]
 
     def intervals(self, _name: str, tp_size: int, tp_rank: int) -> tuple[Interval, ...]:
-        """The rank's intervals of dimension `dim`, in the rank's order."""
+        """The rank's intervals of dimension `dim`, in the rank's order.
+
+        Args:
+            _name: not needed; for the same form as `Cut.intervals`.
+            tp_size: the degree, which is that of `ranks`.
+            tp_rank: the rank, from 0 on.
+        """
         assert tp_size == len(self.ranks), "a cut by roles is of one degree"
         return self.ranks[tp_rank]
 
@@ -56,20 +62,20 @@ def cuts_by_roles(
     """
     _check_model(roles, model, tensors)
     names = Names(tensors)
-    found = names.matches(roles.weights)
+    weights = names.matches(roles.weights)
     once = names.matches(dict.fromkeys(roles.bias_once, True))
-    _check_biases(found, once, tensors)
-    _check_degree(roles, found, tp_size)
+    _check_biases(weights, once, tensors)
+    _check_degree(roles, weights, tp_size)
     cuts: dict[str, RoleCut | None] = dict.fromkeys(tensors)
     made: dict[tuple[int, int], RoleCut] = {}
     summed: set[tuple[int, int]] = set()
-    for name, weight in found.items():
+    for name, weight in weights.items():
         extent = extent_of(weight, tensors[name].shape, name)
         # Layers that a pattern stands for have one cut.
         key = id(weight), extent
         if key not in made:
             made[key] = _cut(weight, extent, name, tp_size)
-        if key not in summed and _is_summed(name, weight, tensors[name].shape, found):
+        if key not in summed and _is_summed(name, weight, tensors[name].shape, weights):
             _check_summed(weight, extent, name)
             summed.add(key)
         cuts[name] = made[key] if tp_size > 1 else None
@@ -106,7 +112,7 @@ class Names:
                 "derive them from this model"
             )
         owners: dict[str, tuple[str, _Value]] = {}
-        # Names before patterns: the exception before the rule.
+        # Names before patterns: a name's own entry takes precedence.
         for entry in sorted(entries, key=lambda e: "*" in e):
             for name in self._of(entry):
                 owner = owners.setdefault(name, (entry, entries[entry]))[0]
@@ -157,15 +163,15 @@ def _check_model(roles: Roles, model: Model, tensors: Mapping[str, LogicalTensor
 
 
 def _check_biases(
-    found: Mapping[str, WeightRoles], once: Mapping[str, bool], tensors: Mapping[str, LogicalTensor]
+    cut_weights: Mapping[str, WeightRoles], once: Mapping[str, bool], tensors: Mapping[str, LogicalTensor]
 ) -> None:
-    if both := sorted(set(found) & set(once)):
+    if both := sorted(set(cut_weights) & set(once)):
         raise CannotSplitError(
             f"the roles cut {shown(sorted(both))} and also say that it is added once, after the sum over "
             "ranks; only what every rank holds whole can be"
         )
-    biases = [f"{name.removesuffix('.weight')}.bias" for name in found if name.endswith(".weight")]
-    if open_ := [b for b in biases if b in tensors and b not in found and b not in once]:
+    biases = [f"{name.removesuffix('.weight')}.bias" for name in cut_weights if name.endswith(".weight")]
+    if open_ := [b for b in biases if b in tensors and b not in cut_weights and b not in once]:
         raise CannotSplitError(
             f"the roles cut the weights to which {shown(sorted(open_))} belong, and say nothing of these; "
             "a bias of rows is cut with them, under weights, and one that follows a sum over ranks is under "
@@ -175,6 +181,11 @@ def _check_biases(
 
 def extent_of(weight: WeightRoles, shape: tuple[int, ...], name: str) -> int:
     """The extent of the dimension that is cut.
+
+    Args:
+        weight: how the parameter is cut.
+        shape: its dimensions.
+        name: its name, for messages.
 
     Raises:
         CannotSplitError: there is none.
@@ -198,6 +209,11 @@ def _cut(weight: WeightRoles, extent: int, name: str, tp_size: int) -> RoleCut:
 
 def tiles(weight: WeightRoles, extent: int, name: str) -> Iterator[tuple[int, int, int]]:
     """The whole dimension, ascending: begin, end, and the group whose it is, or -1 for everybody's.
+
+    Args:
+        weight: how the parameter is cut.
+        extent: of the dimension that is cut.
+        name: the parameter's, for messages.
 
     Raises:
         CannotSplitError: an interval that is empty or outside, two that overlap, a group with none.
@@ -229,15 +245,15 @@ def tiles(weight: WeightRoles, extent: int, name: str) -> Iterator[tuple[int, in
 
 
 def _is_summed(
-    name: str, weight: WeightRoles, shape: tuple[int, ...], found: Mapping[str, WeightRoles]
+    name: str, weight: WeightRoles, shape: tuple[int, ...], weights: Mapping[str, WeightRoles]
 ) -> bool:
     """Whether it is surely the inputs of a matrix that are cut: a bias of outputs would be cut as well."""
     module, _, param = name.rpartition(".")
-    return param == "weight" and len(shape) == 2 and weight.dim == 1 and f"{module}.bias" not in found
+    return param == "weight" and len(shape) == 2 and weight.dim == 1 and f"{module}.bias" not in weights
 
 
 def _check_summed(weight: WeightRoles, extent: int, name: str) -> None:
-    """See to it that the ranks' products add up to the whole one.
+    """Check that the ranks' products add up to the whole one.
 
     Raises:
         CannotSplitError: an input that every rank has would count more than once.
@@ -250,8 +266,8 @@ def _check_summed(weight: WeightRoles, extent: int, name: str) -> None:
             )
 
 
-def _check_degree(roles: Roles, found: Mapping[str, WeightRoles], tp_size: int) -> None:
-    for name, weight in found.items():
+def _check_degree(roles: Roles, weights: Mapping[str, WeightRoles], tp_size: int) -> None:
+    for name, weight in weights.items():
         number = len(weight.groups)
         if not number:
             raise CannotSplitError(f"the roles give {name} no groups; leave out what every rank holds whole")
@@ -260,5 +276,5 @@ def _check_degree(roles: Roles, found: Mapping[str, WeightRoles], tp_size: int) 
                 f"the roles cut {name} in {number} groups, which cannot be shared out over "
                 f"tp_size={tp_size}; degrees that work: {', '.join(map(str, degrees(roles)))}"
             )
-    if not found and tp_size > 1:
+    if not weights and tp_size > 1:
         raise CannotSplitError(f"the roles cut no tensor, so tp_size={tp_size} would give {tp_size} copies")

@@ -62,8 +62,8 @@ def encode(roles: Roles) -> bytes:
     return msgspec.json.encode(roles, order="deterministic") + b"\n"
 
 
-def decode(raw: str | bytes, shown: str) -> Roles:
-    """The roles in `raw`; `shown` names the file in messages.
+def decode(raw: str | bytes, label: str) -> Roles:
+    """The roles in `raw`; `label` names the file in messages.
 
     Raises:
         DamagedFileError: no roles, or of a later form.
@@ -72,11 +72,11 @@ def decode(raw: str | bytes, shown: str) -> Roles:
         version = msgspec.json.decode(raw, type=_RolesVersion).schema_version
         if version != VERSION:
             raise DamagedFileError(
-                f"{shown} has schema_version {version!r}, and this release reads {VERSION}; derive it again"
+                f"{label} has schema_version {version!r}, and this release reads {VERSION}; derive it again"
             )
         return msgspec.json.decode(raw, type=Roles)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise DamagedFileError(f"{shown} is no roles file: {error}") from error
+        raise DamagedFileError(f"{label} is no roles file: {error}") from error
 
 
 def read(path: Path) -> Roles:

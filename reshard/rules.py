@@ -46,7 +46,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """Where formats differ.
+    """Which tensors a format cuts.
 
     Attributes:
         embedding: whole on every rank, or cut along the vocabulary or the features.
@@ -97,6 +97,11 @@ class Rules:
     ) -> None:
         """Prepare for `tensors`, the model's logical ones; without checks their shapes are not compared.
 
+        Args:
+            model: the configuration with its table.
+            tensors: the model's logical tensors.
+            is_checked: whether shapes are compared with the configuration's.
+
         Raises:
             UnknownArchitectureError: no table for this family.
         """
@@ -116,13 +121,13 @@ class Rules:
             UnknownArchitectureError: the family's table does not mention it.
             DamagedFileError: the configuration contradicts its shape, or does not explain it.
         """
-        found = find(self.table, self.model, name)
-        if found is None:
+        match = find(self.table, self.model, name)
+        if match is None:
             raise UnknownArchitectureError(
                 f"the table of {self.model.model_type!r} does not say what {name!r} is; "
                 f"add its module to reshard/architectures/{self.table.model_types[0]}.toml"
             )
-        entry, module, param, stars = found
+        entry, module, param, stars = match
         if entry.role in _CUT:
             check_recipe(name, param, self.model)
         shape = (tensor or self.tensors[name]).shape
@@ -216,6 +221,12 @@ def logical_shape(
 ) -> tuple[int, ...]:
     """The shape of a tensor of which `shapes` are the ranks' shares, cut as `policy` cuts.
 
+    Args:
+        model: the configuration.
+        policy: how the shares were cut.
+        name: the tensor's.
+        shapes: of the ranks' shares, by rank.
+
     Raises:
         UnknownArchitectureError: the family's table does not mention it.
         InconsistentShardsError: the shares cannot be of one tensor.
@@ -234,7 +245,7 @@ def logical_shape(
 
 
 def check_heads(model: Model, tp_size: int) -> None:
-    """See to it that no attention head is cut.
+    """Check that no attention head is cut.
 
     Raises:
         CannotSplitError: one would be; it names the degrees that work.

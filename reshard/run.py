@@ -1,4 +1,4 @@
-"""Carries out a job so that it can be killed at any moment: staged beside the output, journalled, renamed."""
+"""Carries out a job so that it may be killed at any moment: staged beside the output, journalled, renamed."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ _BATCH_S: Final = 5.0
 _BATCH_BYTES: Final = 1 << 30
 #: What threads, hashes and the interpreter take beside the buffers.
 _SLACK_BYTES: Final = 24 << 20
-#: For buffers, when nobody says how much the process may take: a library's caller may hold a model already.
+#: Buffers when `memory_bytes` is not given: the calling process may hold a model already.
 _BESIDE_BYTES: Final = 512 << 20
 
 
@@ -41,7 +41,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         elapsed_s: of this run.
         sha256: the source's digest.
         overflows: tensors in which the cast made a finite number infinite.
-        notes: what the runtimes will and won't take, and what was left aside.
+        notes: which loaders take the result, and what was ignored.
     """
 
     output: Path
@@ -90,15 +90,15 @@ def reshard(
             stamps = _stamps(job)
             casts = any(c.dtype != c.target_dtype for c in job.copies)
             budget, cast = make_budget(request.memory_bytes, request.jobs, casts=casts)
-            found = _begin(job, request, stage)
-        resumed = len(found)
+            done = _begin(job, request, stage)
+        resumed = len(done)
         started(job)
         with stage.copying():
             stream = _stream_of(job, budget, cast, made, progress)
-            count = _fill(job, stage, stream, found, progress)
+            count = _fill(job, stage, stream, done, progress)
             if stage.tree.exists():
                 _check_stamps(job, stamps)
-                _finish(job, found, stage)
+                _finish(job, done, stage)
                 stage.publish()
         stage.remove()
     return Report(
@@ -109,8 +109,8 @@ def reshard(
         read_bytes=count,
         written_bytes=job.size_bytes,
         elapsed_s=time.monotonic() - begun,
-        sha256=digests_of(job, found)[-1],
-        overflows=tuple(sorted(n for n, d in found.items() if d.overflows)),
+        sha256=digests_of(job, done)[-1],
+        overflows=tuple(sorted(n for n, d in done.items() if d.overflows)),
         notes=notes_of(job),
     )
 
@@ -118,10 +118,10 @@ def reshard(
 def notes_of(job: Job) -> tuple[str, ...]:
     """What the user should know: of the source, then of every set."""
     written = {chunk.tensor for _, f in job.files for t in f.tensors for chunk in t.chunks}
-    lost = [name for name in job.tensors if name not in written]
+    missing = [name for name in job.tensors if name not in written]
     left = (
-        (f"{len(lost)} buffers, such as {lost[0]}, have no place in the format and are left out",)
-        if lost
+        (f"{len(missing)} buffers, such as {missing[0]}, have no place in the format and are left out",)
+        if missing
         else ()
     )
     notes = (*job.source.notes, *left, *(n for s in job.sets for n in s.layout.notes))
@@ -130,6 +130,11 @@ def notes_of(job: Job) -> tuple[str, ...]:
 
 def make_budget(memory_bytes: int | None, jobs: int, *, casts: bool) -> tuple[Budget, Cast | None]:
     """Buffers for what the process leaves of `memory_bytes`, and the function that casts.
+
+    Args:
+        memory_bytes: anonymous memory of the whole process; None: 512 MiB beside what it already has.
+        jobs: threads.
+        casts: whether dtypes change on the way.
 
     Raises:
         MemoryBudgetError: nothing is left.
@@ -154,14 +159,14 @@ def anonymous_bytes() -> int:
 
 def _begin(job: Job, request: Request, stage: Stage) -> dict[str, Digests]:
     """Continue with the files of an interrupted run, or begin with fresh ones; what is done already."""
-    found = stage.journal.done(job.fingerprint)
-    if found is not None and stage.is_published:
-        return found
+    done = stage.journal.done(job.fingerprint)
+    if done is not None and stage.is_published:
+        return done
     check_output(stage.output, overwrite=request.overwrite)
-    if found is not None and all(_has_size(stage.tree / name, f.size_bytes) for name, f in job.files):
+    if done is not None and all(_has_size(stage.tree / name, f.size_bytes) for name, f in job.files):
         for name, file in job.files:
             renew_head(file, stage.tree / name)
-        return found
+        return done
     stage.fresh.mkdir()
     for name, file in job.files:
         create(file, stage.fresh / name)
@@ -182,7 +187,7 @@ def _has_size(path: Path, size_bytes: int) -> bool:
 
 
 def _check_room(job: Job, stage: Stage) -> None:
-    """What an interrupted run has left, and will be thrown away, is room; so are headers that are there."""
+    """Files of an interrupted run, which will be deleted, count as free; so do headers that are written."""
     used = sum(p.lstat().st_blocks * 512 for p in stage.folder.rglob("*"))
     free = shutil.disk_usage(stage.folder).free + used
     if job.size_bytes > free:
@@ -230,13 +235,13 @@ def _fill(
     job: Job,
     stage: Stage,
     stream_of: Callable[[Write], Stream],
-    found: dict[str, Digests],
+    done: dict[str, Digests],
     progress: Callable[[int], None],
 ) -> int:
-    """Copy what is not done yet, noting in `found` and the journal what is; bytes read."""
-    todo = [c for c in job.copies if c.name not in found]
+    """Copy what is not done yet, noting in `done` and the journal what is; bytes read."""
+    todo = [c for c in job.copies if c.name not in done]
     for copy in job.copies:
-        if copy.name in found:
+        if copy.name in done:
             progress(copy.read_bytes)
     files = OpenFiles(str(stage.tree))
     batch: list[Digests] = []
@@ -247,15 +252,15 @@ def _fill(
         batch.clear()
         files.sync()
         stage.journal.add(taken)
-        found.update({d.name: d for d in taken})
+        done.update({d.name: d for d in taken})
 
     sizes = {c.name: c.written_bytes for c in todo}
     last, size = time.monotonic(), 0
     stream = stream_of(files.write)
     try:
         # Closed before the files are: no thread may be left that writes.
-        with closing(stream.run(todo)) as done:
-            for digests in done:
+        with closing(stream.run(todo)) as finished:
+            for digests in finished:
                 batch.append(digests)
                 size += sizes[digests.name]
                 if size > _BATCH_BYTES or time.monotonic() - last > _BATCH_S:
@@ -265,7 +270,7 @@ def _fill(
     except CheckpointError:
         raise
     except BaseException:
-        # Whatever stopped the run, tensors that are whole need not be copied again.
+        # Tensors that are complete are noted, so that the next run does not copy them again.
         with suppress(OSError):
             note()
         raise
@@ -274,11 +279,11 @@ def _fill(
     return sum(c.read_bytes for c in todo)
 
 
-def _finish(job: Job, found: dict[str, Digests], stage: Stage) -> None:
-    digests = digests_of(job, found)
-    for one in job.sets:
-        for file in one.files:
-            fill_in(file, stage.tree / one.folder / file.file.name, digests)
+def _finish(job: Job, done: dict[str, Digests], stage: Stage) -> None:
+    digests = digests_of(job, done)
+    for shards in job.sets:
+        for file in shards.files:
+            fill_in(file, stage.tree / shards.folder / file.file.name, digests)
     write_side_files(job.side_files, stage.tree, digests)
     _sync_folders(job, stage)
     stage.journal.finish()

@@ -1,4 +1,4 @@
-"""Where a run keeps what is not finished, and how that gets its final name."""
+"""The folder in which a run keeps unfinished files, and how it gets its final name."""
 
 import errno
 import fcntl
@@ -54,7 +54,7 @@ class Stage:
         """
         descriptor = self._lock()
         try:
-            # Whoever was killed between two renames has left the output without its name.
+            # A run that was killed between two renames has left the old output under another name.
             if self.replaced.exists() and not os.path.lexists(self.output):
                 self.replaced.rename(self.output)
             yield
@@ -84,7 +84,7 @@ class Stage:
 
     @contextmanager
     def copying(self) -> Iterator[None]:
-        """Bad data undo what was done; a full disk, a lost connection or the user only stop it.
+        """Bad data remove everything; after a full disk, a lost connection or an interrupt it is kept.
 
         Raises:
             DiskSpaceError: the disk is full.
@@ -102,7 +102,7 @@ class Stage:
             ) from error
 
     def publish(self) -> None:
-        """Give the tree its final name; what it replaces goes only once it stands."""
+        """Give the tree its final name; what it replaces is deleted afterwards."""
         if self.output.exists():
             shutil.rmtree(self.replaced, ignore_errors=True)
             self.output.rename(self.replaced)
@@ -115,14 +115,14 @@ class Stage:
         sync_folder(self.output.parent)
 
     def remove(self) -> None:
-        """Clear away what is left once everything has its final name; the journal says so until the end."""
+        """Delete what is left once everything has its final name; the journal last."""
         for path in (self.replaced, self.fresh, self.tree):
             shutil.rmtree(path, ignore_errors=True)
         self.journal.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def discard(self) -> None:
-        """Leave nothing behind, not even the folders that were made on the way to the output."""
+        """Delete everything, with the folders that were created above the output."""
         self.remove()
         for folder in self._made:
             with suppress(OSError):
@@ -132,7 +132,7 @@ class Stage:
         while True:
             try:
                 self._make()
-                # Nobody may have put a link there that leads elsewhere.
+                # A link that leads elsewhere is refused.
                 flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
                 descriptor = os.open(self.folder, flags)
             except FileNotFoundError:
@@ -177,7 +177,7 @@ class Stage:
 
 
 def check_place(output: Path, address: str) -> None:
-    """See to it that source and output do not hold each other.
+    """Check that neither of source and output is inside the other.
 
     Raises:
         OutputExistsError: they do.
@@ -196,7 +196,7 @@ def check_place(output: Path, address: str) -> None:
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
-    """See to it that the output may have its name.
+    """Check that the output may have its name.
 
     Raises:
         OutputExistsError: something stands there that may not, or cannot, be replaced.

@@ -13,7 +13,7 @@ from typing import IO, Any, Final, Protocol
 from .errors import CheckpointError, DamagedFileError, MissingFileError, UnsupportedSourceError
 
 _SCHEME: Final = "://"
-#: What the filesystems of fsspec tell of a file that changes when its bytes do.
+#: Entries of fsspec's file information that change when the file's bytes do.
 _MARKS: Final = ("size", "ETag", "etag", "md5Hash", "blob_id", "mtime", "created", "LastModified", "ino")
 
 
@@ -28,7 +28,7 @@ class Folder(Protocol):
         """Where `file` is, for messages."""
 
     def files(self) -> tuple[str, ...]:
-        """The names of all files, sorted, relative to the folder; without hidden ones and such as no text."""
+        """The names of all files, sorted, relative to the folder; none that are hidden or unprintable."""
 
     def size(self, file: str) -> int:
         """Bytes of `file`; MissingFileError when it is not there."""
@@ -37,7 +37,13 @@ class Folder(Protocol):
         """Something that changes when the file does."""
 
     def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from byte `offset` on; DamagedFileError when the file ends before."""
+        """Fill `buffer` from byte `offset` on; DamagedFileError when the file ends before.
+
+        Args:
+            file: its name in the folder.
+            offset: of the first byte.
+            buffer: filled whole.
+        """
 
     def open(self, file: str) -> IO[bytes]:
         """The file as a stream that can seek."""
@@ -47,7 +53,14 @@ class Folder(Protocol):
 
 
 def read(folder: Folder, file: str, offset: int = 0, size: int | None = None) -> bytes:
-    """`size` bytes of `file` from `offset` on, or all that follow."""
+    """`size` bytes of `file` from `offset` on, or all that follow.
+
+    Args:
+        folder: where the file is.
+        file: its name.
+        offset: of the first byte.
+        size: bytes; None: all that follow.
+    """
     wanted = folder.size(file) - offset if size is None else size
     buffer = bytearray(max(wanted, 0))
     folder.read_into(file, offset, memoryview(buffer))
@@ -69,7 +82,7 @@ def open_folder(address: str | Path) -> Folder:
             raise MissingFileError(
                 f"{text} is no folder; a checkpoint is given as the folder that holds its files"
             )
-        # Path.rglob passes over what it may not list, and would find nothing.
+        # Path.rglob ignores folders that it may not list, and would return nothing.
         os.listdir(text)
     return LocalFolder(Path(text))
 
@@ -91,9 +104,9 @@ class LocalFolder:
         return str(self.folder / file)
 
     def files(self) -> tuple[str, ...]:
-        found = (p.relative_to(self.folder) for p in self.folder.rglob("*") if p.is_file())
-        seen = (str(p) for p in found if not any(part.startswith(".") for part in p.parts))
-        return tuple(sorted(name for name in seen if name.isprintable()))
+        paths = (p.relative_to(self.folder) for p in self.folder.rglob("*") if p.is_file())
+        names = (str(p) for p in paths if not any(part.startswith(".") for part in p.parts))
+        return tuple(sorted(name for name in names if name.isprintable()))
 
     def size(self, file: str) -> int:
         with _named(self.path(file)):
@@ -126,12 +139,12 @@ class LocalFolder:
 
     def _descriptor(self, file: str) -> int:
         with self._lock:
-            found = self._open.get(file)
-            if found is None:
+            descriptor = self._open.get(file)
+            if descriptor is None:
                 with _named(self.path(file)):
-                    found = os.open(self.folder / file, os.O_RDONLY | os.O_CLOEXEC)
-                self._open[file] = found
-            return found
+                    descriptor = os.open(self.folder / file, os.O_RDONLY | os.O_CLOEXEC)
+                self._open[file] = descriptor
+            return descriptor
 
 
 class RemoteFolder:
@@ -152,9 +165,9 @@ class RemoteFolder:
         except (ImportError, ValueError) as error:
             raise UnsupportedSourceError(f"{address} cannot be opened: {error}") from error
         with _named(address):
-            found: dict[str, Any] = self._system.find(self._root, detail=True)
+            entries: dict[str, Any] = self._system.find(self._root, detail=True)
         start = len(self._root.rstrip("/")) + 1
-        self._entries = {path[start:]: entry for path, entry in found.items() if path[start:]}
+        self._entries = {path[start:]: entry for path, entry in entries.items() if path[start:]}
         if not self._entries:
             raise MissingFileError(f"{address} holds no files")
 
@@ -178,10 +191,10 @@ class RemoteFolder:
     def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
         self._entry(file)
         with _named(self.path(file)):
-            found = self._system.cat_file(f"{self._root}/{file}", start=offset, end=offset + len(buffer))
-        if len(found) != len(buffer):
-            raise DamagedFileError(f"{self.path(file)} ends at byte {offset + len(found)}; it is truncated")
-        buffer[:] = found
+            raw = self._system.cat_file(f"{self._root}/{file}", start=offset, end=offset + len(buffer))
+        if len(raw) != len(buffer):
+            raise DamagedFileError(f"{self.path(file)} ends at byte {offset + len(raw)}; it is truncated")
+        buffer[:] = raw
 
     def open(self, file: str) -> IO[bytes]:
         self._entry(file)
@@ -194,15 +207,15 @@ class RemoteFolder:
 
     def _entry(self, file: str) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = self._entries[file]
+            entry: dict[str, Any] = self._entries[file]
         except KeyError:
             raise MissingFileError(f"{self.path(file)} is not there") from None
-        return found
+        return entry
 
 
 @contextmanager
 def _named(address: str) -> Iterator[None]:
-    """Whatever a disk or a remote store says when it fails, as a sentence that names the address.
+    """Turn every error of a disk or a remote store into one whose message names the address.
 
     Raises:
         MissingFileError: nothing there.

@@ -124,7 +124,7 @@ class Stream:
         done: queue.SimpleQueue[Future[Digests]] = queue.SimpleQueue()
         pool = ThreadPoolExecutor(self.budget.jobs, thread_name_prefix="reshard")
         try:
-            # All at once: the workers go on while the caller makes durable what they have done.
+            # All at once: the workers go on while the caller syncs what they have written.
             for copy in todo:
                 pool.submit(self._copy, copy).add_done_callback(done.put)
             for _ in todo:

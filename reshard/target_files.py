@@ -9,7 +9,7 @@ from typing import Final
 from .containers import LaidOutFile, filled_in
 from .manifest import FILE
 
-#: From this size on a write is worth a request to the disk of its own.
+#: From this size on a write is started on the disk at once.
 _WRITE_BACK_BYTES: Final = 256 << 10
 
 
@@ -24,7 +24,7 @@ def create(laid_out: LaidOutFile, path: Path) -> None:
 
 
 def reserve(path: Path, size_bytes: int) -> None:
-    """Take the space on the disk, where the filesystem can, and see to it that the head is there.
+    """Allocate the file's blocks, where the filesystem can, and wait until its head is on the disk.
 
     Raises:
         OSError: ENOSPC.
@@ -45,7 +45,7 @@ def renew_head(laid_out: LaidOutFile, path: Path) -> None:
 
 
 def fill_in(laid_out: LaidOutFile, path: Path, digests: list[str]) -> None:
-    """Put digests in the places that `pending` marked, and see to it that they are on the disk.
+    """Put digests in the places that `pending` marked, and wait until they are on the disk.
 
     Args:
         laid_out: the file as it was created.
@@ -69,7 +69,7 @@ def write_side_files(side_files: Mapping[str, bytes], folder: Path, digests: lis
     for name, raw in side_files.items():
         path = folder / name
         with path.open("wb") as stream:
-            # Only ours has marks; a copied text may say whatever it likes.
+            # Only the manifest has marks; a copied file may contain the same text by chance.
             stream.write(filled_in(raw, digests) if path.name == FILE else raw)
             stream.flush()
             os.fsync(stream.fileno())
@@ -86,16 +86,22 @@ class OpenFiles:
         self._touched: set[str] = set()
 
     def write(self, file: str, offset: int, data: memoryview) -> None:
-        """Write all of `data` at byte `offset`."""
+        """Write all of `data` at byte `offset`.
+
+        Args:
+            file: relative to the root.
+            offset: of the first byte.
+            data: what belongs there.
+        """
         descriptor = self._descriptor(file)
         done = 0
         while done < len(data):
             done += os.pwrite(descriptor, data[done:], offset + done)
         if len(data) >= _WRITE_BACK_BYTES:
-            # Linux begins to write such a range back. Left to itself it waits until memory is full of dirty
-            # pages, then makes the workers wait, and the disk has idled until then.
+            # Starts writeback of this range. Without it Linux waits until dirty pages reach their limit, then
+            # blocks the workers, while the disk has been idle until then.
             os.posix_fadvise(descriptor, offset, len(data), os.POSIX_FADV_DONTNEED)
-        # Only now: a `sync` that runs meanwhile may have missed these bytes, so the next one must not.
+        # After the write: a `sync` that ran meanwhile may not have covered these bytes, so the next one must.
         with self._lock:
             self._touched.add(file)
 
@@ -117,7 +123,9 @@ class OpenFiles:
 
     def _descriptor(self, file: str) -> int:
         with self._lock:
-            found = self._open.get(file)
-            if found is None:
-                found = self._open[file] = os.open(os.path.join(self._root, file), os.O_WRONLY | os.O_CLOEXEC)
-            return found
+            descriptor = self._open.get(file)
+            if descriptor is None:
+                descriptor = self._open[file] = os.open(
+                    os.path.join(self._root, file), os.O_WRONLY | os.O_CLOEXEC
+                )
+            return descriptor

@@ -117,22 +117,34 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def file_regions(stored: StoredTensor, file: str, rank: int | None) -> list[tuple[str, FileRegion]]:
-    """The regions of `file` that `stored` gives to logical tensors, with those tensors' names."""
+    """The regions of `file` that `stored` gives to logical tensors, with those tensors' names.
+
+    Args:
+        stored: a tensor with its offset.
+        file: the file's name.
+        rank: whose file it is; None for a file of all ranks.
+    """
     strides = stored.element_strides()
     itemsize = dtype(stored.dtype).itemsize_bytes
-    found = []
+    named_regions = []
     for chunk in stored.chunks:
         offset = stored.offset_bytes + itemsize * sum(a * s for a, s in zip(chunk.at, strides, strict=True))
         used = strides[len(strides) - len(chunk.box) :]
         used = used[::-1] if chunk.is_swapped else used
-        found.append(
+        named_regions.append(
             (chunk.tensor, FileRegion(file=file, box=chunk.box, offset_bytes=offset, strides=used, rank=rank))
         )
-    return found
+    return named_regions
 
 
 def copy_of(name: str, tensor: LogicalTensor, *, stored_as: str | None = None) -> StoredTensor:
-    """A stored tensor that is all of a logical one."""
+    """A stored tensor that is all of a logical one.
+
+    Args:
+        name: the logical tensor's.
+        tensor: the logical tensor.
+        stored_as: the key in the file; None: the same name.
+    """
     return StoredTensor(
         name=stored_as or name,
         dtype=tensor.dtype,
@@ -142,18 +154,32 @@ def copy_of(name: str, tensor: LogicalTensor, *, stored_as: str | None = None) -
 
 
 def along(name: str, tensor: LogicalTensor, dim: int, intervals: Iterable[Interval]) -> tuple[Chunk, ...]:
-    """Chunks that put `intervals` of dimension `dim` one behind the other."""
-    found, at = [], 0
+    """Chunks that put `intervals` of dimension `dim` one behind the other.
+
+    Args:
+        name: the logical tensor's.
+        tensor: the logical tensor.
+        dim: the dimension.
+        intervals: of that dimension, in the order in which they are stored.
+    """
+    chunks, at = [], 0
     for begin, end in intervals:
         box = tuple((begin, end) if i == dim else (0, n) for i, n in enumerate(tensor.shape))
         start = tuple(at if i == dim else 0 for i in range(len(tensor.shape)))
-        found.append(Chunk(tensor=name, box=box, at=start))
+        chunks.append(Chunk(tensor=name, box=box, at=start))
         at += end - begin
-    return tuple(found)
+    return tuple(chunks)
 
 
 def cut(name: str, tensor: LogicalTensor, dim: int, intervals: tuple[Interval, ...]) -> StoredTensor:
-    """A stored tensor that is the `intervals` of a logical one along dimension `dim`."""
+    """A stored tensor that is the `intervals` of a logical one along dimension `dim`.
+
+    Args:
+        name: the logical tensor's, and the key in the file.
+        tensor: the logical tensor.
+        dim: the dimension that is cut.
+        intervals: of that dimension, in the order in which they are stored.
+    """
     extent = sum(end - begin for begin, end in intervals)
     shape = tuple(extent if i == dim else n for i, n in enumerate(tensor.shape))
     return StoredTensor(
@@ -164,7 +190,16 @@ def cut(name: str, tensor: LogicalTensor, dim: int, intervals: tuple[Interval, .
 def padded_share(
     stored_as: str, name: str, tensor: LogicalTensor, rows: int, tp_size: int, tp_rank: int
 ) -> StoredTensor:
-    """A rank's rows of a tensor that is padded to `rows`, a multiple of the degree; the rest is zero."""
+    """A rank's rows of a tensor that is padded to `rows`, a multiple of the degree; the rest is zero.
+
+    Args:
+        stored_as: the key in the file.
+        name: the logical tensor's.
+        tensor: the logical tensor, of which rows are cut.
+        rows: of all ranks together, padding included.
+        tp_size: the degree.
+        tp_rank: the rank, from 0 on.
+    """
     share = rows // tp_size
     begin, end = (min(row, tensor.shape[0]) for row in (tp_rank * share, (tp_rank + 1) * share))
     chunks = along(name, tensor, 0, [(begin, end)]) if begin < end else ()

@@ -78,13 +78,13 @@ def verify(
         padding = list(gaps(source))
         padded_bytes = sum(gap.size_bytes for gap in padding)
         started(sum(c.read_bytes for c in (*copies, *others)) + padded_bytes)
-        found = _digests(source, copies, memory_bytes, jobs, progress)
+        digests = _digests(source, copies, memory_bytes, jobs, progress)
         for gap in padding:
             check_zero(source.folder, gap)
             progress(gap.size_bytes)
         if against is not None:
             expected = _digests(other, others, memory_bytes, jobs, progress)
-            _compare(found, expected, folder, against)
+            _compare(digests, expected, folder, against)
     return Verified(
         format=source.format,
         tp_size=source.tp_size,
@@ -96,9 +96,9 @@ def verify(
     )
 
 
-def _compare(found: dict[str, Digests], expected: dict[str, Digests], folder: str, against: str) -> None:
-    for name, digests in found.items():
-        if digests.source != expected[name].target:
+def _compare(actual: dict[str, Digests], expected: dict[str, Digests], folder: str, against: str) -> None:
+    for name, tensor_digests in actual.items():
+        if tensor_digests.source != expected[name].target:
             raise InconsistentShardsError(f"{name} has other values in {folder} than in {against}")
 
 
@@ -118,10 +118,10 @@ def _comparable(source: Source, set_manifest: Manifest, other: Source) -> dict[s
         InconsistentShardsError: they have not.
     """
     here, there = source.folder.path(""), other.folder.path("")
-    odd = tuple(sorted(set(source.tensors) - set(other.tensors)))
-    if odd:
+    missing = tuple(sorted(set(source.tensors) - set(other.tensors)))
+    if missing:
         raise InconsistentShardsError(
-            f"{here} and {there} are of different models: {there} has no {shown(odd)}"
+            f"{here} and {there} are of different models: {there} has no {shown(missing)}"
         )
     for name, tensor in source.tensors.items():
         if tensor.shape != other.tensors[name].shape:
@@ -133,7 +133,7 @@ def _comparable(source: Source, set_manifest: Manifest, other: Source) -> dict[s
 
 
 def _same_cut(source: Source, set_manifest: Manifest, other: Source) -> None:
-    """Cut the other checkpoint again, on paper: the manifests in the shards must say the same."""
+    """Lay the other checkpoint out again: the manifests in the shards must describe the same."""
     write = target(set_manifest.format).write
     assert write is not None
     given = msgspec.structs.replace(other, tensors={**other.tensors, **source.tensors})
@@ -141,13 +141,13 @@ def _same_cut(source: Source, set_manifest: Manifest, other: Source) -> None:
     expected: dict[int | None, dict[str, Slice]] = {}
     for file in layout.files:
         expected.setdefault(file.rank, {}).update(slices(file.tensors))
-    found: dict[int | None, dict[str, Slice]] = {}
+    actual: dict[int | None, dict[str, Slice]] = {}
     for read in source.files:
-        found.setdefault(read.rank, {}).update(slices(read.tensors))
-    for rank in sorted(set(expected) | set(found), key=str):
-        if expected.get(rank) != found.get(rank):
+        actual.setdefault(read.rank, {}).update(slices(read.tensors))
+    for rank in sorted(set(expected) | set(actual), key=str):
+        if expected.get(rank) != actual.get(rank):
             raise InconsistentShardsError(
-                f"rank {rank}'s shard is cut otherwise than {set_manifest.format} at "
+                f"rank {rank}'s shard is not cut as {set_manifest.format} at "
                 f"tp_size={set_manifest.tp_size} is today; cut the checkpoint again"
             )
 

@@ -20,7 +20,7 @@ def fetch(source: Source, names: Iterable[str]) -> dict[str, NDArray[Any]]:
         CheckpointError: a file is damaged, or does not hold all of a tensor.
     """
     wanted = {name: source.tensors[name] for name in names}
-    found: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     for copy in make_plan(msgspec.structs.replace(source, tensors=wanted), wanted, ()):
         kind = np.dtype(f"u{dtype(copy.dtype).itemsize_bytes}")
         whole = np.zeros(copy.shape, kind)
@@ -28,5 +28,5 @@ def fetch(source: Source, names: Iterable[str]) -> dict[str, NDArray[Any]]:
         scratch = np.empty(whole.nbytes, np.uint8)
         for region in copy.sources:
             gather(region, whole[within(region.box, box)], scratch, source.folder.read_into)
-        found[copy.name] = whole
-    return found
+        arrays[copy.name] = whole
+    return arrays

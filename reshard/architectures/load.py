@@ -1,4 +1,4 @@
-"""The tables that come with the package, read strictly."""
+"""Loads the tables that come with the package; an unknown key is an error."""
 
 import tomllib
 from functools import cache
@@ -16,7 +16,7 @@ def families() -> dict[str, Architecture]:
     Raises:
         ValueError: a table with an unknown key, or two tables for one model type. Both are defects.
     """
-    found: dict[str, Architecture] = {}
+    tables: dict[str, Architecture] = {}
     owners: dict[str, str] = {}
     folder = resources.files(__package__)
     for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
@@ -30,8 +30,8 @@ def families() -> dict[str, Architecture]:
             if model_type in owners:
                 raise ValueError(f"{file.name} and {owners[model_type]} both describe {model_type!r}")
             owners[model_type] = file.name
-        found[file.name.removesuffix(".toml")] = table
-    return found
+        tables[file.name.removesuffix(".toml")] = table
+    return tables
 
 
 def for_model_type(model_type: str) -> Architecture | None:

@@ -25,9 +25,9 @@ Role = Literal[
     "head_bias",  # a bias of the vocabulary's length that is a parameter of its own
     "heads_on_columns",  # rows × heads, as T5's relative bias
     "module_per_head",  # one module for every head: no rank can hold a share under the same names
-    "column",  # known only from a plan of somebody else: cut evenly along the outputs
+    "column",  # known only from another library's plan: cut evenly along the outputs
     "row",  # the same along the inputs
-    "replicated",  # whatever else every rank holds
+    "replicated",  # anything else that every rank holds whole
 ]
 
 #: The parts of fused weights, and whose units they count.

@@ -1,4 +1,4 @@
-"""The one shape of every format: a reader says where tensors are, a writer says where they go."""
+"""What every format implements: a reader says where tensors are, a writer says where they go."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -116,8 +116,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: as in `Request.format`.
-        summary: one line of help.
-        evidence: the files in a list of names that speak for this format; none when it is not this one.
+        evidence: returns the files in a list of names that are typical of this format; empty: another format.
         read: the source in a folder; the model comes from the folder's configuration, or from the caller.
             None: read by its manifest alone.
         write: the layout for a source's logical tensors; None: this format is only read.
@@ -125,7 +124,6 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    summary: str
     evidence: Callable[[tuple[str, ...]], tuple[str, ...]]
     read: Callable[[Folder, Model | None], Source] | None = None
     write: Callable[[Source, Options], Layout] | None = None

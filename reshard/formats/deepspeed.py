@@ -111,7 +111,6 @@ def _evidence(names: tuple[str, ...]) -> tuple[str, ...]:
 
 FORMAT: Final = Format(
     name="deepspeed",
-    summary="pre-shards for DeepSpeed's kernel injection",
     evidence=_evidence,
     read=read_deepspeed,
     write=_write,

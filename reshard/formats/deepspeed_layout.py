@@ -40,7 +40,14 @@ SCALES: Final = ".1"
 
 
 def layer_tensors(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> Iterator[StoredTensor]:
-    """What a rank holds of one block, under the injected module's names."""
+    """What a rank holds of one block, under the injected module's names.
+
+    Args:
+        layers: the model.
+        layer: the block.
+        tp_size: the degree.
+        tp_rank: the rank, from 0 on.
+    """
     for role, names in NORMS.items():
         for param, name in zip(PARAMS, names, strict=True):
             rule = _rule(layer, role, param)

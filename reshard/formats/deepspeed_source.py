@@ -67,14 +67,17 @@ def _read_config(folder: Folder) -> _Config:
             f"{folder.path(INDEX_FILE)} names {len(config.checkpoints.tp)} files for "
             f"tp_size={config.tp_size}; it must be a multiple"
         )
-    lost = tuple(sorted(set(named) - set(folder.files())))
-    if lost:
-        raise MissingFileError(f"{folder.path(INDEX_FILE)} names {shown(lost)}, which is not there")
+    missing = tuple(sorted(set(named) - set(folder.files())))
+    if missing:
+        raise MissingFileError(f"{folder.path(INDEX_FILE)} names {shown(missing)}, which is not there")
     return config
 
 
 def _ranks(folder: Folder, config: _Config) -> list[dict[str, dict[str, StoredTensor]]]:
-    """For every rank file → key → tensor; then the same for the files of all ranks. Order is the contract."""
+    """For every rank file → key → tensor; then the same for the files of all ranks.
+
+    The order of the files in the index says which rank's they are.
+    """
     ranks: list[dict[str, dict[str, StoredTensor]]] = [{} for _ in range(config.tp_size + 1)]
     for number, file in enumerate(config.checkpoints.tp):
         ranks[number % config.tp_size][file] = contents(folder, file).tensors
@@ -86,7 +89,7 @@ def _ranks(folder: Folder, config: _Config) -> list[dict[str, dict[str, StoredTe
 def _read_injected(
     folder: Folder, model: Model, config: _Config, ranks: list[dict[str, dict[str, StoredTensor]]]
 ) -> Source:
-    # Of all ranks, rank 0 last: what one of them lacks must be missed, and not left out of the model.
+    # The union of all ranks: a tensor that one rank lacks is an error, not a smaller model.
     first = {key: t for files in reversed(ranks) for held in files.values() for key, t in held.items()}
     source = _expected(folder, model, first, config.tp_size)
     layers = Layers(Rules(model, source.tensors))
@@ -97,9 +100,9 @@ def _read_injected(
         union = {key for held in ranks[rank].values() for key in held} | {
             key for held in ranks[-1].values() for key in held
         }
-        lost = tuple(sorted({t.name for t in layout} - union))
-        if lost:
-            raise InconsistentShardsError(f"rank {rank} has no {shown(lost)}; a file is of another model")
+        missing = tuple(sorted({t.name for t in layout} - union))
+        if missing:
+            raise InconsistentShardsError(f"rank {rank} has no {shown(missing)}; a file is of another model")
         for file, held in ranks[rank].items():
             mine = [t for t in layout if t.name in held]
             files.append(SourceFile(name=file, rank=rank, tensors=placed(mine, held, folder.path(file))))
@@ -116,14 +119,14 @@ def _expected(folder: Folder, model: Model, first: dict[str, StoredTensor], tp_s
     expected = Expected(model, one_dtype(first.values(), folder.path("")), widths[0] if widths else 0)
     roles = _roles()
     for key in first:
-        found = next(((k, role) for k, role in roles.items() if key.endswith(f".{k}")), None)
-        if found is None:
+        match = next(((k, role) for k, role in roles.items() if key.endswith(f".{k}")), None)
+        if match is None:
             continue
-        (name, (role, param)) = found
+        (name, (role, param)) = match
         index = key.removesuffix(f".{name}").rpartition(".")[2]
         wanted: tuple[Role, ...] = ("query", "key", "value") if role == "query" else (role,)
-        for one in wanted:
-            expected.add(one, param, int(index))
+        for expected_role in wanted:
+            expected.add(expected_role, param, int(index))
     head = next(name for name, role in model.known()[0].top.items() if role == "head")
     tensors = dict(expected.tensors)
     for key, stored in first.items():

@@ -1,4 +1,4 @@
-"""Families without a table: transformers' own tensor-parallel plan, where it is plain enough to be read.
+"""Families without a table: transformers' tensor-parallel plan, where all of its entries are known.
 
 Source: transformers 5.23, `base_model_tp_plan` of configuration classes. No code that comes with a checkpoint
 is run: only the library's own classes are looked at.

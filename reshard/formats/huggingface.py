@@ -35,14 +35,14 @@ def _read(folder: Folder, model: Model | None) -> Source:
     model = model_of(folder, model)
     files, notes = _files(folder)
     tensors: dict[str, LogicalTensor] = {}
-    found, aliases = [], {}
+    source_files, aliases = [], {}
     homes: dict[tuple[str, StoredTensor], str] = {}
     for file, wanted in files.items():
         held = {n: t for n, t in contents(folder, file).tensors.items() if not wanted or n in wanted}
-        lost = sorted(set(wanted) - set(held))
-        if lost:
+        missing = sorted(set(wanted) - set(held))
+        if missing:
             raise DamagedFileError(
-                f"{folder.path(file)} lacks {shown(tuple(lost))}, which the index promises"
+                f"{folder.path(file)} lacks {shown(tuple(missing))}, which the index promises"
             )
         kept = []
         for name, stored in held.items():
@@ -55,14 +55,14 @@ def _read(folder: Folder, model: Model | None) -> Source:
                 raise DamagedFileError(f"{folder.path(file)} has {name}, which another file has as well")
             tensors[name] = LogicalTensor(dtype=stored.dtype, shape=stored.shape)
             kept.append(merged(stored))
-        found.append(SourceFile(name=file, tensors=tuple(kept)))
+        source_files.append(SourceFile(name=file, tensors=tuple(kept)))
     _check_blocks(folder, model, tensors)
     return Source(
         format="huggingface",
         folder=folder,
         model=model,
         tensors=tensors,
-        files=tuple(found),
+        files=tuple(source_files),
         aliases=aliases,
         notes=notes,
     )
@@ -73,11 +73,11 @@ def _check_blocks(folder: Folder, model: Model, tensors: Mapping[str, LogicalTen
     if model.table is None or model.geometry is None:
         return
     places = [find(model.table, model, name) for name in tensors]
-    there = {p[3][0] for p in places if p is not None and p[3] and p[3][0].isdecimal()}
-    lost = [str(i) for i in range(model.geometry.layers) if str(i) not in there]
-    if there and lost:
+    present = {p[3][0] for p in places if p is not None and p[3] and p[3][0].isdecimal()}
+    absent = [str(i) for i in range(model.geometry.layers) if str(i) not in present]
+    if present and absent:
         raise DamagedFileError(
-            f"{folder.path('')} has no tensors of block {shown(tuple(lost))}, where the configuration has "
+            f"{folder.path('')} has no tensors of block {shown(tuple(absent))}, where the configuration has "
             f"{model.geometry.layers} blocks; fetch what is missing"
         )
 
@@ -94,7 +94,7 @@ def _files(folder: Folder) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]
         )
     notes: tuple[str, ...] = ()
     if safe and archives:
-        notes = (f"{shown(tuple(archives))} left aside: {safe[0]} is the same model, and safer",)
+        notes = (f"{shown(tuple(archives))} ignored: {safe[0]} is the same model, and safer to read",)
     if chosen[0] in (SINGLE, _BIN):
         return {chosen[0]: ()}, notes
     promised: dict[str, list[str]] = {}
@@ -143,7 +143,6 @@ def _write(source: Source, options: Options) -> Layout:
 
 FORMAT: Final = Format(
     name="huggingface",
-    summary="merged, as save_pretrained writes it",
     evidence=_evidence,
     read=_read,
     write=_write,

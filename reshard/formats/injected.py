@@ -1,7 +1,7 @@
-"""What DeepSpeed's injected blocks take, and compute whatever the configuration says. Pure.
+"""Which models DeepSpeed's injected blocks accept, and the settings that they ignore. Pure.
 
-With another value DeepSpeed 0.19.8 gave other tokens in silence (tests/benchmarks/kernel_injection.py);
-without attention biases it failed.
+With another value DeepSpeed 0.19.8 generated other tokens without an error
+(tests/benchmarks/kernel_injection.py); without attention biases it failed.
 """
 
 import json
@@ -96,7 +96,7 @@ FAMILIES: Final = tuple(_FIXED)
 
 
 def check_family(kind: str) -> None:
-    """See to it that pre-shards of a family can be loaded.
+    """Check that pre-shards of a family can be loaded.
 
     Args:
         kind: the configuration's `model_type`.
@@ -111,7 +111,7 @@ def check_family(kind: str) -> None:
 
 
 def computed_settings(kind: str) -> Mapping[str, tuple[Any, ...]]:
-    """Settings of a family of `FAMILIES` that its block knows by heart, with the values that it computes."""
+    """Settings that the block of a family of `FAMILIES` has as constants, and their values there."""
     return _FIXED[kind]
 
 

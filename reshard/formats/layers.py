@@ -1,4 +1,4 @@
-"""A model by layers and roles, for formats whose names or fused weights are not the family's own."""
+"""A model by layers and roles, for formats with other names or other fused weights than the checkpoint."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
@@ -48,17 +48,14 @@ class Layers:
         """
         self.rules = rules
         self.outside: dict[str, Rule] = {}
-        self.buffers: list[str] = []
-        found: dict[int, Layer] = {}
+        layers: dict[int, Layer] = {}
         for name in rules.tensors:
             rule = rules.rule(name)
             if not rule.stars:
                 self.outside[name] = rule
-            elif rule.role == "replicated":
-                self.buffers.append(name)
-            else:
-                _add(found, rule, self.full_name(rule.module))
-        self.layers = tuple(found[i] for i in sorted(found))
+            elif rule.role != "replicated":
+                _add(layers, rule, self.full_name(rule.module))
+        self.layers = tuple(layers[i] for i in sorted(layers))
 
     def full_name(self, name: str) -> str:
         """`name` with the base model's prefix, which checkpoints of the bare model lack."""
@@ -77,13 +74,13 @@ def full_name(table: Architecture, name: str) -> str:
     return f"{table.prefix}.{name}"
 
 
-def _add(found: dict[int, Layer], rule: Rule, module: str) -> None:
+def _add(layers: dict[int, Layer], rule: Rule, module: str) -> None:
     if len(rule.stars) != 1 or not rule.stars[0].isdecimal():
         raise UnsupportedTargetError(f"{rule.name}: this format has no place for experts, nor for two stacks")
     index = int(rule.stars[0])
     segments = module.split(".")
     prefix = ".".join(segments[: segments.index(rule.stars[0]) + 1])
-    layer = found.setdefault(index, Layer(index=index, prefix=prefix, rules={}, norms=[]))
+    layer = layers.setdefault(index, Layer(index=index, prefix=prefix, rules={}, norms=[]))
     if rule.role == "norm":
         layer.norms.append(rule)
         return
@@ -136,13 +133,19 @@ def _rows(layer: Layer, param: str, units: Iterable[tuple[str, int]]) -> Iterato
         if rule is None or rule.outputs is None:
             continue
         axis = rule.outputs.axis
-        # A module of its own has one part, whatever the table calls it.
+        # A module of its own has one part, which the table may call otherwise.
         name = part if len(axis.parts) > 1 else axis.parts[0].name
         yield rule, unit_interval(axis, name, unit)
 
 
 def holder(layer: Layer, part: str, param: str) -> Rule | None:
-    """The rule of the module that holds the units of `part`."""
+    """The rule of the module that holds the units of `part`.
+
+    Args:
+        layer: the block.
+        part: `query`, `key`, `value`, `gate` or `up`.
+        param: `weight` or `bias`.
+    """
     for role in _HOLDERS[part]:
         rule = layer.rules.get(role, {}).get(param)
         if rule is not None:
@@ -173,7 +176,15 @@ def _chunk(rule: Rule, tensor: LogicalTensor, rows: Interval, at: int) -> Chunk:
 
 
 def columns(name: str, layers: Layers, rule: Rule, tp_size: int, tp_rank: int) -> StoredTensor:
-    """A row-parallel weight's share, `[out, in_r]` whatever the family stores."""
+    """A row-parallel weight's share, `[out, in_r]` also where the family stores `[in, out]`.
+
+    Args:
+        name: the stored tensor's.
+        layers: the model.
+        rule: the weight's.
+        tp_size: the degree.
+        tp_rank: the rank, from 0 on.
+    """
     tensor = layers.tensor(rule)
     assert rule.inputs is not None
     intervals = rule.inputs.intervals(rule.name, tp_size, tp_rank)
@@ -190,6 +201,14 @@ def interleaved(
     name: str, layers: Layers, layer: Layer, param: str, shares: Sequence[Share], width: int
 ) -> StoredTensor | None:
     """As `fused`, but rows of the parts take turns: `[units, width, parts]`.
+
+    Args:
+        name: the stored tensor's.
+        layers: the model.
+        layer: the block.
+        param: `weight` or `bias`.
+        shares: parts in the order in which their rows take turns.
+        width: rows of one unit.
 
     Raises:
         CannotSplitError: parts have different numbers of units.

@@ -1,4 +1,4 @@
-"""Whatever this tool wrote, in any format: read by the manifest in every shard, not by rules."""
+"""Reads what this tool wrote, in any format, by the manifest in every shard and not by rules."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -17,7 +17,7 @@ from reshard.tensors import Chunk, LogicalTensor, StoredTensor
 from .base import Format, Source, SourceFile
 from .reading import Contents, contents, model_of
 
-#: Where our archives keep their dictionary of tensors, by format.
+#: Format → keys of the dictionary of tensors in its archives.
 _ROOTS: Final = {"megatron": ("model",)}
 
 
@@ -34,10 +34,10 @@ def read_manifest(folder: Folder) -> Manifest:
     """
     set_manifest = decode(read(folder, FILE), folder.path(FILE))
     there = set(folder.files())
-    lost = tuple(f for f in set_manifest.files if f not in there)
-    if lost:
+    absent = tuple(f for f in set_manifest.files if f not in there)
+    if absent:
         raise MissingFileError(
-            f"{folder.path('')} lacks {shown(lost)} of the {len(set_manifest.files)} shards that {FILE} "
+            f"{folder.path('')} lacks {shown(absent)} of the {len(set_manifest.files)} shards that {FILE} "
             "names; fetch what is missing, or cut the checkpoint again"
         )
     return set_manifest
@@ -98,6 +98,11 @@ def _file(folder: Folder, name: str, set_manifest: Manifest) -> SourceFile:
 def read_shard_manifest(folder: Folder, name: str, held: Contents) -> Manifest:
     """The manifest in a shard.
 
+    Args:
+        folder: where the shard is.
+        name: the shard's file.
+        held: what the file was seen to hold.
+
     Raises:
         InconsistentShardsError: it has none.
     """
@@ -132,8 +137,8 @@ def _short(value: object) -> str:
 
 def _stored(name: str, held: dict[str, StoredTensor], shard_manifest: Manifest) -> Iterable[StoredTensor]:
     if set(held) != set(shard_manifest.slices):
-        odd = tuple(sorted(set(held) ^ set(shard_manifest.slices)))
-        raise DamagedFileError(f"{name} and its manifest disagree about {shown(odd)}")
+        unmatched = tuple(sorted(set(held) ^ set(shard_manifest.slices)))
+        raise DamagedFileError(f"{name} and its manifest disagree about {shown(unmatched)}")
     for key, entry in shard_manifest.slices.items():
         stored = held[key]
         parts = chunks(entry)
@@ -165,8 +170,7 @@ def _fits(chunk: Chunk, logical: tuple[int, ...], stored: tuple[int, ...]) -> bo
 
 
 FORMAT: Final = Format(
-    name="own",
-    summary="what this tool wrote, whatever its format",
+    name="manifest",
     evidence=_evidence,
     read=_read,
 )

@@ -89,7 +89,6 @@ def _arguments(layers: Layers, tp_size: int, rows: int) -> dict[str, Any]:
 
 FORMAT: Final = Format(
     name="megatron",
-    summary="mp_rank files under mcore's names",
     evidence=evidence,
     read=read_megatron,
     write=_write,

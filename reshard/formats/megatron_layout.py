@@ -25,7 +25,7 @@ _PER_HEAD: Final = {"q_norm": "self_attention.q_layernorm", "k_norm": "self_atte
 
 
 def check(source: Source, tp_size: int) -> None:
-    """See to it that Megatron has a place for every tensor.
+    """Check that Megatron has a place for every tensor.
 
     Raises:
         UnsupportedTargetError: the family is not one that is known.

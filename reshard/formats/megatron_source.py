@@ -70,10 +70,11 @@ def read_megatron(folder: Folder, model: Model | None) -> Source:
         if model.is_tied and f"{HEAD}.weight" in stage.tensors:
             tied = msgspec.structs.replace(layout[f"{EMBEDDING}.weight"], name=f"{HEAD}.weight")
             layout[tied.name] = tied
-        odd = tuple(sorted(set(stage.tensors) - set(layout)))
-        if odd:
+        unknown = tuple(sorted(set(stage.tensors) - set(layout)))
+        if unknown:
             raise UnsupportedSourceError(
-                f"{folder.path(stage.file)} holds {shown(odd)}, for which {model.model_type!r} has no place"
+                f"{folder.path(stage.file)} holds {shown(unknown)}, for which {model.model_type!r} has no "
+                "place"
             )
         mine = [layout[key] for key in stage.tensors]
         files.append(
@@ -86,20 +87,20 @@ def read_megatron(folder: Folder, model: Model | None) -> Source:
 
 def _grid(folder: Folder) -> dict[tuple[int, int], str]:
     """(TP rank, PP stage) → file."""
-    found: dict[str, dict[tuple[int, int], str]] = {}
+    iterations: dict[str, dict[tuple[int, int], str]] = {}
     for name in evidence(folder.files()):
         match = FILE.fullmatch(name)
         assert match is not None
         if match["ep"]:
             raise UnsupportedSourceError(f"{folder.path(name)}: expert parallelism is not read")
         place = (int(match["tp"]), int(match["pp"] or 0))
-        found.setdefault(match["iteration"] or "", {})[place] = name
-    grid = found[_iteration(folder, tuple(found))]
+        iterations.setdefault(match["iteration"] or "", {})[place] = name
+    grid = iterations[_iteration(folder, tuple(iterations))]
     tp_size, stages = (1 + max(place[i] for place in grid) for i in range(2))
     wanted = set(itertools.product(range(tp_size), range(stages)))
-    lost = tuple(f"mp_rank_{tp:02d}_{pp:03d}" for tp, pp in sorted(wanted - set(grid)))
-    if lost:
-        raise InconsistentShardsError(f"{folder.path('')} lacks {shown(lost)}")
+    missing = tuple(f"mp_rank_{tp:02d}_{pp:03d}" for tp, pp in sorted(wanted - set(grid)))
+    if missing:
+        raise InconsistentShardsError(f"{folder.path('')} lacks {shown(missing)}")
     return grid
 
 
@@ -144,10 +145,10 @@ def _stages(folder: Folder, grid: Mapping[tuple[int, int], str]) -> tuple[list[_
 
 def _version(held: Contents, shown_name: str) -> float:
     """Checkpoints before versions were introduced are of version 0."""
-    found: Any = held.values.get("checkpoint_version", 0.0)
-    if found not in _VERSIONS:
-        raise DamagedFileError(f"{shown_name} is of checkpoint version {found!r}; known are {_VERSIONS}")
-    return float(found)
+    stated: Any = held.values.get("checkpoint_version", 0.0)
+    if stated not in _VERSIONS:
+        raise DamagedFileError(f"{shown_name} is of checkpoint version {stated!r}; known are {_VERSIONS}")
+    return float(stated)
 
 
 def _expected(folder: Folder, model: Model, first: dict[str, StoredTensor], tp_size: int) -> Source:

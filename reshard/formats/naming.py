@@ -1,7 +1,7 @@
 """From roles back to the names and shapes of the merged checkpoint, for formats that have neither.
 
 A reader builds the logical tensors, lets the writer of its format lay them out, and finds its files
-described: one shape for both.
+described, so that reader and writer cannot disagree.
 """
 
 from collections.abc import Iterable, Mapping
@@ -39,7 +39,13 @@ class Name(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def module_of(model: Model, role: Role, index: int | None) -> Name | None:
-    """The module that plays `role` in block `index`, or outside all blocks; None when the family has none."""
+    """The module that plays `role` in block `index`, or outside all blocks; None when the family has none.
+
+    Args:
+        model: the configuration.
+        role: which part of the model.
+        index: the block's number; None outside all blocks.
+    """
     table, _ = model.known()
     for patterns, prefix in ((table.base, table.prefix), (table.top, "")):
         for pattern, value in patterns.items():
@@ -79,15 +85,15 @@ class Expected:
         Raises:
             UnsupportedSourceError: the family has no such module.
         """
-        found = module_of(self.model, role, index)
-        if found is None:
+        named = module_of(self.model, role, index)
+        if named is None:
             raise UnsupportedSourceError(
                 f"the files hold a {role}, which {self.model.model_type!r} does not have; is `config` the "
                 "right one?"
             )
-        name = f"{found.module}.{param}"
-        full = shape or self._shape(found.role, param)
-        if found.entry.conv1d and len(full) == 2:
+        name = f"{named.module}.{param}"
+        full = shape or self._shape(named.role, param)
+        if named.entry.conv1d and len(full) == 2:
             full = full[::-1]
         self.tensors[name] = LogicalTensor(dtype=self.dtype, shape=full)
         return name
@@ -118,30 +124,40 @@ def placed(
 ) -> tuple[StoredTensor, ...]:
     """What the writer would store in a file, with the offsets of what the file called `name` holds.
 
+    Args:
+        laid_out: what the writer would store in the file.
+        held: key → tensor in the file, with its offset.
+        name: the file's, for messages.
+        optional: keys that may be missing.
+
     Raises:
         InconsistentShardsError: a tensor is missing or has another shape: another degree, or another model.
     """
     wanted = {t.name: t for t in laid_out}
-    lost = tuple(sorted(set(wanted) - set(held) - set(optional)))
-    if lost:
-        raise InconsistentShardsError(f"{name} has no {shown(lost)}; it is of another model, or incomplete")
-    found = []
+    missing = tuple(sorted(set(wanted) - set(held) - set(optional)))
+    if missing:
+        raise InconsistentShardsError(
+            f"{name} has no {shown(missing)}; it is of another model, or incomplete"
+        )
+    placed_tensors = []
     for key, stored in wanted.items():
-        have = held.get(key)
-        if have is None:
+        in_file = held.get(key)
+        if in_file is None:
             continue
-        if have.shape != stored.stored_shape:
+        if in_file.shape != stored.stored_shape:
             raise InconsistentShardsError(
-                f"{name} has {key} as {list(have.shape)} where {list(stored.stored_shape)} is expected; "
+                f"{name} has {key} as {list(in_file.shape)} where {list(stored.stored_shape)} is expected; "
                 "it is of another degree, or another model than the configuration"
             )
-        strides = have.element_strides()
+        strides = in_file.element_strides()
         if stored.transposed:
             strides = (*strides[:-2], strides[-1], strides[-2])
-        found.append(
-            msgspec.structs.replace(stored, dtype=have.dtype, offset_bytes=have.offset_bytes, strides=strides)
+        placed_tensors.append(
+            msgspec.structs.replace(
+                stored, dtype=in_file.dtype, offset_bytes=in_file.offset_bytes, strides=strides
+            )
         )
-    return tuple(found)
+    return tuple(placed_tensors)
 
 
 def one_dtype(tensors: Iterable[StoredTensor], name: str) -> str:

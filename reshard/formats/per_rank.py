@@ -41,6 +41,11 @@ _NOT_FOR_AUTOTP: Final = {
 def ways_to_cut(source: Source, policy: Policy, tp_size: int) -> dict[str, Cut | None]:
     """How every tensor, aliases included, is shared out; None: whole on every rank. The same for all ranks.
 
+    Args:
+        source: the checkpoint.
+        policy: which tensors the format cuts, and along what.
+        tp_size: the degree.
+
     Raises:
         CannotSplitError: a head would be cut.
         UnknownArchitectureError: a tensor that the family's table does not mention.
@@ -57,6 +62,11 @@ def ways_to_cut(source: Source, policy: Policy, tp_size: int) -> dict[str, Cut |
 def ways_by_roles(source: Source, roles: Roles, tp_size: int) -> dict[str, RoleCut | None]:
     """As `ways_to_cut`, by roles.
 
+    Args:
+        source: the checkpoint.
+        roles: what to go by.
+        tp_size: the degree.
+
     Raises:
         CheckpointError: they do not fit the checkpoint, or the degree.
     """
@@ -71,19 +81,25 @@ def rank_tensors(
 ) -> dict[str, StoredTensor]:
     """Everything that a rank holds, under the names of the logical tensors.
 
+    Args:
+        source: the checkpoint.
+        ways: how every tensor is shared out, aliases included.
+        tp_size: the degree.
+        tp_rank: the rank, from 0 on.
+
     Raises:
         CannotSplitError: a group of quantized elements would be cut.
     """
-    found = {}
+    tensors = {}
     for name, way in ways.items():
         first = source.aliases.get(name, name)
         tensor = source.tensors[first]
         if way is None:
-            found[name] = copy_of(first, tensor, stored_as=name)
+            tensors[name] = copy_of(first, tensor, stored_as=name)
         else:
             stored = cut(first, tensor, way.dim, way.intervals(name, tp_size, tp_rank))
-            found[name] = msgspec.structs.replace(stored, name=name)
-    return found
+            tensors[name] = msgspec.structs.replace(stored, name=name)
+    return tensors
 
 
 def _write(source: Source, options: Options) -> Layout:
@@ -157,9 +173,11 @@ def read_rank_files(
     tp_size = len(ranks) - 1
     held = [{n: t for files in (r, ranks[-1]) for of in files.values() for n, t in of.items()} for r in ranks]
     for rank in range(1, tp_size):
-        odd = tuple(sorted(set(held[rank]) ^ set(held[0])))
-        if odd:
-            raise InconsistentShardsError(f"{folder.path('')}: ranks 0 and {rank} differ in {shown(odd)}")
+        unmatched = tuple(sorted(set(held[rank]) ^ set(held[0])))
+        if unmatched:
+            raise InconsistentShardsError(
+                f"{folder.path('')}: ranks 0 and {rank} differ in {shown(unmatched)}"
+            )
     tensors = {
         name: LogicalTensor(
             dtype=stored.dtype,
@@ -183,7 +201,6 @@ def read_rank_files(
 
 FORMAT: Final = Format(
     name="safetensors",
-    summary="per rank, Hugging Face names, self-describing; for DeepSpeed AutoTP",
     evidence=lambda _: (),  # recognised by its manifest
     write=_write,
     takes_roles=True,

@@ -1,4 +1,4 @@
-"""What readers have in common: configuration, tensors of one file."""
+"""What readers share: the configuration, and the tensors of one file."""
 
 from typing import Final
 
@@ -51,18 +51,23 @@ def model_of(folder: Folder, model: Model | None) -> Model:
 def contents(folder: Folder, file: str, root: tuple[str, ...] = ()) -> Contents:
     """The tensors of a safetensors file, or of the dictionary at `root` in a PyTorch archive.
 
+    Args:
+        folder: where the file is.
+        file: its name.
+        root: keys that lead to the dictionary of tensors in an archive; none: it is the archive's object.
+
     Raises:
-        DamagedFileError: no such file, or none that can be believed.
+        DamagedFileError: a file that contradicts its format.
     """
     if file.endswith(".safetensors"):
         specs, metadata = read_file(folder, file)
-        found = {
+        stored = {
             name: StoredTensor(
                 name=name, dtype=s.dtype, shape=s.shape, chunks=(), offset_bytes=s.offset_bytes
             )
             for name, s in specs.items()
         }
-        return Contents(tensors=found, metadata=metadata)
+        return Contents(tensors=stored, metadata=metadata)
     return _archive(folder, file, root)
 
 
@@ -73,26 +78,26 @@ def _archive(folder: Folder, file: str, root: tuple[str, ...]) -> Contents:
     from reshard.pickles import ATTRIBUTE, place, read_archive
 
     value = outer = read_archive(folder, file)
-    shown, size = folder.path(file), folder.size(file)
+    label, size = folder.path(file), folder.size(file)
     for key in root:
         if not isinstance(value, dict) or key not in value:
-            raise DamagedFileError(f"{shown} has no {key!r}")
+            raise DamagedFileError(f"{label} has no {key!r}")
         value = value[key]
     if not isinstance(value, dict):
         kind = type(value).__name__.removeprefix("Fake")
-        raise DamagedFileError(f"{shown} holds a {kind}, not tensors by name")
+        raise DamagedFileError(f"{label} holds a {kind}, not tensors by name")
     tensors = {}
     try:
         entries = flat(value)
     except RecursionError:
-        raise DamagedFileError(f"{shown} holds a dictionary that holds itself") from None
+        raise DamagedFileError(f"{label} holds a dictionary that holds itself") from None
     for name, tensor in entries:
         if not isinstance(tensor, torch.Tensor):
             continue
-        check_name(name, shown)
+        check_name(name, label)
         if name in tensors:
-            raise DamagedFileError(f"{shown} has two tensors that are both {name}")
-        at = place(tensor, size, shown)
+            raise DamagedFileError(f"{label} has two tensors that are both {name}")
+        at = place(tensor, size, label)
         tensors[name] = StoredTensor(
             name=name,
             dtype=at.dtype,
@@ -115,7 +120,7 @@ def flat(value: dict[str, object]) -> list[tuple[str, object]]:
         RecursionError: containers that hold themselves.
         DamagedFileError: more entries than a checkpoint has, as where containers hold each other many times.
     """
-    found: list[tuple[str, object]] = []
+    flattened: list[tuple[str, object]] = []
     # Last in, first out: what is nested comes where it stands.
     todo = [(str(key), entry, 0) for key, entry in reversed(list(value.items()))]
     while todo:
@@ -123,14 +128,14 @@ def flat(value: dict[str, object]) -> list[tuple[str, object]]:
         if isinstance(entry, list):
             entry = dict(enumerate(entry))
         if not isinstance(entry, dict):
-            found.append((name, entry))
+            flattened.append((name, entry))
             continue
         if depth > _DEEPEST:
             raise RecursionError
         todo += [(f"{name}.{key}", inner, depth + 1) for key, inner in reversed(list(entry.items()))]
-        if len(found) + len(todo) > _MOST_ENTRIES:
+        if len(flattened) + len(todo) > _MOST_ENTRIES:
             raise DamagedFileError(f"an archive with more than {_MOST_ENTRIES} entries is no checkpoint")
-    return found
+    return flattened
 
 
 def merged(stored: StoredTensor) -> StoredTensor:

@@ -49,10 +49,10 @@ def target(name: str) -> Format:
     Raises:
         UnsupportedTargetError: none that can be written.
     """
-    found = targets().get(name)
-    if found is None:
+    known = targets().get(name)
+    if known is None:
         raise UnsupportedTargetError(f"there is no target format {name!r}; there are {', '.join(targets())}")
-    return found
+    return known
 
 
 def roles_for(name: str, file: Path | None, source: Source) -> Roles | None:
@@ -87,41 +87,42 @@ def read_source(folder: Folder, model: Model | None = None) -> Source:
     Raises:
         AmbiguousSourceError: evidence of several formats.
         UnsupportedSourceError: evidence of none.
-        MissingFileError: shards of ours without their manifest.
+        MissingFileError: shards that this tool wrote, without their manifest.
         CheckpointError: the files contradict themselves or each other.
     """
     names = folder.files()
-    found = {f.name: seen for f in FORMATS.values() if (seen := f.evidence(names))}
+    evidence = {f.name: seen for f in FORMATS.values() if (seen := f.evidence(names))}
     shards = tuple(n for n in names if per_rank.SHARD.fullmatch(n))
-    if manifest_format.FORMAT.name in found:
-        _nothing_else(folder, {**found, per_rank.FORMAT.name: shards})
-        found = {manifest_format.FORMAT.name: found[manifest_format.FORMAT.name]}
+    if manifest_format.FORMAT.name in evidence:
+        _nothing_else(folder, {**evidence, per_rank.FORMAT.name: shards})
+        evidence = {manifest_format.FORMAT.name: evidence[manifest_format.FORMAT.name]}
     elif shards:
         raise MissingFileError(
             f"{folder.path('')} holds {shown(shards)} but not the {FILE} that belongs to them; fetch it"
         )
-    if not found:
+    if not evidence:
         raise UnsupportedSourceError(
             f"{folder.path('')} holds no checkpoint that is known; it holds {shown(names) or 'nothing'}"
         )
-    if len(found) > 1:
-        listed = "; ".join(f"{name}: {shown(files)}" for name, files in found.items())
+    if len(evidence) > 1:
+        listed = "; ".join(f"{name}: {shown(files)}" for name, files in evidence.items())
         raise AmbiguousSourceError(
-            f"{folder.path('')} holds checkpoints of {len(found)} formats ({listed}); move one of them away"
+            f"{folder.path('')} holds checkpoints of {len(evidence)} formats ({listed}); move one of "
+            "them away"
         )
-    (name,) = found
+    (name,) = evidence
     read = FORMATS[name].read
     assert read is not None
     source = read(folder, model)
     if not source.tensors:
-        raise UnsupportedSourceError(f"{folder.path('')} holds {shown(found[name])}, but no tensors in it")
+        raise UnsupportedSourceError(f"{folder.path('')} holds {shown(evidence[name])}, but no tensors in it")
     return source
 
 
-def _nothing_else(folder: Folder, found: dict[str, tuple[str, ...]]) -> None:
-    """A set of ours, whatever its format, must not be mixed up with another checkpoint."""
+def _nothing_else(folder: Folder, evidence: dict[str, tuple[str, ...]]) -> None:
+    """A set that this tool wrote must not lie in one folder with another checkpoint."""
     known = {FILE, *SIDE_FILES, *manifest_format.read_manifest(folder).files}
-    others = {f for files in found.values() for f in files if not f.endswith(".index.json")} - known
+    others = {f for files in evidence.values() for f in files if not f.endswith(".index.json")} - known
     if others:
         raise AmbiguousSourceError(
             f"{folder.path('')} holds a set with {FILE} and also {shown(tuple(sorted(others)))}, which is no "

@@ -75,7 +75,7 @@ def _without_weights(raw: str) -> Any:
         with torch.device("meta"):
             # As from_pretrained reads it: infinities are stored as objects.
             model = build(made.from_dict(made._decode_special_floats(config)))
-    except Exception:  # whatever a configuration leads to; then the names stay, and are found unknown
+    except Exception:  # of a configuration that nobody checked; the names stay, and are unknown
         return None
     # Which prefixes a checkpoint had is known only of a model that was loaded from one.
     model._weight_conversions = [
@@ -149,10 +149,10 @@ def _read_off(
 
 def _runs(values: Iterable[int]) -> list[tuple[int, int, int]]:
     """Begin, end and value of each run of equal values."""
-    found: list[tuple[int, int, int]] = []
+    runs: list[tuple[int, int, int]] = []
     for at, value in enumerate(values):
-        if found and found[-1][2] == value:
-            found[-1] = (found[-1][0], at + 1, value)
+        if runs and runs[-1][2] == value:
+            runs[-1] = (runs[-1][0], at + 1, value)
         else:
-            found.append((at, at + 1, value))
-    return found
+            runs.append((at, at + 1, value))
+    return runs

@@ -7,28 +7,22 @@ boxes, and what all ranks share is stored once.
 
 import json
 import math
-import re
 from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
 from reshard.architectures.schema import Architecture, Role
-from reshard.errors import CannotSplitError, DamagedFileError, InconsistentShardsError, UnsupportedTargetError
+from reshard.errors import CannotSplitError, UnsupportedTargetError
 from reshard.layout import Interval
-from reshard.messages import shown
-from reshard.model import Model
 from reshard.rules import Rule, Rules
-from reshard.storage import Folder
 from reshard.tensors import Chunk, LogicalTensor, StoredTensor, along, copy_of
 
-from .base import Format, Layout, Options, Source, SourceFile, TargetFile
+from .base import Format, Layout, Options, Source, TargetFile
 from .layers import full_name
-from .reading import contents, model_of
+from .transformers_names import OFFSETS_KEY, evidence
+from .transformers_source import read_transformers
 
-#: Number of the shard, of its part, and how many parts it has.
-FILE_NAME: Final = re.compile(r"shard-(\d{5})-model-(\d{5})-of-(\d{5})\.safetensors")
-OFFSETS_KEY: Final = "DCP_SHARDING_INFO"
 #: Families that transformers has a plan for, among those with a table.
 _FAMILIES: Final = (
     "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "phi", "phi3",
@@ -217,86 +211,9 @@ def _stacked(module: str, held: list[Rule], rules: Rules) -> Iterator[Whole]:
         )
 
 
-def _evidence(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(n for n in names if FILE_NAME.fullmatch(n))
-
-
-def _read(folder: Folder, model: Model | None) -> Source:
-    """Names stay those of the running model, which transformers loads as well."""
-    model = model_of(folder, model)
-    boxes: dict[str, list[tuple[int, ...]]] = {}
-    kinds: dict[str, str] = {}
-    held = []
-    for file in _evidence(folder.files()):
-        found = contents(folder, file)
-        offsets = _offsets(found.metadata, folder.path(file))
-        tensors = []
-        for name, stored in found.tensors.items():
-            at = offsets.get(name)
-            if at is None or len(at) != len(stored.shape):
-                raise DamagedFileError(f"{folder.path(file)} does not say where {name} begins")
-            ends = tuple(a + n for a, n in zip(at, stored.shape, strict=True))
-            boxes.setdefault(name, []).append(ends)
-            kinds.setdefault(name, stored.dtype)
-            box = tuple(zip(at, ends, strict=True))
-            chunk = Chunk(tensor=name, box=box, at=(0,) * len(box))
-            tensors.append(msgspec.structs.replace(stored, chunks=(chunk,)))
-        held.append(SourceFile(name=file, tensors=tuple(tensors), rank=_rank(file)))
-    ranks = [f.rank for f in held]
-    if ranks != list(range(len(held))):
-        raise DamagedFileError(f"{folder.path('')} lacks shards: it has {shown(tuple(f.name for f in held))}")
-    shapes = {name: tuple(map(max, zip(*ends, strict=True))) for name, ends in boxes.items()}
-    logical = {name: LogicalTensor(dtype=kinds[name], shape=shape) for name, shape in shapes.items()}
-    _check_whole(folder, model, logical)
-    return Source(
-        format="transformers",
-        folder=folder,
-        model=model,
-        tensors=logical,
-        files=tuple(held),
-        tp_size=len(held),
-    )
-
-
-def _check_whole(folder: Folder, model: Model, tensors: dict[str, LogicalTensor]) -> None:
-    """The files do not say how many there are: without the last one, every tensor would only seem smaller."""
-    rules = Rules(model, tensors)
-    for name, tensor in tensors.items():
-        try:
-            rule = rules.rule(name)
-        except DamagedFileError as error:
-            raise InconsistentShardsError(f"{folder.path('')} lacks its last shards: {error}") from None
-        if rule.role == "embedding" and tensor.shape[0] < rules.geometry.vocab:
-            raise InconsistentShardsError(
-                f"{folder.path('')} lacks its last shards: {name} has {tensor.shape[0]} rows for "
-                f"{rules.geometry.vocab} tokens"
-            )
-
-
-def _rank(file: str) -> int:
-    match = FILE_NAME.fullmatch(file)
-    assert match is not None
-    return int(match[1]) - 1
-
-
-def _offsets(metadata: dict[str, str], name: str) -> dict[str, tuple[int, ...]]:
-    try:
-        found = msgspec.json.decode(metadata[OFFSETS_KEY], type=dict[str, _Offsets])
-    except (KeyError, msgspec.DecodeError, RecursionError) as error:
-        raise DamagedFileError(f"{name} has no {OFFSETS_KEY} that can be read: {error}") from error
-    if any(at < 0 for entry in found.values() for at in entry.saved_offsets):
-        raise DamagedFileError(f"{name} has a negative offset")
-    return {key: entry.saved_offsets for key, entry in found.items()}
-
-
-class _Offsets(msgspec.Struct, frozen=True):
-    saved_offsets: tuple[int, ...]
-
-
 FORMAT: Final = Format(
     name="transformers",
-    summary="distributed shards for transformers' own tensor parallelism",
-    evidence=_evidence,
-    read=_read,
+    evidence=evidence,
+    read=read_transformers,
     write=_write,
 )

@@ -27,7 +27,7 @@ _FILE: Final = re.compile(r"model-rank-(\d+)-part-(\d+)\.safetensors")
 _FAMILIES: Final = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
 _PAD: Final = 64
 _PARAMS: Final = ("weight", "bias")
-#: vLLM's loader refuses nothing and fills nothing up: parts are for its users' disks.
+#: vLLM's loader takes parts of any size; this is the size at which vLLM itself closes them.
 _LONGEST_BYTES: Final = 5 * 2**30
 
 
@@ -108,9 +108,9 @@ def _layer(layers: Layers, layer: Layer, tp_size: int, tp_rank: int) -> Iterator
     gate_up = [Share(part="gate", units=units), Share(part="up", units=units)]
     for part, joined, shares in (("query", "qkv_proj", qkv), ("up", "gate_up_proj", gate_up)):
         for param in _PARAMS:
-            found = holder(layer, part, param)
-            if found is not None:
-                module = layers.full_name(f"{found.module.rpartition('.')[0]}.{joined}")
+            rule_held = holder(layer, part, param)
+            if rule_held is not None:
+                module = layers.full_name(f"{rule_held.module.rpartition('.')[0]}.{joined}")
                 stored = fused(f"{module}.{param}", layers, layer, param, shares)
                 assert stored is not None
                 yield stored
@@ -196,7 +196,6 @@ def _add_all(expected: Expected, roles: tuple[Role, ...], param: str, index: int
 
 FORMAT: Final = Format(
     name="vllm",
-    summary="vLLM's sharded_state",
     evidence=_evidence,
     read=_read,
     write=_write,

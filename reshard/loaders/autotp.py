@@ -22,7 +22,8 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from ..errors import CheckpointError, InconsistentShardsError, UnsupportedTargetError
 from ..messages import shown
-from .autotp_model import build, configuration, localise
+from .autotp_forward import localise
+from .autotp_model import build, configuration
 from .rank_files import RankFiles, find_rank_files
 
 #: Rotary tables, positions and causal masks (of GPT-J and GPT-Neo) that used to be saved.
@@ -114,13 +115,13 @@ def _gathered(mine: Any, tp_size: int) -> list[Any]:
     """Everybody's value, by rank."""
     if tp_size == 1:
         return [mine]
-    found: list[Any] = [None] * tp_size
-    distributed.all_gather_object(found, mine)
-    return found
+    values: list[Any] = [None] * tp_size
+    distributed.all_gather_object(values, mine)
+    return values
 
 
 def _check_one_origin(files: RankFiles, tp_size: int) -> None:
-    """Ranks may read from folders of their own, so only together they see that these are of two models."""
+    """Compare checkpoints over all ranks: each may read from a folder of its own."""
     origins = _gathered((files.manifest.origin.sha256, files.manifest.origin.name), tp_size)
     odd = next((rank for rank, origin in enumerate(origins) if origin != origins[0]), None)
     if odd is not None:
@@ -201,7 +202,7 @@ def _tie(module: nn.Module, name: str, source: nn.Parameter, files: RankFiles) -
 
 
 def _restore_buffers(module: nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `init_inference` left uninitialised, or cast, without a word: rotary tables, masks."""
+    """Restore the buffers that `init_inference` leaves uninitialised, or casts: rotary tables, masks."""
     for name, buffer in buffers.items():
         owner, _, leaf = name.rpartition(".")
         parent = module.get_submodule(owner)

@@ -1,9 +1,8 @@
-"""The model that AutoTP wraps: described as its shards are cut, built without weights, adapted to its rank.
+"""The model that AutoTP wraps: described as its shards are cut, and built without weights.
 
 Every family with a table was run with DeepSpeed 0.19.8 and transformers 5.23 to find what is said here.
 """
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ def _share_kv_heads(config: Any, tp_size: int) -> None:
     A rank with a copy of a KV head computes what it would in a model that has this head several times.
     """
     if config.model_type == "gpt_bigcode":
-        # AutoTP cuts the queries by this number and keeps the one KV head whole, whatever it is called.
+        # AutoTP cuts the queries by this number and keeps the one KV head whole, under every name of it.
         config.num_key_value_heads = config.n_head
         return
     name = "num_kv_heads" if config.model_type == "falcon" else "num_key_value_heads"
@@ -67,6 +66,11 @@ def _share_kv_heads(config: Any, tp_size: int) -> None:
 
 def build(config: Any, folder: Path, dtype: torch.dtype) -> Any:
     """The model without weights, but with its buffers, which are computed and not stored.
+
+    Args:
+        config: the model's, as `configuration` returns it.
+        folder: may hold a `generation_config.json`.
+        dtype: of the parameters.
 
     Raises:
         DamagedFileError: a configuration without a class of transformers.
@@ -91,33 +95,3 @@ def build(config: Any, folder: Path, dtype: torch.dtype) -> Any:
 def _modules_of_blocks(model: nn.Module) -> list[nn.Module]:
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return [module for blocks in lists for module in blocks.modules()]
-
-
-def localise(model: Any, tp_size: int) -> None:
-    """Tell a wrapped model what AutoTP forgets to: where its forward counts heads, it counts this rank's."""
-    if tp_size == 1:
-        return
-    match model.config.model_type:
-        case "bloom":
-            model.transformer.register_forward_pre_hook(_with_attention_mask, with_kwargs=True)
-        case "phi3":
-            for layer in model.model.layers:
-                layer.self_attn.config = copy.copy(layer.self_attn.config)
-                layer.self_attn.config.num_attention_heads //= tp_size
-        case "gpt_bigcode" if model.config.multi_query:
-            for block in model.transformer.h:
-                block.attn.num_key_value_groups //= tp_size
-
-
-def _with_attention_mask(
-    module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Give a BLOOM called without a mask one of ones: only with a mask does it slice its slopes by rank."""
-    tokens = keywords.get("input_ids", arguments[0] if arguments else None)
-    if tokens is None:
-        tokens = keywords["inputs_embeds"][..., 0]
-    if keywords.get("attention_mask") is None and len(arguments) < 3:
-        past = keywords.get("past_key_values")
-        length = tokens.shape[1] + (past.get_seq_length() if past is not None else 0)
-        keywords = keywords | {"attention_mask": torch.ones(tokens.shape[0], length, device=tokens.device)}
-    return arguments, keywords

@@ -1,8 +1,8 @@
 """Pre-shards of the `deepspeed` target, loaded into DeepSpeed's inference kernels.
 
-DeepSpeed's own loader takes whatever it finds: a key that is missing leaves uninitialised memory behind, a
+DeepSpeed's own loader checks nothing: a key that is missing leaves uninitialised memory behind, a
 shape of another degree is split or joined again, and a pickle is executed. So the tensors of a folder are
-first looked at here, without their data, and compared with what the model needs. Only then is it handed on.
+first compared here, without their data, with what the model needs.
 """
 
 import os
@@ -73,11 +73,11 @@ def _place() -> tuple[int, int]:
 
 
 def _check_transformers() -> None:
-    found = version("transformers")
-    major, minor = (int(part) for part in found.split(".")[:2])
+    release = version("transformers")
+    major, minor = (int(part) for part in release.split(".")[:2])
     if (major, minor) > _NEWEST_TRANSFORMERS:
         raise ImportError(
-            f"transformers {found} is installed, and DeepSpeed's kernels fit the models of 4.43 and older; "
+            f"transformers {release} is installed, and DeepSpeed's kernels fit the models of 4.43 and older; "
             "install 4.43.4 in an environment of its own, or load per-rank safetensors with AutoTP"
         )
 
@@ -93,7 +93,7 @@ def _meta_model(folder: Path, dtype: torch.dtype, max_out_tokens: int) -> Any:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (ValueError, KeyError, OSError) as error:
         raise DamagedFileError(f"{path} is no configuration of a known model: {error}") from error
-    # transformers 5 writes the rotary numbers under one key, of which 4.43 knows nothing.
+    # transformers 5 writes the rotary numbers under one key, which 4.43 does not read.
     rope = getattr(config, "rope_parameters", None) or {}
     for old, new in (("rotary_pct", "partial_rotary_factor"), ("rotary_emb_base", "rope_theta")):
         if new in rope:
@@ -112,7 +112,7 @@ def _inject(model: Any, folder: Path, index: Index, *, dtype: torch.dtype, max_o
         model,
         tensor_parallel={"tp_size": index.tp_size},
         replace_with_kernel_inject=True,
-        # Not the file's path: a `base_dir` inside it would win over ours, and name a machine that is gone.
+        # Not the file's path: a `base_dir` inside it would take precedence, and may name a folder elsewhere.
         checkpoint=msgspec.to_builtins(index),
         base_dir=str(folder),
         dtype=dtype,

@@ -1,7 +1,7 @@
-"""A folder of DeepSpeed pre-shards: its index, and what one rank's files hold, looked at without their data.
+"""A folder of DeepSpeed pre-shards: its index, and what one rank's files hold, without their data.
 
-Format: `ds_inference_config.json` and the PyTorch archives that it names. Our own archives carry a manifest;
-DeepSpeed's own say nothing of themselves.
+Format: `ds_inference_config.json` and the PyTorch archives that it names. Archives that this tool wrote carry
+a manifest; those that DeepSpeed wrote do not.
 """
 
 from pathlib import Path
@@ -67,8 +67,8 @@ def read_index(folder: Path) -> Index:
     names = [*tp_files, *index.checkpoints.get("non_tp", [])]
     if outside := [name for name in names if Path(name).name != name]:
         raise DamagedFileError(f"{path} names {outside[0]!r}; only files of its own folder are read")
-    if lost := [name for name in names if not (folder / name).is_file()]:
-        raise MissingFileError(f"{folder} lacks {shown(lost)}, named in {INDEX_FILE}; write it again")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise MissingFileError(f"{folder} lacks {shown(missing)}, named in {INDEX_FILE}; write it again")
     return index
 
 
@@ -97,8 +97,8 @@ def check_rank(
         _check_file(folder / file, tensors, needed, dtype)
         stored |= {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     _check_manifests(folder, manifests, index, tp_rank)
-    if lost := sorted(needed.keys() - stored.keys()):
-        raise InconsistentShardsError(f"{folder} lacks {shown(lost)}; write it again")
+    if missing := sorted(needed.keys() - stored.keys()):
+        raise InconsistentShardsError(f"{folder} lacks {shown(missing)}; write it again")
     if strange := sorted(stored.keys() - needed.keys()):
         raise InconsistentShardsError(
             f"{folder} holds {shown(strange)}, which the model of config.json lacks"
@@ -118,7 +118,7 @@ def open_tensors(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # whatever torch's zip reader, its unpickler or the system came upon
+    except Exception as error:  # any error of torch's zip reader, of its unpickler or of the system
         raise DamagedFileError(f"{path} is no file of tensors: {error}") from error
     if not isinstance(tensors, dict) or not all(
         isinstance(value, torch.Tensor) for value in tensors.values()

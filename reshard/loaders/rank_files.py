@@ -60,6 +60,11 @@ class RankFiles(msgspec.Struct, frozen=True, kw_only=True):
 def find_rank_files(folder: Path, tp_rank: int, tp_size: int) -> RankFiles:
     """The files of one rank, with headers and manifests checked; other ranks' files are not opened.
 
+    Args:
+        folder: where the files are.
+        tp_rank: the rank, from 0 on.
+        tp_size: the degree.
+
     Raises:
         MissingFileError: no shards at all, or not all of this rank's.
         InconsistentShardsError: shards of another degree, or files of this rank's name that are not its own.
@@ -86,8 +91,8 @@ def find_rank_files(folder: Path, tp_rank: int, tp_size: int) -> RankFiles:
 
 def _place(name: str) -> tuple[int, int] | None:
     """Rank and degree in a file's name."""
-    found = SHARD.fullmatch(name)
-    return (int(found[1]), int(found[2])) if found else None
+    match = SHARD.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def _own_names(folder: Path, tp_rank: int, tp_size: int) -> list[str]:
@@ -146,7 +151,9 @@ def _check_manifest(
 
 def _check_complete(folder: Path, names: list[str], manifest: Manifest, tp_rank: int) -> None:
     needed = {name for name in manifest.files if (_place(name) or (None,))[0] == tp_rank}
-    if lost := needed - set(names):
-        raise MissingFileError(f"{folder} lacks {shown(sorted(lost))}; fetch it, or cut the checkpoint again")
+    if missing := needed - set(names):
+        raise MissingFileError(
+            f"{folder} lacks {shown(sorted(missing))}; fetch it, or cut the checkpoint again"
+        )
     if strange := set(names) - needed:
         raise InconsistentShardsError(f"{folder} holds {shown(sorted(strange))} of another set; remove it")

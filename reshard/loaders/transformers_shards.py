@@ -1,7 +1,7 @@
 """What the headers of transformers' distributed shards say, and whether they make up a model.
 
 Every file gives each of its tensors the offsets of a box in the whole tensor, and nothing else: neither the
-whole shape nor the degree. Our own shards carry a manifest that has the degree.
+whole shape nor the degree. Shards that this tool wrote carry a manifest that has the degree.
 
 Source: torch 2.13 `distributed/checkpoint/_hf_utils.py` and `hf_storage.py`.
 """
@@ -17,7 +17,7 @@ import msgspec
 from safetensors import SafetensorError, safe_open
 
 from ..errors import DamagedFileError, InconsistentShardsError, MissingFileError
-from ..formats.transformers import FILE_NAME, OFFSETS_KEY
+from ..formats.transformers_names import FILE_NAME, OFFSETS_KEY
 from ..manifest import KEY, Manifest, decode
 from ..messages import shown
 
@@ -72,9 +72,9 @@ def read_shards(folder: Path) -> SavedShards:
     boxes: dict[str, list[SavedBox]] = {}
     manifests: dict[str, Manifest | None] = {}
     for name, rank in ranks.items():
-        metadata, found = _read_header(folder / name)
+        metadata, file_boxes = _read_header(folder / name)
         manifests[name] = _manifest(folder / name, metadata, rank)
-        for tensor, box in found:
+        for tensor, box in file_boxes:
             boxes.setdefault(tensor, []).append(box)
     _check_manifests(folder, manifests)
     tp_size = len(set(ranks.values()))
@@ -95,10 +95,10 @@ def check_tensors(
         InconsistentShardsError: a tensor lacks elements, has some twice, or is not the model's.
     """
     folder = shards.folder
-    lost = sorted(set(shapes) - set(shards.boxes))
-    if lost:
+    absent = sorted(set(shapes) - set(shards.boxes))
+    if absent:
         raise InconsistentShardsError(
-            f"no shard in {folder} holds {shown(lost)}; a shard is missing or of another model, or carries "
+            f"no shard in {folder} holds {shown(absent)}; a shard is missing or of another model, or carries "
             "the names of the plain checkpoint where transformers wants those of its modules"
         )
     known = [re.compile(pattern) for pattern in ignored]
@@ -163,15 +163,15 @@ def _saved_offsets(
     """Where each tensor's box begins."""
     try:
         described = json.loads(metadata[OFFSETS_KEY])
-        found = {name: tuple(described[name]["saved_offsets"]) for name in shapes}
+        offsets_by_name = {name: tuple(described[name]["saved_offsets"]) for name in shapes}
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(
             f"{file} does not say in {OFFSETS_KEY} where each of its tensors begins: {error!r}"
         ) from error
-    for name, offsets in found.items():
+    for name, offsets in offsets_by_name.items():
         if len(offsets) != len(shapes[name]) or any(type(at) is not int or at < 0 for at in offsets):
             raise DamagedFileError(f"{file} gives {name} of shape {shapes[name]} the offsets {offsets}")
-    return found
+    return offsets_by_name
 
 
 def _manifest(file: Path, metadata: Mapping[str, str], rank: int) -> Manifest | None:
@@ -193,14 +193,14 @@ def _check_manifests(folder: Path, manifests: Mapping[str, Manifest | None]) -> 
         name: (m.origin.sha256, m.tp_size, m.files) if m is not None else None
         for name, m in manifests.items()
     }
-    one = next(iter(manifests))
-    other = next((name for name in manifests if identities[name] != identities[one]), None)
-    if other is not None:
+    first_name = next(iter(manifests))
+    other_name = next((name for name in manifests if identities[name] != identities[first_name]), None)
+    if other_name is not None:
         raise InconsistentShardsError(
-            f"{one} in {folder} is {_told(manifests[one])}, and {other} is {_told(manifests[other])}; "
-            "keep the files of one set"
+            f"{first_name} in {folder} is {_told(manifests[first_name])}, and {other_name} is "
+            f"{_told(manifests[other_name])}; keep the files of one set"
         )
-    manifest = manifests[one]
+    manifest = manifests[first_name]
     missing = [name for name in (manifest.files if manifest is not None else ()) if name not in manifests]
     if manifest is not None and missing:
         raise MissingFileError(

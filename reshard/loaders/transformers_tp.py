@@ -1,9 +1,9 @@
 """Load transformers' distributed shards: every rank reads its own part, through transformers itself.
 
 transformers 5 hands a folder of `shard-RRRRR-model-*.safetensors` to torch's distributed checkpoint reader,
-which intersects boxes and takes what it finds. A hole in the shards leaves memory uninitialised without a
-word, and a stray safetensors file in the folder overrides weights. So the headers are checked here first,
-against the model that `config.json` describes.
+which intersects boxes and checks nothing. A hole in the shards leaves memory uninitialised without an error,
+and another safetensors file in the folder overrides weights. So the headers are checked here first, against
+the model that `config.json` describes.
 
 Source: transformers 5.23 `distributed/checkpoint.py` and `distributed/tensor_parallel.py`.
 """
@@ -93,7 +93,7 @@ def _load(
 ) -> transformers.PreTrainedModel:
     parallel = {"distributed_config": DistributedConfig(tp_size=world_size)} if world_size > 1 else {}
     with warnings.catch_warnings():
-        # One process without a group is meant; torch takes it for a guess.
+        # A single process without a group is intended; torch warns of it.
         warnings.filterwarnings(
             "ignore", message="torch.distributed is disabled, unavailable or uninitialized"
         )
@@ -101,7 +101,7 @@ def _load(
             model: transformers.PreTrainedModel = model_class.from_pretrained(
                 folder, dtype="auto" if dtype is None else dtype, local_files_only=True, **parallel
             )
-        except CheckpointException as error:  # it is no Exception, so every other handler would let it pass
+        except CheckpointException as error:  # it is no subclass of Exception, which other handlers catch
             cause = next(iter(error.failures.values()))[0]
             raise DamagedFileError(
                 f"{folder} has sound headers and still does not load: {cause!r}"
@@ -121,9 +121,9 @@ def _architecture(folder: Path) -> tuple[Any, Any]:
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     names = config.architectures or []
     for name in names:
-        found = getattr(transformers, name, None)
-        if found is not None:
-            return found, config
+        model_class = getattr(transformers, name, None)
+        if model_class is not None:
+            return model_class, config
     raise UnsupportedTargetError(
         f"{folder / 'config.json'} names the architectures {names}, and transformers "
         f"{transformers.__version__} has none of them; put the model's class under `architectures`"

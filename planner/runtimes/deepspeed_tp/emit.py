@@ -1,6 +1,7 @@
 """Emits the arguments of `deepspeed.init_inference`, and the script that gives them to it."""
 
 import json
+from importlib import resources
 from typing import Any, Final
 
 from planner.cost.runtime_model import Emitted
@@ -11,6 +12,8 @@ from planner.schema.plan import Plan
 from planner.tensor_parallel.policy import injection_policy
 
 CONFIG_FILE: Final = "inference_config.json"
+#: Of `reshard.loaders`, beside the script: what DeepSpeed leaves undone in the models that it cuts.
+FORWARD: Final = "autotp_forward.py"
 
 
 def inference_config(plan: Plan, graph: ModuleGraph) -> dict[str, Any]:
@@ -33,8 +36,9 @@ def emit(plan: Plan, graph: ModuleGraph) -> Emitted:
     """The arguments and the script."""
     ranks, dtype = plan.num_ranks, plan.workload.dtype
     config = json.dumps(inference_config(plan, graph), indent=1) + "\n"
+    forward = resources.files("reshard.loaders").joinpath(FORWARD).read_bytes()
     return Emitted(
-        files={CONFIG_FILE: config.encode(), SCRIPT: script("deepspeed_tp")},
+        files={CONFIG_FILE: config.encode(), SCRIPT: script("deepspeed_tp"), FORWARD: forward},
         needs="torch, transformers, accelerate, deepspeed and safetensors",
         readme=f"""CHECKPOINT may be cut beforehand; then each of the {ranks} ranks reads its own part only:
 

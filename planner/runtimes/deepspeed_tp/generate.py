@@ -7,7 +7,6 @@ Exit status: 0 done, 3 the checkpoint does not fit the plan, 4 out of memory or 
 """
 
 import contextlib
-import copy
 import json
 import os
 import re
@@ -37,6 +36,7 @@ import deepspeed
 import torch
 import transformers
 from accelerate import init_empty_weights
+from autotp_forward import localise
 from deepspeed.accelerator import get_accelerator
 from safetensors import safe_open
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -60,7 +60,7 @@ def load(checkpoint: str, offload_folder: str) -> Any:
         owner, _, leaf = name.rpartition(".")
         parent = module.get_submodule(owner)
         setattr(parent, leaf, buffer.to(parent.get_buffer(leaf).device))
-    adapt(module)
+    localise(module, NUM_RANKS)
     return module.eval()
 
 
@@ -190,30 +190,6 @@ def tie(module: Any, name: str, source: torch.Tensor) -> None:
     width, longer = divmod(source.shape[1], NUM_RANKS)
     with torch.no_grad():
         target.copy_(source.narrow(1, RANK * width + min(RANK, longer), target.shape[1]))
-
-
-def adapt(model: Any) -> None:
-    """Where a forward counts the model's heads and DeepSpeed forgets to, have it count this rank's."""
-    match model.config.model_type:
-        case "bloom":
-            model.transformer.register_forward_pre_hook(with_mask, with_kwargs=True)
-        case "phi3":
-            for layer in model.model.layers:
-                layer.self_attn.config = copy.copy(layer.self_attn.config)
-                layer.self_attn.config.num_attention_heads //= NUM_RANKS
-        case "gpt_bigcode" if model.config.multi_query:
-            for block in model.transformer.h:
-                block.attn.num_key_value_groups //= NUM_RANKS
-
-
-def with_mask(module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, Any]:
-    """Give a BLOOM a mask where generate() dropped one that hides nothing: only so slopes are cut by rank."""
-    if keywords.get("attention_mask") is None:
-        past = keywords.get("past_key_values")
-        tokens = arguments[0] if arguments else keywords["input_ids"]
-        length = tokens.shape[1] + (past.get_seq_length() if past is not None else 0)
-        keywords = keywords | {"attention_mask": tokens.new_ones(tokens.shape[0], length)}
-    return arguments, keywords
 
 
 if __name__ == "__main__":
