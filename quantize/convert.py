@@ -75,7 +75,7 @@ def check_unquantized(source: Source) -> None:
         method = said.get("quant_method", "something") if isinstance(said, dict) else "something"
         raise UnsupportedSourceError(
             f"{source.folder.path('')} is quantized already, with {method}; start from the original weights, "
-            "or give --dequantize"
+            "or give it to `dequantize`"
         )
 
 
@@ -115,7 +115,7 @@ def _check_chunks(source: Source, made: Quantization, degrees: Iterable[int]) ->
     fitting = [n for n in range(1, common + 1) if common % n == 0 and works(n)]
     raise CannotSplitError(
         f"{chunked[0]} would have chunks that are no whole rows, which no rank's part of it is made of; at "
-        f"tp_size={', '.join(map(str, wanted))} --groups {', '.join(map(str, fitting)) or '(none)'} works"
+        f"`tp_size={', '.join(map(str, wanted))}` `groups={', '.join(map(str, fitting)) or '(none)'}` works"
     )
 
 

@@ -65,7 +65,7 @@ def _config(source: Source, decisions: Mapping[str, Decision]) -> dict[str, Any]
     if source.model.model_type in OWN_LINEARS:
         raise UnsupportedTargetError(
             f"transformers replaces no Linear of {source.model.model_type}, whose class is the family's own, "
-            "by one of bitsandbytes; take --format compressed-tensors"
+            "by one of bitsandbytes; take `format='compressed-tensors'`"
         )
     return {
         "quant_method": "bitsandbytes",

@@ -44,7 +44,7 @@ def output(
     """
     form = "int-quantized" if activations else "pack-quantized"
     if activations and (bits != 8 or group_size is not None):
-        raise UnsupportedTargetError("W8A8 is 8 bits with one scale per row; give --group-size row")
+        raise UnsupportedTargetError("W8A8 is 8 bits with one scale per row; give `group_size='row'`")
 
     def derived(name: str, tensor: Logical) -> dict[str, Logical]:
         return _derived(name, tensor, bits, group_size, is_packed=not activations)
@@ -89,7 +89,7 @@ def _derived(
         works = [g for g in (256, 128, 64, 32, 16, 8) if columns % g == 0]
         raise GroupSizeError(
             f"{name} has {columns} columns, which groups of {group_size} do not divide; "
-            f"--group-size {', '.join(map(str, works)) or 'row'} would"
+            f"`group_size={', '.join(map(str, works)) or 'row'}` would"
         )
     module = name.removesuffix(".weight")
     scales = Logical(dtype=tensor.dtype, shape=(rows, 1 if group_size is None else columns // group_size))
@@ -127,7 +127,8 @@ def _config(
     if experts:
         raise UnsupportedTargetError(
             f"{experts[0]}: transformers 5.23 joins experts as it loads them, and fails to in any checkpoint "
-            "of compressed-tensors; --format bitsandbytes --exclude '*.experts.*', or --format safetensors"
+            "of compressed-tensors; take `format='bitsandbytes'` with `exclude='*.experts.*'`, or "
+            "`format='safetensors'`"
         )
     return {
         "quant_method": "compressed-tensors",
@@ -178,15 +179,15 @@ def _check_linears(source: Source, chosen: Iterable[Decision]) -> None:
         if ".experts." in decision.name:
             raise UnsupportedTargetError(
                 f"{decision.name}: transformers stacks experts, and reads no quantized ones; "
-                "--exclude '*.experts.*'"
+                "`exclude='*.experts.*'`"
             )
         if decision.module.rpartition(".")[2] == kept:
             raise UnsupportedTargetError(
                 f"{decision.name}: transformers keeps it in float32 and fails on a quantized one; "
-                f"--exclude '*.{kept}'"
+                f"`exclude='*.{kept}'`"
             )
         if decision.role in ("embedding", "position", "replicated"):
             raise UnsupportedTargetError(
                 f"{decision.name} is no Linear of a block, nor the head: transformers reads no such codes; "
-                "leave it out of --include"
+                "leave it out of `include`"
             )

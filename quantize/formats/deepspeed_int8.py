@@ -94,7 +94,7 @@ def _parts(rules: Rules, name: str, tensor: Logical, tp_size: int) -> int:
     if role not in _BY_COLUMNS:
         raise UnsupportedTargetError(
             f"{name}: DeepSpeed's int8 is for the Linears of blocks, and the {role} is none; leave it out of "
-            "--include"
+            "`include`"
         )
     if tensor.shape[1] % tp_size:
         raise CannotSplitError(
@@ -113,7 +113,7 @@ def _config(decisions: Mapping[str, Decision], tp_size: int) -> dict[str, Any]:
     if left:
         raise UnsupportedTargetError(
             f"{left[0]} would stay as it is, and DeepSpeed's int8 blocks have all their weights in int8: its "
-            "loader would quantize it with the number of groups of another; leave out --exclude"
+            "loader would quantize it with the number of groups of another; leave out `exclude`"
         )
     weights = {"num_bits": 8, "type": "int", "symmetric": True, "group_size": None}
     modules = [d.module for d in decisions.values() if d.is_quantized]

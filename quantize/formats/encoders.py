@@ -135,7 +135,7 @@ def named(name: str, box: Box) -> Iterator[None]:
         row, column = divmod(error.index, box[1][1] - box[1][0])
         raise QuantizeError(
             f"{name} is NaN or infinite at [{box[0][0] + row}, {column}], which no integer can "
-            "stand for; give --allow-nonfinite to take such weights for zero"
+            "stand for; give `allow_nonfinite` to take such weights for zero"
         ) from None
     except ScaleOverflowError as error:
         raise QuantizeError(f"{name}: {error}") from None

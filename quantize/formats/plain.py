@@ -26,7 +26,7 @@ from .base import Output
 from .encoders import FlatEncoder, RowEncoder
 
 METHOD: Final = "offload-planner"
-_NOTE: Final = "this project's runtimes decode it; `quantize --dequantize` makes a plain checkpoint of it"
+_NOTE: Final = "this project's runtimes decode it; `dequantize` makes a plain checkpoint of it"
 SCALE: Final = "weight_scale"
 MINIMUM: Final = "weight_minimum"
 
@@ -43,7 +43,7 @@ def output(scheme: Scheme, *, allow_nonfinite: bool = False) -> Output:
         )
     if not isinstance(scheme, Moq | Rows | Groups | Symmetric | SymmetricSearch | ZeroInference):
         raise UnsupportedTargetError(
-            f"the scheme {scheme.name} has a format of its own: --format bitsandbytes"
+            f"the scheme {scheme.name} has a format of its own: `format='bitsandbytes'`"
         )
     if isinstance(scheme, ZeroInference) and scheme.dim != 1:
         raise UnsupportedTargetError("the plain format takes zero-inference's groups along the input only")

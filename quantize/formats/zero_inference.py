@@ -158,7 +158,7 @@ def write_ds_config(
     """
     text = json.dumps(ds_config(source, decisions, scheme), indent=2) + "\n"
     if os.path.lexists(path) and not overwrite:
-        raise OutputExistsError(f"{path} exists; give another --output, or --overwrite")
+        raise OutputExistsError(f"{path} exists; give another `output`, or `overwrite`")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:

@@ -234,7 +234,7 @@ def _check_loadable(folder: Path) -> None:
     if said.get("quant_method") == plain.METHOD:
         raise UnsupportedSourceError(
             f"{folder} is in this project's plain format, which transformers does not load; take what "
-            "`--dequantize` makes of it, or give its scheme instead"
+            "`dequantize` makes of it, or give its scheme instead"
         )
 
 

@@ -187,7 +187,7 @@ def test_what_transformers_would_not_load_is_refused(
 def test_a_group_size_that_does_not_divide_names_those_that_do(work: Path) -> None:
     save("llama", work / "model")
     with pytest.raises(
-        GroupSizeError, match=r"96 columns.*groups of 128 do not divide; --group-size 32, 16, 8 would"
+        GroupSizeError, match=r"96 columns.*groups of 128 do not divide; `group_size=32, 16, 8` would"
     ):
         make(work / "model", work / "out", output())
     assert {p.name for p in work.iterdir()} == {"model"}
