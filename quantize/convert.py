@@ -26,6 +26,11 @@ class Quantization:
     def __init__(self, source: Source, output: Output, decisions: Mapping[str, Decision]) -> None:
         """Prepare.
 
+        Args:
+            source: the plain checkpoint.
+            output: the format.
+            decisions: of `quantize.select.decide`.
+
         Raises:
             UnsupportedSourceError: the checkpoint is quantized already.
             CheckpointError: a weight that the format has no place for.
@@ -49,9 +54,9 @@ class Quantization:
         for name, tensor in source.tensors.items():
             tensors |= self._made.get(name, {name: tensor})
         config = dict(source.model.config)
-        said = self._output.config(source, self._decisions)
-        if said is not None:
-            config["quantization_config"] = said
+        recipe = self._output.config(source, self._decisions)
+        if recipe is not None:
+            config["quantization_config"] = recipe
         model = msgspec.structs.replace(source.model, config=config)
         return msgspec.structs.replace(source, tensors=tensors, model=model)
 
@@ -70,9 +75,9 @@ def check_unquantized(source: Source) -> None:
     Raises:
         UnsupportedSourceError: the configuration says that the checkpoint is quantized.
     """
-    said = source.model.config.get("quantization_config")
-    if said:
-        method = said.get("quant_method", "something") if isinstance(said, dict) else "something"
+    recipe = source.model.config.get("quantization_config")
+    if recipe:
+        method = recipe.get("quant_method", "something") if isinstance(recipe, dict) else "something"
         raise UnsupportedSourceError(
             f"{source.folder.path('')} is quantized already, with {method}; start from the original weights, "
             "or give it to `dequantize`"
@@ -92,24 +97,24 @@ def check_chosen(source: Source, decisions: Mapping[str, Decision]) -> None:
     raise NothingToQuantizeError(f"{source.folder.path('')} has nothing to quantize{why}")
 
 
-def _check_chunks(source: Source, made: Quantization, degrees: Iterable[int]) -> None:
+def _check_chunks(source: Source, quantization: Quantization, degrees: Iterable[int]) -> None:
     """See to it that no weight is cut whose scales are of chunks that are no whole rows.
 
     Raises:
         CannotSplitError: one is; the message says how many groups would work.
     """
     rules = Rules(source.model, source.tensors)
-    coded = [rule for rule in map(rules.rule, made.derived()) if rule.outputs or rule.inputs]
+    coded = [rule for rule in map(rules.rule, quantization.derived()) if rule.outputs or rule.inputs]
     wanted = [degree for degree in degrees if degree > 1]
-    chunked = [r.name for r in coded if any(n.endswith(CHUNKS) for n in made.derived()[r.name])]
+    chunked = [r.name for r in coded if any(n.endswith(CHUNKS) for n in quantization.derived()[r.name])]
     if not wanted or not chunked:
         return
     rows = {rule.name: source.tensors[rule.name].shape[0] for rule in coded}
 
     def works(groups: int) -> bool:
         cuts = [(rule.outputs, rows[rule.name] // groups) for rule in coded]
-        made = [msgspec.structs.replace(cut, ratio=ratio) for cut, ratio in cuts if cut is not None]
-        return all(cut.works(degree) for cut in made for degree in wanted)
+        coarse = [msgspec.structs.replace(cut, ratio=ratio) for cut, ratio in cuts if cut is not None]
+        return all(cut.works(degree) for cut in coarse for degree in wanted)
 
     common = math.gcd(*rows.values())
     fitting = [n for n in range(1, common + 1) if common % n == 0 and works(n)]
@@ -149,9 +154,9 @@ def quantize(
         decisions = decide(source, include, exclude)
         decided(decisions)
         check_chosen(source, decisions)
-        made = Quantization(source, output, decisions)
-        _check_chunks(source, made, request.degrees)
-        return made
+        quantization = Quantization(source, output, decisions)
+        _check_chunks(source, quantization, request.degrees)
+        return quantization
 
     wanted = msgspec.structs.replace(request, format=output.target)
     return reshard(wanted, progress=progress, started=started, transform=transform)

@@ -177,10 +177,10 @@ class Dequantization:
 
     def _weights(self, key: str) -> Any:
         groups = self._recipe.get("config_groups") or {}
-        found = {(g.get("weights") or {}).get(key) for g in groups.values() if isinstance(g, dict)}
-        if len(found) != 1:
-            raise UnsupportedSourceError(f"the recipe has {len(found)} values of {key}; one is expected")
-        return found.pop()
+        values = {(g.get("weights") or {}).get(key) for g in groups.values() if isinstance(g, dict)}
+        if len(values) != 1:
+            raise UnsupportedSourceError(f"the recipe has {len(values)} values of {key}; one is expected")
+        return values.pop()
 
     def _bits(self) -> int:
         return int(self._weights("num_bits"))

@@ -53,10 +53,10 @@ def _derived(name: str, tensor: Logical) -> dict[str, Logical]:
     }
 
 
-def _strips(name: str, box: Box, found: blocks.Encoded) -> Iterable[Encoded]:
+def _strips(name: str, box: Box, encoded: blocks.Encoded) -> Iterable[Encoded]:
     module = name.removesuffix(".weight")
-    yield name, box, found.codes
-    yield f"{module}.SCB", box[:1], found.scales
+    yield name, box, encoded.codes
+    yield f"{module}.SCB", box[:1], encoded.scales
     if box[0][0] == 0:
         yield f"{module}.weight_format", (), np.array(_ROW, np.uint8)
 

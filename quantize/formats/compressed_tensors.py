@@ -51,8 +51,8 @@ def output(
 
     def encoder(name: str, tensor: Logical) -> Encoder:
         def encode(box: Box, block: blocks.Block) -> Iterable[Encoded]:
-            found = _SCALES[scales].encode(block, group_size=group_size, bits=bits)
-            yield from _strips(name, box, found, bits, tensor.shape, is_packed=not activations)
+            encoded = _SCALES[scales].encode(block, group_size=group_size, bits=bits)
+            yield from _strips(name, box, encoded, bits, tensor.shape, is_packed=not activations)
 
         return RowEncoder(name, tensor.dtype, encode, allow_nonfinite=allow_nonfinite)
 
@@ -103,13 +103,13 @@ def _derived(
 
 
 def _strips(
-    name: str, box: Box, found: blocks.Encoded, bits: int, shape: tuple[int, ...], *, is_packed: bool
+    name: str, box: Box, encoded: blocks.Encoded, bits: int, shape: tuple[int, ...], *, is_packed: bool
 ) -> Iterable[Encoded]:
     module = name.removesuffix(".weight")
     rows = box[0]
-    codes = pack(found.codes, bits) if is_packed else found.codes
+    codes = pack(encoded.codes, bits) if is_packed else encoded.codes
     yield f"{module}.weight_packed" if is_packed else name, (rows, (0, codes.shape[1])), codes
-    yield f"{module}.weight_scale", (rows, (0, found.scales.shape[1])), found.scales
+    yield f"{module}.weight_scale", (rows, (0, encoded.scales.shape[1])), encoded.scales
     if is_packed and rows[0] == 0:
         yield f"{module}.weight_shape", ((0, 2),), np.ascontiguousarray(weight_shape(shape))
 
@@ -165,12 +165,12 @@ def ignored(source: Source, decisions: Mapping[str, Decision]) -> list[str]:
     _check_linears(source, [d for d in decisions.values() if d.is_quantized])
     # A tied head has no tensor of its own, and one of GPT-NeoX has another name on disk.
     has_head = any(d.is_quantized and d.role == "head" for d in decisions.values())
-    found = set() if has_head else {"lm_head"}
+    modules = set() if has_head else {"lm_head"}
     for name, decision in decisions.items():
         is_matrix = name.endswith(".weight") and len(source.tensors[name].shape) == 2
         if is_matrix and not decision.is_quantized and decision.role not in ("embedding", "position"):
-            found.add(decision.module)
-    return sorted(found)
+            modules.add(decision.module)
+    return sorted(modules)
 
 
 def _check_linears(source: Source, chosen: Iterable[Decision]) -> None:

@@ -69,9 +69,9 @@ def output(source: Source, *, tp_size: int, allow_nonfinite: bool = False) -> Ou
         numel = tensor.shape[1] // parts(name, tensor)
 
         def encode(box: Box, block: blocks.Block) -> Iterable[Encoded]:
-            found = rows.encode(block, group_numel=numel)
-            scales = found.scales.reshape(block.shape[0], -1)
-            yield name, box, found.codes
+            encoded = rows.encode(block, group_numel=numel)
+            scales = encoded.scales.reshape(block.shape[0], -1)
+            yield name, box, encoded.codes
             yield _scale(name), (box[0], (0, scales.shape[1])), scales
 
         return RowEncoder(name, tensor.dtype, encode, allow_nonfinite=allow_nonfinite)

@@ -115,7 +115,13 @@ class FlatEncoder:
 
 
 def as_block(values: NDArray[Any], dtype: str, allow_nonfinite: bool) -> blocks.Block:
-    """A strip's bits as a block of weights, its NaN and infinities as zeros where that is allowed."""
+    """A strip's bits as a block of weights.
+
+    Args:
+        values: the strip, as it is stored.
+        dtype: of the weights.
+        allow_nonfinite: take NaN and infinities for zero.
+    """
     if allow_nonfinite:
         exponent = values.dtype.type(_EXPONENT[dtype])
         values = np.where((values & exponent) == exponent, values.dtype.type(0), values)

@@ -69,8 +69,8 @@ def output(scheme: Scheme, *, allow_nonfinite: bool = False) -> Output:
 
 def _stored_shape(scheme: Scheme, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Of the scales: `[out, groups of a row]`, or one number per chunk of rows or of the flat tensor."""
-    found = scheme.scale_shape(shape)
-    return found[:2] if isinstance(scheme, ZeroInference) else found
+    shape_of_scales = scheme.scale_shape(shape)
+    return shape_of_scales[:2] if isinstance(scheme, ZeroInference) else shape_of_scales
 
 
 def scale_param(scheme: Scheme, shape: tuple[int, ...]) -> str:
@@ -87,8 +87,8 @@ def _derived(name: str, tensor: Logical, scheme: Scheme) -> dict[str, Logical]:
     scales = Logical(dtype=kind, shape=_stored_shape(scheme, tensor.shape))
     codes = "int8" if scheme.is_symmetric else "uint8"
     scale = f"{module}.{scale_param(scheme, tensor.shape)}"
-    made = {name: Logical(dtype=codes, shape=tensor.shape), scale: scales}
-    return made if scheme.is_symmetric else made | {f"{module}.{MINIMUM}": scales}
+    stored = {name: Logical(dtype=codes, shape=tensor.shape), scale: scales}
+    return stored if scheme.is_symmetric else stored | {f"{module}.{MINIMUM}": scales}
 
 
 def _encoder(name: str, tensor: Logical, scheme: Scheme, *, allow_nonfinite: bool) -> Encoder:
@@ -99,8 +99,8 @@ def _encoder(name: str, tensor: Logical, scheme: Scheme, *, allow_nonfinite: boo
         scale = f"{name.removesuffix('.weight')}.{scale_param(scheme, tensor.shape)}"
 
         def part(block: blocks.Block, scales: Any, first: int) -> NDArray[np.int8]:
-            found: NDArray[np.int8] = formula.encode_part(block, scales, group_numel=numel, first=first)
-            return found
+            codes: NDArray[np.int8] = formula.encode_part(block, scales, group_numel=numel, first=first)
+            return codes
 
         return FlatEncoder(
             name, tensor, numel, formula.scale, part, lambda s: keep(s).reshape(-1), scale,
@@ -127,11 +127,11 @@ def _encode(scheme: Scheme, block: blocks.Block) -> blocks.Encoded:
             raise UnsupportedTargetError(f"the scheme {scheme.name} is not encoded by rows")
 
 
-def _strips(name: str, box: Box, found: blocks.Encoded) -> Iterable[Encoded]:
+def _strips(name: str, box: Box, encoded: blocks.Encoded) -> Iterable[Encoded]:
     module = name.removesuffix(".weight")
-    yield name, box, found.codes
+    yield name, box, encoded.codes
     height = box[0][1] - box[0][0]
-    for table, kept in ((SCALE, found.scales), (MINIMUM, found.minimum)):
+    for table, kept in ((SCALE, encoded.scales), (MINIMUM, encoded.minimum)):
         if kept is not None:
             flat = kept.reshape(height, -1)
             yield f"{module}.{table}", (box[0], (0, flat.shape[1])), flat

@@ -136,6 +136,18 @@ def add_squared_misses(
 
     Weights from `begin` to `end`, a multiple of `LANES` later; factors from `first` to `last`, a multiple of
     `TOGETHER` later. `low` and `high` are the extreme codes in parts.
+
+    Args:
+        _typing: numba's typing context; callers leave it out.
+        weights: int16, flat.
+        begin: of the part.
+        end: of the part, a multiple of `LANES` behind `begin`.
+        low: the least code in parts.
+        high: the greatest code in parts.
+        factors: int16.
+        first: of the factors that are taken.
+        last: the end of them, a multiple of `TOGETHER` behind `first`.
+        sums: added to, float64, one for each factor.
     """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -156,7 +168,17 @@ def add_squared_misses(
 
 @_intrinsic
 def code_products(_typing: Any, weights: Any, begin: Any, end: Any, low: Any, high: Any, factor: Any) -> Any:
-    """The sums of weights in parts times their codes, and of squared codes, as int32; arguments as above."""
+    """The sums of weights in parts times their codes, and of squared codes, as int32; arguments as above.
+
+    Args:
+        _typing: numba's typing context; callers leave it out.
+        weights: int16, flat.
+        begin: of the part.
+        end: of the part, a multiple of `LANES` behind `begin`.
+        low: the least code in parts.
+        high: the greatest code in parts.
+        factor: int16.
+    """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         loop = _Loop(context, builder, signature.args, args)

@@ -117,6 +117,11 @@ def predictions(
     Windows overlap by half and the second half of each is used (the first window: all), so every token, those
     of the first window excepted, is predicted from at least half a window before it.
 
+    Args:
+        model: a causal language model.
+        tokens: of the text, int64, flat.
+        window: tokens of one forward.
+
     Yields:
         How many tokens were predicted before, float32 logits [positions, vocabulary], the tokens there.
     """
@@ -124,8 +129,8 @@ def predictions(
     for start in range(0, len(tokens), step):
         end = min(start + window, len(tokens))
         if done < end - 1:
-            found = model(tokens[None, start:end], use_cache=False).logits[0, done - start : end - 1 - start]
-            yield done, found.float(), tokens[done + 1 : end]
+            logits = model(tokens[None, start:end], use_cache=False).logits[0, done - start : end - 1 - start]
+            yield done, logits.float(), tokens[done + 1 : end]
             done = end - 1
 
 
@@ -169,10 +174,10 @@ def _tokens(checkpoint: Path, text: Path, limit: int | None) -> Any:
             f"{checkpoint} has no tokenizer that loads ({str(error).splitlines()[0]}); put its files there"
         )
     # The tokenizer warns of texts longer than its model's window, which are what this is made for.
-    found = tokenizer(words, verbose=False)["input_ids"][:limit]
-    if len(found) < 2:
-        _refuse(f"{text} has {len(found)} tokens; at least 2 are needed, one to predict the other")
-    return np.array(found, np.int64)
+    ids = tokenizer(words, verbose=False)["input_ids"][:limit]
+    if len(ids) < 2:
+        _refuse(f"{text} has {len(ids)} tokens; at least 2 are needed, one to predict the other")
+    return np.array(ids, np.int64)
 
 
 def _window(config: Any, wanted: int) -> int:

@@ -95,7 +95,14 @@ class ZeroInferenceLaw(Law):
     def why_not(
         self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
     ) -> str | None:
-        """Quantized weights need float16, and a Linear that DeepSpeed quantizes."""
+        """Quantized weights need float16, and a Linear that DeepSpeed quantizes.
+
+        Args:
+            graph: of the whole model.
+            profile: the machine.
+            workload: its dtype counts.
+            settings: the way to run.
+        """
         if settings.weight_bits is None:
             return None
         if workload.dtype != "float16":
@@ -120,7 +127,16 @@ class ZeroInferenceLaw(Law):
         settings: Settings,
         profile: HardwareProfile,
     ) -> Movement:
-        """See `planner.runtimes.base.Law.movement`."""
+        """See `planner.runtimes.base.Law.movement`.
+
+        Args:
+            num_bytes: of the tensors, as they are kept.
+            num_tensors: that are fetched one by one.
+            lives: `cpu`, `disk` or `peers`.
+            executes: the GPU.
+            settings: the way to run.
+            profile: the machine.
+        """
         per_tensor = _times(profile.host.op_overhead_s, _OPS_PER_TENSOR)
         quantities: list[Quantity] = [per_tensor]
         seconds = 0.0
@@ -135,7 +151,14 @@ class ZeroInferenceLaw(Law):
     def buffers(
         self, graph: ModuleGraph, profile: HardwareProfile, workload: Workload, settings: Settings
     ) -> Buffers:
-        """The store of all parts, what is fetched ahead, and the vectors that every rank keeps."""
+        """The store of all parts, what is fetched ahead, and the vectors that every rank keeps.
+
+        Args:
+            graph: as the rank holds it.
+            profile: the machine.
+            workload: its dtype counts.
+            settings: the way to run.
+        """
         sizes, ranks = self.sizes or sizes_for(graph), settings.num_ranks
         itemsize = DTYPE_BYTES[workload.dtype]
         found = parameters(graph)
@@ -164,7 +187,13 @@ class ZeroInferenceLaw(Law):
     def streamed_peaks(
         self, graph: ModuleGraph, workload: Workload, live: Callable[[Node, str], int | None]
     ) -> Mapping[str, Mapping[str, int]]:
-        """What is there beyond `max_live`, which `buffers` has, beside the activations of that moment."""
+        """What is there beyond `max_live`, which `buffers` has, beside the activations of that moment.
+
+        Args:
+            graph: as the rank holds it.
+            workload: its dtype counts.
+            live: a node and a phase → activations while its own code runs, or None where it does not.
+        """
         peaks: dict[str, dict[str, int]] = {}
         for excess in self._excesses(graph):
             staged = DTYPE_BYTES[workload.dtype] * excess.num_elements
@@ -184,7 +213,14 @@ class ZeroInferenceLaw(Law):
     def load_s(
         self, *, read_bytes: int, device_bytes: int, settings: Settings, profile: HardwareProfile
     ) -> float:
-        """One rank reads; every parameter passes through the GPUs and goes back as each rank's part."""
+        """One rank reads; every parameter passes through the GPUs and goes back as each rank's part.
+
+        Args:
+            read_bytes: of the whole checkpoint.
+            device_bytes: of weights that live on the GPU; all pass through it anyway.
+            settings: the way to run.
+            profile: the machine.
+        """
         back, disk = profile.device_to_host, profile.disk
         (store,) = settings.streams_from
         seconds = read_and_copy_s(profile, read_bytes=read_bytes, device_bytes=read_bytes)
@@ -209,7 +245,16 @@ def way(
     kv_cache: str = "device",
     weight_bits: int | None = None,
 ) -> Settings:
-    """A way to run with the parts kept in `store`; copies from pageable memory are waited for."""
+    """A way to run with the parts kept in `store`; copies from pageable memory are waited for.
+
+    Args:
+        label: in words, for a table.
+        store: where the parts are kept: `cpu`, `disk` or `peers`.
+        num_ranks: processes, one per GPU.
+        pinned: whether copies in host memory are pinned.
+        kv_cache: `device` or `offloaded`.
+        weight_bits: width to which weights are quantized, or None.
+    """
     return Settings(
         runtime=ZeroInferenceLaw.name,
         label=label,
