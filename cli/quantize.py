@@ -1,4 +1,4 @@
-"""The `quantize` command: a checkpoint in, integers and scales out; or the other way round."""
+"""The `quantize` command: quantize a checkpoint, decode one, or measure the errors."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What quantization costs, as tables."""
+"""Errors of quantization, as tables."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final

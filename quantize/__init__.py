@@ -1,4 +1,4 @@
-"""How tensors are encoded as integers and scales, there and back, and what it costs.
+"""Quantization of checkpoints: encode weights as integers and scales, decode them, and measure the errors.
 
     from quantize import Request, quantize, report
 

@@ -1,4 +1,4 @@
-"""The functions that this package exports: quantize a checkpoint, decode one, and measure what it costs."""
+"""The functions that this package exports: quantize a checkpoint, decode one, and measure the errors."""
 
 from collections.abc import Callable, Mapping
 from functools import cache

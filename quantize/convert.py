@@ -1,4 +1,4 @@
-"""A checkpoint into a quantized one: streamed, bounded, resumable, on `reshard`'s machinery."""
+"""Quantize a checkpoint: streamed, in bounded memory and resumable, by means of `reshard`."""
 
 import math
 from collections import Counter
@@ -21,7 +21,7 @@ from .select import Decision, decide, quantized
 
 
 class Quantization:
-    """What becomes of a checkpoint: a `reshard.encoding.Transform`."""
+    """The `reshard.encoding.Transform` that quantizes a checkpoint."""
 
     def __init__(self, source: Source, output: Output, decisions: Mapping[str, Decision]) -> None:
         """Prepare.
@@ -40,7 +40,7 @@ class Quantization:
         self._made = {name: self._derived(name) for name in quantized(decisions)}
 
     def _derived(self, name: str) -> dict[str, Logical]:
-        """What stands in the place of a weight; schemes, which know shapes only, get its name."""
+        """The tensors that replace a weight; errors of schemes, which know shapes only, get its name."""
         try:
             return self._output.derived(name, self._source.tensors[name])
         except GroupSizeError as error:
@@ -49,7 +49,7 @@ class Quantization:
             raise GroupSizeError(f"{name}: {error}") from None
 
     def apply(self, source: Source) -> Source:
-        """The source with codes and scales in the place of weights, and a configuration that says so."""
+        """The source with codes and scales instead of weights, and the recipe in its configuration."""
         tensors: dict[str, Logical] = {}
         for name, tensor in source.tensors.items():
             tensors |= self._made.get(name, {name: tensor})
@@ -70,7 +70,7 @@ class Quantization:
 
 
 def check_unquantized(source: Source) -> None:
-    """See to it that nothing is quantized twice.
+    """Check that the checkpoint is not quantized already.
 
     Raises:
         UnsupportedSourceError: the configuration says that the checkpoint is quantized.
@@ -85,7 +85,7 @@ def check_unquantized(source: Source) -> None:
 
 
 def check_chosen(source: Source, decisions: Mapping[str, Decision]) -> None:
-    """See to it that something is quantized: a copy that calls itself quantized helps nobody.
+    """Check that at least one tensor is chosen; otherwise the output would be a plain copy.
 
     Raises:
         NothingToQuantizeError: no tensor is chosen.
@@ -98,7 +98,7 @@ def check_chosen(source: Source, decisions: Mapping[str, Decision]) -> None:
 
 
 def _check_chunks(source: Source, quantization: Quantization, degrees: Iterable[int]) -> None:
-    """See to it that no weight is cut whose scales are of chunks that are no whole rows.
+    """Check that no weight is cut over ranks whose chunks are not whole rows.
 
     Raises:
         CannotSplitError: one is; the message says how many groups would work.

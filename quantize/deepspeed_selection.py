@@ -150,7 +150,7 @@ def _passed_over(weight: Weight) -> Refusal | None:
 
 
 def check_shape(shape: tuple[int, ...], scheme: ZeroInference, *, itemsize_bytes: int = 2) -> None:
-    """See to it that groups tile a weight and that its codes fill whole elements of the model's dtype.
+    """Check that groups tile a weight and that its codes fill whole elements of the model's dtype.
 
     Args:
         shape: of the weight, [out, in].

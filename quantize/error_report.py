@@ -1,4 +1,4 @@
-"""What quantization costs: the errors of tensors and of predictions, as a value that a notebook shows."""
+"""The errors of tensors and of predictions, as a value that a notebook shows as a table."""
 
 from html import escape
 from pathlib import Path

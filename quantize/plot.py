@@ -1,6 +1,6 @@
-"""Pictures of what quantization costs: the error of every weight, by layer and kind of module.
+"""Plots of quantization errors: the error of every weight, by layer and kind of module.
 
-matplotlib is not needed for anything else and is imported when a picture is asked for.
+matplotlib is not needed for anything else and is imported when a plot is asked for.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The one shape of every quantized format: what becomes of a weight, and what the configuration says."""
+"""The interface of every quantized format: what replaces a weight, and what the configuration contains."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

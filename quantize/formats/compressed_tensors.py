@@ -179,12 +179,12 @@ def _check_linears(source: Source, chosen: Iterable[Decision]) -> None:
         if ".experts." in decision.name:
             raise UnsupportedTargetError(
                 f"{decision.name}: transformers stacks experts, and reads no quantized ones; "
-                "`exclude='*.experts.*'`"
+                "leave them out: `exclude='*.experts.*'`"
             )
         if decision.module.rpartition(".")[2] == kept:
             raise UnsupportedTargetError(
                 f"{decision.name}: transformers keeps it in float32 and fails on a quantized one; "
-                f"`exclude='*.{kept}'`"
+                f"leave it out: `exclude='*.{kept}'`"
             )
         if decision.role in ("embedding", "position", "replicated"):
             raise UnsupportedTargetError(

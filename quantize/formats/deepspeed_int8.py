@@ -8,7 +8,7 @@ Other groups are not written: the kernel decodes whole rows, and a group of seve
 GroupQuantizer's table has three columns, `[out_r, 3]`, where the kernel reads the first `out_r` numbers and
 the loader gives the rest to shards that it cuts in two. Those were not the scales that the codes were made
 with. They are left out here, so that DeepSpeed's loader stops at another degree ("larger TP-size") where it
-would load wrong weights in silence.
+would silently load wrong weights.
 
 DeepSpeed 0.19.8 does not run them: `init_inference` refuses `dtype=torch.int8` before it comes to its loader.
 

@@ -1,4 +1,4 @@
-"""What the encoders of all formats share: strips as blocks of weights, and non-finite weights by name."""
+"""Shared by the encoders of all formats: strips as blocks of weights, and errors that name the tensor."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

@@ -1,8 +1,8 @@
-"""`safetensors`: this project's own plain form, for runtimes that decode while they stream: int8 and scales.
+"""`safetensors`: this project's own format, int8 codes and scales, for runtimes that decode while streaming.
 
-`weight` keeps its name and shape; `weight_scale`, and `weight_minimum` where codes are not symmetric, stand
-beside it; `weight_chunk_scale` where chunks are no whole rows. `quantization_config` has the scheme. Shards
-of any degree can be cut from it, if no group is.
+`weight` keeps its name and shape. `weight_scale` is stored beside it, and `weight_minimum` where codes are
+not symmetric; `weight_chunk_scale` where chunks are not whole rows. `quantization_config` has the scheme.
+Shards of any degree can be cut from it, as long as no group is cut.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -1,4 +1,4 @@
-"""What the formulas have in common whose scale follows from the largest absolute value of a group."""
+"""Shared by the formulas whose scale follows from the largest absolute value of a group."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Blocks of weights, as every formula takes and gives them.
+"""Blocks of weights: the arguments and results of every formula.
 
 A block is a C-contiguous numpy array, of a whole tensor or of a part that holds whole groups. Its dtype is
 float32, float16, or uint16 for the bits of bfloat16, which numpy does not have. Scales and minima that a

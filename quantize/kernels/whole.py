@@ -1,4 +1,4 @@
-"""Arithmetic of 16-bit whole numbers as vectors have instructions for it, inside compiled loops.
+"""16-bit integer arithmetic with vector instructions, inside compiled loops.
 
 A group's weights are kept as 16 bits of its largest one. A weight times a factor, shifted right by 16, is the
 weight in 64ths of a code; from there codes and errors follow exactly, in vectors twice as long as float32's.

@@ -1,4 +1,4 @@
-"""ZeRO-Inference's codes as an `Output`: DeepSpeed makes them as it loads, and no file holds them.
+"""ZeRO-Inference's codes as an `Output`: DeepSpeed makes them while loading, and no file contains them.
 
 The 8-bit ones along the input are the plain format's; these are the others: 4 bits, and groups of rows.
 """

@@ -1,4 +1,4 @@
-"""Sums over weights and their errors, and what is said of them."""
+"""Sums over weights and their errors, and the measures derived from them."""
 
 import math
 from typing import Final

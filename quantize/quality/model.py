@@ -1,4 +1,4 @@
-"""What quantization does to a model's predictions: logits and perplexity, against the plain model.
+"""Errors of a quantized model's predictions, compared with the plain model: logits and perplexity.
 
 Both models run on the CPU under transformers, one after the other in child processes, so one model at a time
 is in memory. A quantized folder is loaded as its users load it. A format or scheme is measured without one:
@@ -239,7 +239,7 @@ def _check_loadable(folder: Path) -> None:
 
 
 def _run(checkpoint: Path, options: list[str], work: Path, jobs: int, what: str) -> dict[str, Any]:
-    """Run a child to its end; its last words become the error."""
+    """Run a child process to its end; the last line of its standard error becomes the error message."""
     report = work / "report.json"
     command = [sys.executable, "-m", "quantize.quality.predictions", str(checkpoint.resolve()), *options]
     command += ["--shared", str(work), "--report", str(report)]
@@ -250,7 +250,7 @@ def _run(checkpoint: Path, options: list[str], work: Path, jobs: int, what: str)
         result: dict[str, Any] = json.loads(report.read_bytes())
         return result
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    last = lines[-1] if lines else "it said nothing"
+    last = lines[-1] if lines else "it printed no error"
     if done.returncode == _REFUSED:
         raise UnsupportedSourceError(last)
     how = (

@@ -135,7 +135,7 @@ def predictions(
 
 
 def _load(checkpoint: Path, dtype: str) -> Any:
-    # Random numbers in the place of missing weights would be measured in all earnest.
+    # Missing weights would be random numbers, and the measured error meaningless.
     load: Any = transformers.AutoModelForCausalLM.from_pretrained
     model, info = load(checkpoint, dtype=getattr(torch, dtype), output_loading_info=True)
     for problem in ("missing_keys", "mismatched_keys"):
@@ -164,7 +164,7 @@ def _tokens(checkpoint: Path, text: Path, limit: int | None) -> Any:
         words = text.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         _refuse(f"{text} is no UTF-8 text: {error.reason} at byte {error.start}")
-    # From a folder without one, transformers makes a tokenizer that knows no words and fails at none.
+    # Without a tokenizer's files transformers builds an empty tokenizer instead of failing.
     if not any(path.name.startswith(_TOKENIZERS) for path in checkpoint.iterdir()):
         _refuse(f"{checkpoint} has no tokenizer; put its files there, such as tokenizer.json")
     try:

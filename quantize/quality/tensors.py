@@ -1,4 +1,4 @@
-"""The error of every tensor: encoded, decoded and compared as it streams by, and nothing is written."""
+"""The error of every tensor: encoded, decoded and compared while it is streamed; nothing is written."""
 
 import hashlib
 import math
@@ -33,7 +33,7 @@ _STRIP_BYTES: Final = 8 << 20
 
 
 class TensorError(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one tensor. Sums are of the finite weights.
+    """The error of one tensor. Sums are of the finite weights.
 
     Attributes:
         decision: its name, its role, whether it is quantized, and why or why not.
@@ -116,7 +116,7 @@ def tensor_errors(
     progress: Callable[[int], None] = lambda _: None,
     started: Callable[[int], None] = lambda _: None,
 ) -> tuple[TensorError, ...]:
-    """Quantize every tensor in memory, decode it, and say how far it is from what it was.
+    """Quantize every tensor in memory, decode it, and measure the error.
 
     Strips of rows are read by several threads into buffers that `memory_bytes` bounds, whatever the model's
     size. The decoded weights are rounded to the checkpoint's dtype, as a runtime in that dtype does.

@@ -52,6 +52,7 @@ def test_every_export_is_there_and_no_submodule_takes_its_place() -> None:
     for name, value in exports.items():
         assert getattr(quantize, name) is value
     assert set(quantize.__all__) <= set(dir(quantize))
+    assert (Path(quantize.__path__[0]) / "py.typed").is_file()
     assert quantize.__version__ == metadata.version("offload-planner")
     assert issubclass(quantize.InvalidRequestError, quantize.QuantizeError)
     with pytest.raises(AttributeError, match="no attribute 'quantise'"):
