@@ -1,30 +1,23 @@
-"""The `quantize` command: a checkpoint in, integers and scales out; or the other way round."""
+"""The `quantize` command: quantize a checkpoint, decode one, or measure the errors."""
 
-import os
 import sys
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from planner.sizes import format_bytes, format_seconds
+from quantize import FORMAT_NAMES, SCHEME_NAMES
 
 from .options import output_options
 from .params import Size
 from .program import run_program
 from .progress import byte_bar
-from .quantize_choice import FORMATS, SCHEMES, choose_format, choose_output, choose_scheme
+from .quantize_flags import flags_in_errors, request_from, with_flags
 from .render import Column, show_facts, show_json, show_table, show_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from quantize.formats.base import Output
-    from quantize.scheme import Scheme
-    from quantize.select import Decision
-    from reshard.formats.base import Source
-    from reshard.job import Request
+    from quantize import Quantized
     from reshard.run import Report
 
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -49,9 +42,9 @@ class _GroupSize(click.ParamType):  # type: ignore[type-arg]  # generic only in 
 )
 @click.argument("checkpoint")
 @click.option(
-    "--scheme", type=click.Choice(SCHEMES), help="How groups are encoded.  [default: symmetric-search]"
+    "--scheme", type=click.Choice(SCHEME_NAMES), help="How groups are encoded.  [default: symmetric-search]"
 )
-@click.option("--format", "format_name", type=click.Choice(FORMATS), help="What to write.")
+@click.option("--format", "format_name", type=click.Choice(FORMAT_NAMES), help="What to write.")
 @click.option("--bits", type=click.Choice(["8", "4"]), default="8", show_default=True)
 @click.option("--group-size", type=_GroupSize(), help="Weights per scale along the input, or `row`.")
 @click.option(
@@ -96,69 +89,37 @@ def command(**options: Any) -> None:
 
     Exit status: 0 done; 2 usage; 3 bad input, or no room; 4 runtime failure.
     """
-    if options["plain"] is not None:
-        _dequantize(options)
-        return
-    from reshard.job import open_source
+    with flags_in_errors():
+        if options["plain"] is not None:
+            _dequantize(options)
+        elif options["report"] or options["text"] or options["plot"]:
+            from .quantize_report import show_errors
 
-    scheme, name = choose_scheme(options), choose_format(options)
-    # Most choices need no look at the checkpoint, and what is remote is not opened twice.
-    source = cache(lambda: open_source(options["checkpoint"]))
-    if options["report"] or options["text"] or options["plot"]:
-        from .quantize_report import show_errors
-
-        is_named = options["format_name"] not in (None, "zero-inference")
-        show_errors(source(), choose_output(name, scheme, options, source) if is_named else scheme, options)
-    elif name == "zero-inference":
-        _write_ds_config(source(), scheme, options)
-    else:
-        request = _request(options, "int" + options["bits"])
-        output = choose_output(name, scheme, options, source)
-        _quantize(request, output, options, lambda: output.notes(source()))
+            show_errors(options)
+        else:
+            _quantize(options)
 
 
-def _request(options: dict[str, Any], suffix: str) -> "Request":
-    from reshard.job import Request
+def _quantize(options: dict[str, Any]) -> None:
+    from quantize import quantize
 
-    folder = Path(os.path.abspath(options["checkpoint"]))
-    return Request(
-        source=options["checkpoint"],
-        output=options["output"] or folder.with_name(f"{folder.name}-{suffix}"),
-        degrees=(options["tp"] or 1,),
-        format="huggingface",
-        memory_bytes=options["memory"],
-        jobs=options["jobs"] or min(8, os.cpu_count() or 1),
-        max_shard_bytes=options["max_shard_size"],
-        overwrite=options["overwrite"],
-    )
-
-
-def _quantize(
-    request: "Request", output: "Output", options: dict[str, Any], notes: "Callable[[], tuple[str, ...]]"
-) -> None:
-    from quantize.convert import quantize
-
-    decided: dict[str, Decision] = {}
     with byte_bar("quantizing", is_shown=not options["as_json"]) as bar:
-        report = quantize(
-            request,
-            output,
-            include=options["include"],
-            exclude=options["exclude"],
-            progress=bar.advance,
-            started=lambda job: bar.expect(sum(c.read_bytes for c in job.copies)),
-            decided=decided.update,
-        )
-    if options["as_json"]:
-        show_json({"report": report, "decisions": list(decided.values()), "notes": notes()})
+        done = quantize(request_from(options), progress=bar.advance, started=bar.expect)
+    notes = [with_flags(note) for note in done.notes]
+    decisions = list(done.decisions)
+    if done.report is None:
+        _show_ds_config(done, notes, as_json=options["as_json"])
         return
-    _show_report(report, output.name)
-    alike: dict[tuple[bool, str], list[Decision]] = {}
-    for decision in decided.values():
-        alike.setdefault((decision.is_quantized, decision.reason), []).append(decision)
+    if options["as_json"]:
+        show_json({"report": done.report, "decisions": decisions, "notes": notes})
+        return
+    _show_report(done.report, done.format)
+    alike: dict[tuple[bool, str], list[str]] = {}
+    for decision in decisions:
+        alike.setdefault((decision.is_quantized, decision.reason), []).append(decision.name)
     rows = [
-        (str(len(of)), "quantized" if is_quantized else "kept", of[0].name, reason)
-        for (is_quantized, reason), of in sorted(alike.items(), key=lambda item: not item[0][0])
+        (str(len(names)), "quantized" if is_quantized else "kept", names[0], reason)
+        for (is_quantized, reason), names in sorted(alike.items(), key=lambda item: not item[0][0])
     ]
     columns = (
         Column("tensors", is_number=True),
@@ -167,43 +128,23 @@ def _quantize(
         Column("why", wraps=True),
     )
     show_table(columns, rows)
-    show_text(*(f"Note: {note}." for note in (*notes(), *report.notes)))
+    show_text(*(f"Note: {note}." for note in (*notes, *done.report.notes)))
 
 
-def _write_ds_config(source: "Source", scheme: "Scheme", options: dict[str, Any]) -> None:
-    from quantize.formats.zero_inference import fitting_scheme, notes, write_ds_config
-    from quantize.scheme import ZeroInference
-    from quantize.select import decide
-
-    if not isinstance(scheme, ZeroInference):
-        raise click.UsageError(f"--scheme {scheme.name} is not ZeRO-Inference's.")
-    if options["output"] is None:
-        raise click.UsageError("Say where the DeepSpeed configuration goes: --output ds_config.json")
-    decisions = decide(source, options["include"], options["exclude"])
-    if options["group_size"] is None:
-        scheme = fitting_scheme(source, decisions, scheme.bits, dim=scheme.dim)
-    write_ds_config(options["output"], source, decisions, scheme, overwrite=options["overwrite"])
-    count = sum(d.is_quantized for d in decisions.values())
-    if options["as_json"]:
-        show_json(
-            {"output": options["output"], "decisions": list(decisions.values()), "notes": notes(scheme)}
-        )
+def _show_ds_config(done: "Quantized", notes: list[str], *, as_json: bool) -> None:
+    if as_json:
+        show_json({"output": done.output, "decisions": list(done.decisions), "notes": notes})
         return
-    show_facts([("output", str(options["output"])), ("quantized while loading", f"{count} Linears")])
-    show_text(*(f"Note: {note}." for note in notes(scheme)))
+    count = sum(decision.is_quantized for decision in done.decisions)
+    show_facts([("output", str(done.output)), ("quantized while loading", f"{count} Linears")])
+    show_text(*(f"Note: {note}." for note in notes))
 
 
 def _dequantize(options: dict[str, Any]) -> None:
-    from quantize.dequantize import dequantize
+    from quantize import dequantize
 
-    request = _request(options, options["plain"])
     with byte_bar("decoding", is_shown=not options["as_json"]) as bar:
-        report = dequantize(
-            request,
-            options["plain"],
-            progress=bar.advance,
-            started=lambda job: bar.expect(sum(c.read_bytes for c in job.copies)),
-        )
+        report = dequantize(request_from(options), options["plain"], progress=bar.advance, started=bar.expect)
     if options["as_json"]:
         show_json(report)
         return

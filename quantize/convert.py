@@ -1,4 +1,4 @@
-"""A checkpoint into a quantized one: streamed, bounded, resumable, on `reshard`'s machinery."""
+"""Quantize a checkpoint: streamed, in bounded memory and resumable, by means of `reshard`."""
 
 import math
 from collections import Counter
@@ -21,10 +21,15 @@ from .select import Decision, decide, quantized
 
 
 class Quantization:
-    """What becomes of a checkpoint: a `reshard.encoding.Transform`."""
+    """The `reshard.encoding.Transform` that quantizes a checkpoint."""
 
     def __init__(self, source: Source, output: Output, decisions: Mapping[str, Decision]) -> None:
         """Prepare.
+
+        Args:
+            source: the plain checkpoint.
+            output: the format.
+            decisions: of `quantize.select.decide`.
 
         Raises:
             UnsupportedSourceError: the checkpoint is quantized already.
@@ -35,7 +40,7 @@ class Quantization:
         self._made = {name: self._derived(name) for name in quantized(decisions)}
 
     def _derived(self, name: str) -> dict[str, LogicalTensor]:
-        """What stands in the place of a weight; schemes, which know shapes only, get its name."""
+        """The tensors that replace a weight; errors of schemes, which know shapes only, get its name."""
         try:
             return self._output.derived(name, self._source.tensors[name])
         except GroupSizeError as error:
@@ -44,14 +49,14 @@ class Quantization:
             raise GroupSizeError(f"{name}: {error}") from None
 
     def apply(self, source: Source) -> Source:
-        """The source with codes and scales in the place of weights, and a configuration that says so."""
+        """The source with codes and scales instead of weights, and the recipe in its configuration."""
         tensors: dict[str, LogicalTensor] = {}
         for name, tensor in source.tensors.items():
             tensors |= self._made.get(name, {name: tensor})
         config = dict(source.model.config)
-        said = self._output.config(source, self._decisions)
-        if said is not None:
-            config["quantization_config"] = said
+        recipe = self._output.config(source, self._decisions)
+        if recipe is not None:
+            config["quantization_config"] = recipe
         model = msgspec.structs.replace(source.model, config=config)
         return msgspec.structs.replace(source, tensors=tensors, model=model)
 
@@ -65,22 +70,22 @@ class Quantization:
 
 
 def check_unquantized(source: Source) -> None:
-    """See to it that nothing is quantized twice.
+    """Check that the checkpoint is not quantized already.
 
     Raises:
         UnsupportedSourceError: the configuration says that the checkpoint is quantized.
     """
-    said = source.model.config.get("quantization_config")
-    if said:
-        method = said.get("quant_method", "something") if isinstance(said, dict) else "something"
+    recipe = source.model.config.get("quantization_config")
+    if recipe:
+        method = recipe.get("quant_method", "something") if isinstance(recipe, dict) else "something"
         raise UnsupportedSourceError(
             f"{source.folder.path('')} is quantized already, with {method}; start from the original weights, "
-            "or give --dequantize"
+            "or give it to `dequantize`"
         )
 
 
 def check_chosen(source: Source, decisions: Mapping[str, Decision]) -> None:
-    """See to it that something is quantized: a copy that calls itself quantized helps nobody.
+    """Check that at least one tensor is chosen; otherwise the output would be a plain copy.
 
     Raises:
         NothingToQuantizeError: no tensor is chosen.
@@ -92,30 +97,30 @@ def check_chosen(source: Source, decisions: Mapping[str, Decision]) -> None:
     raise NothingToQuantizeError(f"{source.folder.path('')} has nothing to quantize{why}")
 
 
-def _check_chunks(source: Source, made: Quantization, degrees: Iterable[int]) -> None:
-    """See to it that no weight is cut whose scales are of chunks that are no whole rows.
+def _check_chunks(source: Source, quantization: Quantization, degrees: Iterable[int]) -> None:
+    """Check that no weight is cut over ranks whose chunks are not whole rows.
 
     Raises:
         CannotSplitError: one is; the message says how many groups would work.
     """
     rules = Rules(source.model, source.tensors)
-    coded = [rule for rule in map(rules.rule, made.derived()) if rule.outputs or rule.inputs]
+    coded = [rule for rule in map(rules.rule, quantization.derived()) if rule.outputs or rule.inputs]
     wanted = [degree for degree in degrees if degree > 1]
-    chunked = [r.name for r in coded if any(n.endswith(CHUNKS) for n in made.derived()[r.name])]
+    chunked = [r.name for r in coded if any(n.endswith(CHUNKS) for n in quantization.derived()[r.name])]
     if not wanted or not chunked:
         return
     rows = {rule.name: source.tensors[rule.name].shape[0] for rule in coded}
 
     def works(groups: int) -> bool:
         cuts = [(rule.outputs, rows[rule.name] // groups) for rule in coded]
-        made = [msgspec.structs.replace(cut, ratio=ratio) for cut, ratio in cuts if cut is not None]
-        return all(cut.works(degree) for cut in made for degree in wanted)
+        coarse = [msgspec.structs.replace(cut, ratio=ratio) for cut, ratio in cuts if cut is not None]
+        return all(cut.works(degree) for cut in coarse for degree in wanted)
 
     common = math.gcd(*rows.values())
     fitting = [n for n in range(1, common + 1) if common % n == 0 and works(n)]
     raise CannotSplitError(
         f"{chunked[0]} would have chunks that are no whole rows, which no rank's part of it is made of; at "
-        f"tp_size={', '.join(map(str, wanted))} --groups {', '.join(map(str, fitting)) or '(none)'} works"
+        f"`tp_size={', '.join(map(str, wanted))}` `groups={', '.join(map(str, fitting)) or '(none)'}` works"
     )
 
 
@@ -149,9 +154,9 @@ def quantize(
         decisions = decide(source, include, exclude)
         decided(decisions)
         check_chosen(source, decisions)
-        made = Quantization(source, output, decisions)
-        _check_chunks(source, made, request.degrees)
-        return made
+        quantization = Quantization(source, output, decisions)
+        _check_chunks(source, quantization, request.degrees)
+        return quantization
 
     wanted = msgspec.structs.replace(request, format=output.target)
     return reshard(wanted, progress=progress, started=started, transform=transform)

@@ -1,6 +1,6 @@
 """The `weight_quantization` block of a DeepSpeed configuration: written for chosen modules, and read. Pure.
 
-What DeepSpeed does with it is said in `quantize.deepspeed_selection`.
+See `quantize.deepspeed_selection` for what DeepSpeed does with it.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping

@@ -79,7 +79,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: the weight's.
         reason: a clause.
-        hint: what to do about it, in terms of this package's arguments; may be empty.
+        hint: what to do about it; fields of a request stand in backticks; may be empty.
         error: what to raise with it.
     """
 
@@ -117,12 +117,12 @@ def refusal(weight: Weight, scheme: ZeroInference) -> Refusal | None:
         return Refusal(
             name=weight.name,
             reason="transformers keeps it in float32, and DeepSpeed quantizes float16 only",
-            hint=f"leave it out: exclude='*.{FLOAT32[weight.model_type]}'",
+            hint=f"leave it out: `exclude='*.{FLOAT32[weight.model_type]}'`",
         )
     try:
         check_shape(weight.shape, scheme)
     except GroupSizeError as error:
-        hint = f"leave it out: exclude='{weight.name}'"
+        hint = f"leave it out: `exclude='{weight.name}'`"
         return Refusal(name=weight.name, reason=str(error), hint=hint, error=GroupSizeError)
     return None
 
@@ -132,7 +132,7 @@ def _passed_over(weight: Weight) -> Refusal | None:
         return Refusal(
             name=weight.name,
             reason="transformers stacks experts into tensors that no Linear has, which DeepSpeed passes over",
-            hint="leave them out: exclude='*.experts.*'",
+            hint="leave them out: `exclude='*.experts.*'`",
         )
     if weight.class_name.endswith("Embedding"):
         return Refusal(
@@ -150,7 +150,7 @@ def _passed_over(weight: Weight) -> Refusal | None:
 
 
 def check_shape(shape: tuple[int, ...], scheme: ZeroInference, *, itemsize_bytes: int = 2) -> None:
-    """See to it that groups tile a weight and that its codes fill whole elements of the model's dtype.
+    """Check that groups tile a weight and that its codes fill whole elements of the model's dtype.
 
     Args:
         shape: of the weight, [out, in].

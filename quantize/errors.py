@@ -7,6 +7,10 @@ class QuantizeError(CheckpointError):
     """Base class: a tensor cannot be quantized as asked; the message is a sentence for the user."""
 
 
+class InvalidRequestError(QuantizeError):
+    """A request whose fields do not go together; the message names them in backticks."""
+
+
 class InvalidSchemeError(QuantizeError):
     """A scheme whose settings contradict each other or that no formula has."""
 

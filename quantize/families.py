@@ -1,4 +1,4 @@
-"""What transformers does with the Linears of some families, which decides where quantized ones can stand.
+"""Special treatment of Linears by transformers in some families, which decides what can be quantized.
 
 Source: transformers 5.23, the `modeling_*` files of these families.
 """

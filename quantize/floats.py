@@ -100,7 +100,13 @@ def widened(_typing: Any, bits: Any) -> Any:
 
 @_intrinsic
 def rounded(_typing: Any, value: Any, like: Any) -> Any:
-    """A float32 rounded to the dtype of the raw bits `like`, ties to even, as float32."""
+    """A float32 rounded to the dtype of the raw bits `like`, ties to even, as float32.
+
+    Args:
+        _typing: numba's typing context; callers leave it out.
+        value: float32.
+        like: raw bits whose dtype is rounded to.
+    """
 
     def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         if like == types.uint32:
@@ -115,7 +121,13 @@ def rounded(_typing: Any, value: Any, like: Any) -> Any:
 
 @_intrinsic
 def narrowed(_typing: Any, value: Any, like: Any) -> Any:
-    """The raw bits, of the dtype of `like`, of a float32 that `rounded` has rounded to it."""
+    """The raw bits, of the dtype of `like`, of a float32 that `rounded` has rounded to it.
+
+    Args:
+        _typing: numba's typing context; callers leave it out.
+        value: float32, rounded already.
+        like: raw bits of the dtype that is made.
+    """
 
     def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         wide = builder.bitcast(args[0], ir.IntType(32))
@@ -167,7 +179,13 @@ def sortable(_typing: Any, bits: Any) -> Any:
 
 @_intrinsic
 def bits_of_sortable(_typing: Any, value: Any, like: Any) -> Any:
-    """The raw bits, of the dtype of `like`, of an integer that `sortable` made, however wide it is by now."""
+    """The raw bits, of the dtype of `like`, of an integer that `sortable` made, however wide it is by now.
+
+    Args:
+        _typing: numba's typing context; callers leave it out.
+        value: made by `sortable`.
+        like: raw bits of the dtype that is made.
+    """
 
     def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         kind = args[1].type

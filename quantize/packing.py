@@ -26,24 +26,36 @@ def packed_columns(columns: int, bits: int) -> int:
 
 
 def pack(codes: NDArray[np.int8], bits: int, packed: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
-    """The words int32 [rows, packed_columns] of `codes` int8 [rows, columns], in `packed` if it is given."""
+    """The words int32 [rows, packed_columns] of `codes` int8 [rows, columns], in `packed` if it is given.
+
+    Args:
+        codes: int8 [rows, columns].
+        bits: 4 or 8 per code.
+        packed: a buffer, int32 [rows, packed_columns]; None makes one.
+    """
     rows, columns = codes.shape
-    made = output(packed, (rows, packed_columns(columns, bits)), np.int32)
+    words = output(packed, (rows, packed_columns(columns, bits)), np.int32)
     per_word = 32 // bits
     if columns % per_word:
-        whole = np.full((rows, made.shape[1] * per_word), -(1 << bits - 1), np.int8)
+        whole = np.full((rows, words.shape[1] * per_word), -(1 << bits - 1), np.int8)
         whole[:, :columns] = codes
         codes = whole
-    joined = made.view(np.uint8)
+    joined = words.view(np.uint8)
     if bits == 8:
         np.bitwise_xor(codes.view(np.uint8), np.uint8(128), out=joined)
     else:
         conversion.join_nibbles(codes.reshape(-1), np.int8(8), False, joined.reshape(-1))
-    return made
+    return words
 
 
 def unpack(packed: NDArray[np.int32], bits: int, columns: int) -> NDArray[np.int8]:
-    """The codes int8 [rows, columns] in `packed` int32 [rows, packed_columns]."""
+    """The codes int8 [rows, columns] in `packed` int32 [rows, packed_columns].
+
+    Args:
+        packed: int32 [rows, packed_columns].
+        bits: 4 or 8 per code.
+        columns: codes in each row.
+    """
     joined = packed.view(np.uint8)
     if bits == 8:
         return np.ascontiguousarray(joined[:, :columns] ^ np.uint8(128)).view(np.int8)

@@ -1,6 +1,6 @@
-"""Pictures of what quantization costs: the error of every weight, by layer and kind of module.
+"""Plots of quantization errors: the error of every weight, by layer and kind of module.
 
-matplotlib is not needed for anything else and is imported when a picture is asked for.
+matplotlib is not needed for anything else and is imported when a plot is asked for.
 """
 
 import math
@@ -59,8 +59,8 @@ def points(errors: Sequence[TensorError]) -> tuple[Point, ...]:
     energies: dict[tuple[str, int, str], list[float]] = {}
     for error in errors:
         if error.decision.is_quantized:
-            found = _BLOCK.match(error.decision.module)
-            stack, block = ((found[1] or "").rstrip("."), int(found[2])) if found else ("", -1)
+            match = _BLOCK.match(error.decision.module)
+            stack, block = ((match[1] or "").rstrip("."), int(match[2])) if match else ("", -1)
             sums = energies.setdefault((stack, block, error.decision.role), [0.0, 0.0])
             sums[0] += error.weight_energy
             sums[1] += error.error_energy

@@ -1,4 +1,4 @@
-"""Which recipes of quantized checkpoints can be decoded: whatever is not known is refused, never guessed.
+"""Which quantization recipes can be decoded; an unknown one is an error that names what is unknown.
 
 Source: compressed-tensors 0.20, `quantization/quant_args.py`; transformers 5.23, `BitsAndBytesConfig`.
 """
@@ -31,7 +31,7 @@ _FORMATS: Final = ("pack-quantized", "int-quantized")
 
 
 def check_recipe(source: Source, recipe: Mapping[str, Any]) -> None:
-    """See to it that everything which the recipe and the tensors say can be decoded.
+    """Check that everything in the recipe and the tensors can be decoded.
 
     Args:
         source: the quantized checkpoint.

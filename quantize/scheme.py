@@ -18,7 +18,7 @@ class _Named(msgspec.Struct, frozen=True, kw_only=True, tag_field="name", forbid
 
     @property
     def name(self) -> str:
-        """As in `--scheme`."""
+        """By which a request names it, such as `symmetric-search`."""
         return str(self.__struct_config__.tag)
 
     @property
@@ -64,7 +64,7 @@ class Moq(_Named, frozen=True, kw_only=True, tag="moq"):
         groups = self.groups * (2 if is_doubled else 1)
         if groups > rows * columns:
             raise GroupSizeError(
-                f"{rows * columns} weights cannot be cut into {groups} groups; ask for fewer --groups"
+                f"{rows * columns} weights cannot be cut into {groups} groups; ask for fewer `groups`"
             )
         return rows * columns // groups
 

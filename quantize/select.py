@@ -60,13 +60,13 @@ def decide(source: Source, include: Iterable[str] = (), exclude: Iterable[str] =
     """
     rules = Rules(source.model, source.tensors)
     included, excluded = tuple(include), tuple(exclude)
-    found = {name: _decide(source, rules.rule(name), included, excluded) for name in source.tensors}
+    decisions = {name: _decide(source, rules.rule(name), included, excluded) for name in source.tensors}
     for pattern in (*included, *excluded):
-        if not any(_matches(pattern, d.name, d.module) for d in found.values()):
+        if not any(_matches(pattern, d.name, d.module) for d in decisions.values()):
             raise UnknownPatternError(
                 f"the pattern {pattern!r} matches no tensor of {source.folder.path('')}"
             )
-    return found
+    return decisions
 
 
 def _decide(source: Source, rule: Rule, include: tuple[str, ...], exclude: tuple[str, ...]) -> Decision:

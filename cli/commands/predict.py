@@ -122,7 +122,8 @@ def _configured(
     if not isinstance(config, dict):
         raise InvalidInputError(f"{path} must be an object, as DeepSpeed's configurations are")
     found = validate.findings(config, num_ranks=profile.num_gpus)
-    found += given.quantization_findings(model.graph, config)
+    if all(one.kind == "ignored" for one in found):
+        found += given.quantization_findings(model.graph, config)
     if any(one.kind != "ignored" for one in found):
         raise InvalidInputError(f"{path}: {'; '.join(one.sentence for one in found)}")
     dtype = given.dtype_of(config)

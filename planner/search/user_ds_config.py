@@ -65,7 +65,10 @@ def price_ds_config(
 
 
 def quantization_findings(graph: ModuleGraph, config: dict[str, Any]) -> list[Finding]:
-    """What DeepSpeed would stop at, or do in silence, in a `weight_quantization` block for this model."""
+    """What DeepSpeed would stop at, or silently ignore, in a `weight_quantization` block for this model.
+
+    The types of the configuration's blocks are checked already (`planner.runtimes.zero_inference.validate`).
+    """
     block = _quantization(config)
     found = []
     try:
@@ -105,12 +108,13 @@ def schemes_of(graph: ModuleGraph, config: dict[str, Any]) -> dict[str, ZeroInfe
     if setting:
         itemsize = DTYPE_BYTES[dtype_of(config)]
         schemes = initialized(weights, setting, itemsize_bytes=itemsize)
-        # What is tied is one parameter, the first one's.
-        for first, *others in graph.ties:
-            for fqn in others:
-                schemes.pop(fqn.rpartition(".")[0], None)
-                if first.rpartition(".")[0] in schemes:
-                    schemes[fqn.rpartition(".")[0]] = schemes[first.rpartition(".")[0]]
+        for tie in graph.ties:
+            # What is tied is one parameter, the first one's.
+            first, *others = (fqn.rpartition(".")[0] for fqn in tie)
+            for module in others:
+                schemes.pop(module, None)
+                if first in schemes:
+                    schemes[module] = schemes[first]
         return schemes
     if keys and dtype_of(config) != "float16":
         raise UnsupportedTargetError(f"post_init_quant needs float16, not {dtype_of(config)}")

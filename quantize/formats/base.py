@@ -1,4 +1,4 @@
-"""The one shape of every quantized format: what becomes of a weight, and what the configuration says."""
+"""The interface of every quantized format: what replaces a weight, and what the configuration contains."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     """A format, for one scheme.
 
     Attributes:
-        name: as in `--format`.
+        name: by which a request names it, such as `compressed-tensors`.
         target: the format of `reshard` that its files have.
         derived: a weight's name and description → the tensors that are stored in its place.
         encoder: makes the encoder of a weight.

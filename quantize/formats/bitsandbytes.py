@@ -53,10 +53,10 @@ def _derived(name: str, tensor: LogicalTensor) -> dict[str, LogicalTensor]:
     }
 
 
-def _strips(name: str, box: Box, found: blocks.Encoded) -> Iterable[Encoded]:
+def _strips(name: str, box: Box, encoded: blocks.Encoded) -> Iterable[Encoded]:
     module = name.removesuffix(".weight")
-    yield name, box, found.codes
-    yield f"{module}.SCB", box[:1], found.scales
+    yield name, box, encoded.codes
+    yield f"{module}.SCB", box[:1], encoded.scales
     if box[0][0] == 0:
         yield f"{module}.weight_format", (), np.array(_ROW, np.uint8)
 
@@ -65,7 +65,7 @@ def _config(source: Source, decisions: Mapping[str, Decision]) -> dict[str, Any]
     if source.model.model_type in OWN_LINEARS:
         raise UnsupportedTargetError(
             f"transformers replaces no Linear of {source.model.model_type}, whose class is the family's own, "
-            "by one of bitsandbytes; take --format compressed-tensors"
+            "by one of bitsandbytes; take `format='compressed-tensors'`"
         )
     return {
         "quant_method": "bitsandbytes",

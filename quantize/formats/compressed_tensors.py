@@ -44,15 +44,15 @@ def output(
     """
     form = "int-quantized" if activations else "pack-quantized"
     if activations and (bits != 8 or group_size is not None):
-        raise UnsupportedTargetError("W8A8 is 8 bits with one scale per row; give --group-size row")
+        raise UnsupportedTargetError("W8A8 is 8 bits with one scale per row; give `group_size='row'`")
 
     def derived(name: str, tensor: LogicalTensor) -> dict[str, LogicalTensor]:
         return _derived(name, tensor, bits, group_size, is_packed=not activations)
 
     def encoder(name: str, tensor: LogicalTensor) -> Encoder:
         def encode(box: Box, block: blocks.Block) -> Iterable[Encoded]:
-            found = _SCALES[scales].encode(block, group_size=group_size, bits=bits)
-            yield from _strips(name, box, found, bits, tensor.shape, is_packed=not activations)
+            encoded = _SCALES[scales].encode(block, group_size=group_size, bits=bits)
+            yield from _strips(name, box, encoded, bits, tensor.shape, is_packed=not activations)
 
         return RowEncoder(name, tensor.dtype, encode, allow_nonfinite=allow_nonfinite)
 
@@ -89,7 +89,7 @@ def _derived(
         works = [g for g in (256, 128, 64, 32, 16, 8) if columns % g == 0]
         raise GroupSizeError(
             f"{name} has {columns} columns, which groups of {group_size} do not divide; "
-            f"--group-size {', '.join(map(str, works)) or 'row'} would"
+            f"`group_size={', '.join(map(str, works)) or 'row'}` would"
         )
     module = name.removesuffix(".weight")
     scales = LogicalTensor(
@@ -105,13 +105,13 @@ def _derived(
 
 
 def _strips(
-    name: str, box: Box, found: blocks.Encoded, bits: int, shape: tuple[int, ...], *, is_packed: bool
+    name: str, box: Box, encoded: blocks.Encoded, bits: int, shape: tuple[int, ...], *, is_packed: bool
 ) -> Iterable[Encoded]:
     module = name.removesuffix(".weight")
     rows = box[0]
-    codes = pack(found.codes, bits) if is_packed else found.codes
+    codes = pack(encoded.codes, bits) if is_packed else encoded.codes
     yield f"{module}.weight_packed" if is_packed else name, (rows, (0, codes.shape[1])), codes
-    yield f"{module}.weight_scale", (rows, (0, found.scales.shape[1])), found.scales
+    yield f"{module}.weight_scale", (rows, (0, encoded.scales.shape[1])), encoded.scales
     if is_packed and rows[0] == 0:
         yield f"{module}.weight_shape", ((0, 2),), np.ascontiguousarray(weight_shape(shape))
 
@@ -129,7 +129,8 @@ def _config(
     if experts:
         raise UnsupportedTargetError(
             f"{experts[0]}: transformers 5.23 joins experts as it loads them, and fails to in any checkpoint "
-            "of compressed-tensors; --format bitsandbytes --exclude '*.experts.*', or --format safetensors"
+            "of compressed-tensors; take `format='bitsandbytes'` with `exclude='*.experts.*'`, or "
+            "`format='safetensors'`"
         )
     return {
         "quant_method": "compressed-tensors",
@@ -166,12 +167,12 @@ def ignored(source: Source, decisions: Mapping[str, Decision]) -> list[str]:
     _check_linears(source, [d for d in decisions.values() if d.is_quantized])
     # A tied head has no tensor of its own, and one of GPT-NeoX has another name on disk.
     has_head = any(d.is_quantized and d.role == "head" for d in decisions.values())
-    found = set() if has_head else {"lm_head"}
+    modules = set() if has_head else {"lm_head"}
     for name, decision in decisions.items():
         is_matrix = name.endswith(".weight") and len(source.tensors[name].shape) == 2
         if is_matrix and not decision.is_quantized and decision.role not in ("embedding", "position"):
-            found.add(decision.module)
-    return sorted(found)
+            modules.add(decision.module)
+    return sorted(modules)
 
 
 def _check_linears(source: Source, chosen: Iterable[Decision]) -> None:
@@ -180,15 +181,15 @@ def _check_linears(source: Source, chosen: Iterable[Decision]) -> None:
         if ".experts." in decision.name:
             raise UnsupportedTargetError(
                 f"{decision.name}: transformers stacks experts, and reads no quantized ones; "
-                "--exclude '*.experts.*'"
+                "leave them out: `exclude='*.experts.*'`"
             )
         if decision.module.rpartition(".")[2] == kept:
             raise UnsupportedTargetError(
                 f"{decision.name}: transformers keeps it in float32 and fails on a quantized one; "
-                f"--exclude '*.{kept}'"
+                f"leave it out: `exclude='*.{kept}'`"
             )
         if decision.role in ("embedding", "position", "replicated"):
             raise UnsupportedTargetError(
                 f"{decision.name} is no Linear of a block, nor the head: transformers reads no such codes; "
-                "leave it out of --include"
+                "leave it out of `include`"
             )

@@ -8,7 +8,7 @@ Other groups are not written: the kernel decodes whole rows, and a group of seve
 GroupQuantizer's table has three columns, `[out_r, 3]`, where the kernel reads the first `out_r` numbers and
 the loader gives the rest to shards that it cuts in two. Those were not the scales that the codes were made
 with. They are left out here, so that DeepSpeed's loader stops at another degree ("larger TP-size") where it
-would load wrong weights in silence.
+would silently load wrong weights.
 
 DeepSpeed 0.19.8 does not run them: `init_inference` refuses `dtype=torch.int8` before it comes to its loader.
 
@@ -69,9 +69,9 @@ def output(source: Source, *, tp_size: int, allow_nonfinite: bool = False) -> Ou
         numel = tensor.shape[1] // parts(name, tensor)
 
         def encode(box: Box, block: blocks.Block) -> Iterable[Encoded]:
-            found = rows.encode(block, group_numel=numel)
-            scales = found.scales.reshape(block.shape[0], -1)
-            yield name, box, found.codes
+            encoded = rows.encode(block, group_numel=numel)
+            scales = encoded.scales.reshape(block.shape[0], -1)
+            yield name, box, encoded.codes
             yield _scale(name), (box[0], (0, scales.shape[1])), scales
 
         return RowEncoder(name, tensor.dtype, encode, allow_nonfinite=allow_nonfinite)
@@ -94,7 +94,7 @@ def _parts(rules: Rules, name: str, tensor: LogicalTensor, tp_size: int) -> int:
     if role not in _BY_COLUMNS:
         raise UnsupportedTargetError(
             f"{name}: DeepSpeed's int8 is for the Linears of blocks, and the {role} is none; leave it out of "
-            "--include"
+            "`include`"
         )
     if tensor.shape[1] % tp_size:
         raise CannotSplitError(
@@ -113,7 +113,7 @@ def _config(decisions: Mapping[str, Decision], tp_size: int) -> dict[str, Any]:
     if left:
         raise UnsupportedTargetError(
             f"{left[0]} would stay as it is, and DeepSpeed's int8 blocks have all their weights in int8: its "
-            "loader would quantize it with the number of groups of another; leave out --exclude"
+            "loader would quantize it with the number of groups of another; leave out `exclude`"
         )
     weights = {"num_bits": 8, "type": "int", "symmetric": True, "group_size": None}
     modules = [d.module for d in decisions.values() if d.is_quantized]

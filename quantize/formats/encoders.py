@@ -1,4 +1,4 @@
-"""What the encoders of all formats share: strips as blocks of weights, and non-finite weights by name."""
+"""Shared by the encoders of all formats: strips as blocks of weights, and errors that name the tensor."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -115,7 +115,13 @@ class FlatEncoder:
 
 
 def as_block(values: NDArray[Any], dtype: str, allow_nonfinite: bool) -> blocks.Block:
-    """A strip's bits as a block of weights, its NaN and infinities as zeros where that is allowed."""
+    """A strip's bits as a block of weights.
+
+    Args:
+        values: the strip, as it is stored.
+        dtype: of the weights.
+        allow_nonfinite: take NaN and infinities for zero.
+    """
     if allow_nonfinite:
         exponent = values.dtype.type(_EXPONENT[dtype])
         values = np.where((values & exponent) == exponent, values.dtype.type(0), values)
@@ -135,7 +141,7 @@ def named(name: str, box: Box) -> Iterator[None]:
         row, column = divmod(error.index, box[1][1] - box[1][0])
         raise QuantizeError(
             f"{name} is NaN or infinite at [{box[0][0] + row}, {column}], which no integer can "
-            "stand for; give --allow-nonfinite to take such weights for zero"
+            "stand for; give `allow_nonfinite` to take such weights for zero"
         ) from None
     except ScaleOverflowError as error:
         raise QuantizeError(f"{name}: {error}") from None

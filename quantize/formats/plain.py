@@ -1,8 +1,8 @@
-"""`safetensors`: this project's own plain form, for runtimes that decode while they stream: int8 and scales.
+"""`safetensors`: this project's own format, int8 codes and scales, for runtimes that decode while streaming.
 
-`weight` keeps its name and shape; `weight_scale`, and `weight_minimum` where codes are not symmetric, stand
-beside it; `weight_chunk_scale` where chunks are no whole rows. `quantization_config` has the scheme. Shards
-of any degree can be cut from it, if no group is.
+`weight` keeps its name and shape. `weight_scale` is stored beside it, and `weight_minimum` where codes are
+not symmetric; `weight_chunk_scale` where chunks are not whole rows. `quantization_config` has the scheme.
+Shards of any degree can be cut from it, as long as no group is cut.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +26,7 @@ from .base import Output
 from .encoders import FlatEncoder, RowEncoder
 
 METHOD: Final = "offload-planner"
-_NOTE: Final = "this project's runtimes decode it; `quantize --dequantize` makes a plain checkpoint of it"
+_NOTE: Final = "this project's runtimes decode it; `dequantize` makes a plain checkpoint of it"
 SCALE: Final = "weight_scale"
 MINIMUM: Final = "weight_minimum"
 
@@ -43,7 +43,7 @@ def output(scheme: Scheme, *, allow_nonfinite: bool = False) -> Output:
         )
     if not isinstance(scheme, Moq | Rows | Groups | Symmetric | SymmetricSearch | ZeroInference):
         raise UnsupportedTargetError(
-            f"the scheme {scheme.name} has a format of its own: --format bitsandbytes"
+            f"the scheme {scheme.name} has a format of its own: `format='bitsandbytes'`"
         )
     if isinstance(scheme, ZeroInference) and scheme.dim != 1:
         raise UnsupportedTargetError("the plain format takes zero-inference's groups along the input only")
@@ -69,8 +69,8 @@ def output(scheme: Scheme, *, allow_nonfinite: bool = False) -> Output:
 
 def _stored_shape(scheme: Scheme, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Of the scales: `[out, groups of a row]`, or one number per chunk of rows or of the flat tensor."""
-    found = scheme.scale_shape(shape)
-    return found[:2] if isinstance(scheme, ZeroInference) else found
+    shape_of_scales = scheme.scale_shape(shape)
+    return shape_of_scales[:2] if isinstance(scheme, ZeroInference) else shape_of_scales
 
 
 def scale_param(scheme: Scheme, shape: tuple[int, ...]) -> str:
@@ -87,8 +87,8 @@ def _derived(name: str, tensor: LogicalTensor, scheme: Scheme) -> dict[str, Logi
     scales = LogicalTensor(dtype=kind, shape=_stored_shape(scheme, tensor.shape))
     codes = "int8" if scheme.is_symmetric else "uint8"
     scale = f"{module}.{scale_param(scheme, tensor.shape)}"
-    made = {name: LogicalTensor(dtype=codes, shape=tensor.shape), scale: scales}
-    return made if scheme.is_symmetric else made | {f"{module}.{MINIMUM}": scales}
+    stored = {name: LogicalTensor(dtype=codes, shape=tensor.shape), scale: scales}
+    return stored if scheme.is_symmetric else stored | {f"{module}.{MINIMUM}": scales}
 
 
 def _encoder(name: str, tensor: LogicalTensor, scheme: Scheme, *, allow_nonfinite: bool) -> Encoder:
@@ -99,8 +99,8 @@ def _encoder(name: str, tensor: LogicalTensor, scheme: Scheme, *, allow_nonfinit
         scale = f"{name.removesuffix('.weight')}.{scale_param(scheme, tensor.shape)}"
 
         def part(block: blocks.Block, scales: Any, first: int) -> NDArray[np.int8]:
-            found: NDArray[np.int8] = formula.encode_part(block, scales, group_numel=numel, first=first)
-            return found
+            codes: NDArray[np.int8] = formula.encode_part(block, scales, group_numel=numel, first=first)
+            return codes
 
         return FlatEncoder(
             name, tensor, numel, formula.scale, part, lambda s: keep(s).reshape(-1), scale,
@@ -127,11 +127,11 @@ def _encode(scheme: Scheme, block: blocks.Block) -> blocks.Encoded:
             raise UnsupportedTargetError(f"the scheme {scheme.name} is not encoded by rows")
 
 
-def _strips(name: str, box: Box, found: blocks.Encoded) -> Iterable[Encoded]:
+def _strips(name: str, box: Box, encoded: blocks.Encoded) -> Iterable[Encoded]:
     module = name.removesuffix(".weight")
-    yield name, box, found.codes
+    yield name, box, encoded.codes
     height = box[0][1] - box[0][0]
-    for table, kept in ((SCALE, found.scales), (MINIMUM, found.minimum)):
+    for table, kept in ((SCALE, encoded.scales), (MINIMUM, encoded.minimum)):
         if kept is not None:
             flat = kept.reshape(height, -1)
             yield f"{module}.{table}", (box[0], (0, flat.shape[1])), flat

@@ -1,11 +1,14 @@
 """`zero-inference`: the `weight_quantization` block by which DeepSpeed quantizes a model as it is loaded.
 
-Nothing is converted beforehand: ZeRO-Inference takes the plain checkpoint in float16, and what is chosen here
-stands in its configuration. Only this order works (DeepSpeed 0.19.8): the model built in float16, then
-`deepspeed.inference.quantization._init_group_wise_weight_quantization(model, config)`, then
-`deepspeed.zero.Init(module=model, config_dict_or_path=config)`, without which `initialize` moves the whole
-model to the device first, then `deepspeed.initialize(model=model, config=config)`. The second takes the
-configuration without `zero_optimization`, unless the model was built under an `HfDeepSpeedConfig`.
+Nothing is converted beforehand: ZeRO-Inference takes the plain checkpoint in float16, and the choice made
+here is part of its configuration. Only this order works (DeepSpeed 0.19.8):
+
+1. build the model in float16;
+2. `deepspeed.inference.quantization._init_group_wise_weight_quantization(model, config)`, its configuration
+   without `zero_optimization` unless the model was built under an `HfDeepSpeedConfig`;
+3. `deepspeed.zero.Init(module=model, config_dict_or_path=config)`, without which `initialize` moves the whole
+   model to the device first;
+4. `deepspeed.initialize(model=model, config=config)`.
 
 Groups along the input dimension whose size is a multiple of 8 are decoded by a CUDA kernel and fail without a
 GPU; along the output dimension they run anywhere.
@@ -33,7 +36,7 @@ _HEAD: Final = "lm_head"
 
 
 def notes(scheme: ZeroInference) -> tuple[str, ...]:
-    """What somebody who runs it must know."""
+    """Notes for running the configuration."""
     what = (
         "ZeRO-Inference quantizes as it loads: give DeepSpeed this file and the plain checkpoint, in float16"
     )
@@ -65,7 +68,7 @@ def weight_quantization(
 
     Raises:
         GroupSizeError: groups do not tile a weight, or its codes do not fill whole elements of float16.
-        UnsupportedTargetError: nothing is chosen, or something that DeepSpeed would pass over in silence.
+        UnsupportedTargetError: nothing is chosen, or something that DeepSpeed would silently pass over.
     """
     chosen = [decision for decision in decisions.values() if decision.is_quantized]
     if not chosen:
@@ -149,7 +152,7 @@ def write_ds_config(
         source: the plain checkpoint.
         decisions: of `quantize.select.decide`.
         scheme: bits, group size and the dimension that groups run along.
-        overwrite: whether a file that stands there may be replaced.
+        overwrite: whether an existing file may be replaced.
 
     Raises:
         OutputExistsError: it may not.
@@ -158,7 +161,7 @@ def write_ds_config(
     """
     text = json.dumps(ds_config(source, decisions, scheme), indent=2) + "\n"
     if os.path.lexists(path) and not overwrite:
-        raise OutputExistsError(f"{path} exists; give another --output, or --overwrite")
+        raise OutputExistsError(f"{path} exists; give another `output`, or `overwrite`")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:

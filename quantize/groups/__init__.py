@@ -1,1 +1,1 @@
-"""The arithmetic of groups: one module per formula, all of one shape, on blocks of weights in memory."""
+"""The arithmetic of groups on blocks of weights: one module per formula, all with the same functions."""

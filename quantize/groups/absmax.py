@@ -1,4 +1,4 @@
-"""What the formulas have in common whose scale follows from the largest absolute value of a group."""
+"""Shared by the formulas whose scale follows from the largest absolute value of a group."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -52,12 +52,12 @@ def scales(formula: Formula, magnitudes: Floats) -> Block:
     Raises:
         ScaleOverflowError: a group is too large for one.
     """
-    found = np.empty(magnitudes.size, np.float32)
+    scale_of_group = np.empty(magnitudes.size, np.float32)
     steps = np.float32(formula.steps)
-    bad = loops.scales_of(formula.rule, magnitudes, steps, formula.epsilon, formula.like, found)
+    bad = loops.scales_of(formula.rule, magnitudes, steps, formula.epsilon, formula.like, scale_of_group)
     if bad >= 0:
         raise ScaleOverflowError(bad, formula.limit)
-    return narrow(found, formula.scale_dtype)
+    return narrow(scale_of_group, formula.scale_dtype)
 
 
 def encode(
@@ -65,16 +65,22 @@ def encode(
 ) -> Encoded:
     """Encode chunks of `group_numel` consecutive weights, and a shorter last one; scales come flat [groups].
 
+    Args:
+        block: weights of any shape.
+        group_numel: weights per group.
+        formula: which rule, and its settings.
+        codes: a buffer, int8 of the block's shape; None makes one.
+
     Raises:
         NonfiniteWeightError: a weight is NaN or infinite.
         ScaleOverflowError: a group is too large for a scale.
         UnsupportedBlockError: the block or `codes` is not what the formulas take.
     """
 
-    def loop(part: NDArray[Any], found: Floats, made: NDArray[np.int8]) -> int:
+    def loop(part: NDArray[Any], group_scales: Floats, group_codes: NDArray[np.int8]) -> int:
         steps, (low, high) = np.float32(formula.steps), limits(formula.bits)
         rule, epsilon, like = formula.rule, formula.epsilon, formula.like
-        return int(loops.encode(rule, part, steps, epsilon, low, high, like, found, made))
+        return int(loops.encode(rule, part, steps, epsilon, low, high, like, group_scales, group_codes))
 
     return encode_by(block, group_numel, loop, formula, codes)
 
@@ -82,19 +88,27 @@ def encode(
 def encode_by(
     block: Block, group_numel: int, loop: Loop, formula: Formula, codes: NDArray[np.int8] | None = None
 ) -> Encoded:
-    """The same by another loop, which fills scales and codes and returns the first bad group, or -1."""
+    """The same by another loop, which fills scales and codes and returns the first bad group, or -1.
+
+    Args:
+        block: weights of any shape.
+        group_numel: weights per group.
+        loop: fills scales and codes, and returns the first group without a scale, or -1.
+        formula: says how scales are stored and what exceeds them.
+        codes: a buffer, int8 of the block's shape; None makes one.
+    """
     bits = raw(block).reshape(-1)
-    made = output(codes, block.shape, np.int8)
-    found = np.empty(-(-bits.size // group_numel), np.float32)
+    all_codes = output(codes, block.shape, np.int8)
+    all_scales = np.empty(-(-bits.size // group_numel), np.float32)
     index = 0
-    for (group, part), target in _both(bits, made, group_numel):
-        bad = loop(part, found[group : group + len(part)], target)
+    for (group, part), target in _both(bits, all_codes, group_numel):
+        bad = loop(part, all_scales[group : group + len(part)], target)
         if bad >= 0:
             # Says so if it is for a weight that is not finite.
             largest(part[bad : bad + 1], index + bad * part.shape[1])
             raise ScaleOverflowError(group + bad, formula.limit)
         index += part.size
-    return Encoded(made, narrow(found, formula.scale_dtype))
+    return Encoded(all_codes, narrow(all_scales, formula.scale_dtype))
 
 
 def encode_part(
@@ -105,13 +119,22 @@ def encode_part(
     first: int = 0,
     codes: NDArray[np.int8] | None = None,
 ) -> NDArray[np.int8]:
-    """Codes of a part of a tensor that begins at weight `first`, for scales of all of the tensor's groups."""
-    made = output(codes, block.shape, np.int8)
+    """Codes of a part of a tensor that begins at weight `first`, for scales of all of the tensor's groups.
+
+    Args:
+        block: consecutive weights, of any shape.
+        scales: of all of the tensor's groups.
+        group_numel: weights per group of the tensor.
+        formula: which rule, and its settings.
+        first: where in the flattened tensor the block begins.
+        codes: a buffer, int8 of the block's shape; None makes one.
+    """
+    part_codes = output(codes, block.shape, np.int8)
     low, high = limits(formula.bits)
-    for (group, part), target in _both(raw(block).reshape(-1), made, group_numel, first):
-        there = scales[group : group + len(part)]
-        loops.encode_with(formula.rule, part, there, low, high, formula.like, target)
-    return made
+    for (group, part), target in _both(raw(block).reshape(-1), part_codes, group_numel, first):
+        part_scales = scales[group : group + len(part)]
+        loops.encode_with(formula.rule, part, part_scales, low, high, formula.like, target)
+    return part_codes
 
 
 def decode(
@@ -125,29 +148,45 @@ def decode(
 ) -> Block:
     """Code * scale * constant in float32, rounded to a block of `dtype` (`block`, if it is given).
 
+    Args:
+        codes: int8 of any shape.
+        scales: one per group.
+        group_numel: codes per group.
+        dtype: of the block that is made.
+        constant: multiplied in as well.
+        block: a buffer of the shape of `codes`; None makes one.
+
     Raises:
         UnsupportedBlockError: scales that are not one per group, or a buffer of another shape.
     """
-    made = output(block, codes.shape, dtype.type)
+    weights = output(block, codes.shape, dtype.type)
     floats = widen(scales.reshape(-1))
     if floats.size != -(-codes.size // group_numel):
         raise UnsupportedBlockError(
             f"{floats.size} scales for {codes.size} codes in groups of {group_numel}; "
             f"{-(-codes.size // group_numel)} are needed"
         )
-    for (group, part), target in _both(codes.reshape(-1), raw(made), group_numel):
+    for (group, part), target in _both(codes.reshape(-1), raw(weights), group_numel):
         loops.restore(part, floats[group : group + len(part)], np.float32(constant), target)
-    return made
+    return weights
 
 
 def decode_part(
     codes: NDArray[np.int8], scales: NDArray[Any], group_numel: int, dtype: np.dtype[Any], first: int
 ) -> Block:
-    """Code * scale of a part of a tensor that begins at weight `first`, for scales of all of its groups."""
-    made = np.empty(codes.shape, dtype)
-    for (group, part), target in _both(codes.reshape(-1), raw(made), group_numel, first):
+    """Code * scale of a part of a tensor that begins at weight `first`, for scales of all of its groups.
+
+    Args:
+        codes: int8, consecutive ones of a tensor.
+        scales: of all of the tensor's groups.
+        group_numel: codes per group of the tensor.
+        dtype: of the block that is made.
+        first: where in the flattened tensor the codes begin.
+    """
+    weights = np.empty(codes.shape, dtype)
+    for (group, part), target in _both(codes.reshape(-1), raw(weights), group_numel, first):
         loops.restore(part, scales[group : group + len(part)], np.float32(1), target)
-    return made
+    return weights
 
 
 def _both(

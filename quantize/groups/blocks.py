@@ -1,4 +1,4 @@
-"""Blocks of weights, as every formula takes and gives them.
+"""Blocks of weights: the arguments and results of every formula.
 
 A block is a C-contiguous numpy array, of a whole tensor or of a part that holds whole groups. Its dtype is
 float32, float16, or uint16 for the bits of bfloat16, which numpy does not have. Scales and minima that a
@@ -55,10 +55,10 @@ def view(buffer: NDArray[np.uint8], dtype: str) -> Block:
     Raises:
         UnsupportedBlockError: a dtype that is not float32, float16 or bfloat16.
     """
-    found = _OF_CHECKPOINT.get(dtype)
-    if found is None:
+    block_dtype = _OF_CHECKPOINT.get(dtype)
+    if block_dtype is None:
         raise UnsupportedBlockError(f"weights of {dtype} cannot be quantized; cast them to float16 first")
-    return buffer.view(found)
+    return buffer.view(block_dtype)
 
 
 def raw(block: Block) -> NDArray[Any]:
@@ -67,33 +67,38 @@ def raw(block: Block) -> NDArray[Any]:
     Raises:
         UnsupportedBlockError: another dtype, or the array is not contiguous.
     """
-    found = _RAW.get(block.dtype)
-    if found is None:
+    bits_dtype = _RAW.get(block.dtype)
+    if bits_dtype is None:
         raise UnsupportedBlockError(
             f"a block is float32, float16 or uint16 (bfloat16's bits), not {block.dtype}"
         )
     if not block.flags.c_contiguous:
         raise UnsupportedBlockError("a block must be C-contiguous; copy it with numpy.ascontiguousarray")
-    return block.view(found)
+    return block.view(bits_dtype)
 
 
 def widen(values: Block) -> Floats:
     """The values of a block as float32, exactly."""
     bits = raw(values)
-    made = np.empty(bits.shape, np.float32)
-    conversion.widen(bits.reshape(-1), made.reshape(-1))
-    return made
+    floats = np.empty(bits.shape, np.float32)
+    conversion.widen(bits.reshape(-1), floats.reshape(-1))
+    return floats
 
 
 def narrow(values: Floats, dtype: np.dtype[Any]) -> Block:
     """Float32 values rounded to a block's dtype, ties to even."""
-    made = np.empty(values.shape, dtype)
-    conversion.narrow(values.reshape(-1), raw(made).reshape(-1))
-    return made
+    rounded = np.empty(values.shape, dtype)
+    conversion.narrow(values.reshape(-1), raw(rounded).reshape(-1))
+    return rounded
 
 
 def output(given: NDArray[Any] | None, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
     """`given`, or a new array where there is none.
+
+    Args:
+        given: a buffer, or None.
+        shape: that is needed.
+        dtype: that is needed.
 
     Raises:
         UnsupportedBlockError: `given` has another shape or dtype, or is not contiguous.
@@ -134,35 +139,22 @@ def largest(bits: NDArray[Any], first_index: int = 0) -> Floats:
     Raises:
         NonfiniteWeightError: a weight is NaN or infinite; its index is counted from `first_index`.
     """
-    found = np.empty(bits.shape[0], bits.dtype)
-    absmax.largest(bits, found)
+    tops = np.empty(bits.shape[0], bits.dtype)
+    absmax.largest(bits, tops)
     infinity = _INFINITY[bits.dtype]
-    if found.size and int(found.max()) >= infinity:
+    if tops.size and int(tops.max()) >= infinity:
         magnitudes = bits.reshape(-1) & bits.dtype.type(np.iinfo(bits.dtype).max >> (bits.dtype.kind == "u"))
         raise NonfiniteWeightError(first_index + int(np.argmax(magnitudes >= infinity)))
-    return widen(found.view(_FLOATS[bits.dtype]))
+    return widen(tops.view(_FLOATS[bits.dtype]))
 
 
-def magnitudes(block: Block, group_numel: int) -> Floats:
-    """The largest absolute value of each chunk of `group_numel` weights, float32 [groups].
-
-    The block is flattened; a shorter last chunk counts as a group.
-
-    Raises:
-        NonfiniteWeightError: a weight is NaN or infinite.
-    """
-    found = np.zeros(-(-block.size // group_numel), np.float32)
-    observe(block, group_numel, found)
-    return found
-
-
-def observe(block: Block, group_numel: int, found: Floats, first: int = 0) -> None:
-    """Raise `found`, the largest absolute value so far of each chunk of a tensor, to what a part of it has.
+def observe(block: Block, group_numel: int, tops: Floats, first: int = 0) -> None:
+    """Raise `tops`, the largest absolute value so far of each chunk of a tensor, to what a part of it has.
 
     Args:
         block: part of a flattened tensor.
         group_numel: weights per chunk of the tensor.
-        found: float32 [groups of the tensor], zeros at first.
+        tops: float32 [groups of the tensor], zeros at first.
         first: where in the tensor the part begins.
 
     Raises:
@@ -170,13 +162,18 @@ def observe(block: Block, group_numel: int, found: Floats, first: int = 0) -> No
     """
     index = 0
     for group, part in chunked(raw(block).reshape(-1), group_numel, first):
-        there = found[group : group + len(part)]
-        np.maximum(there, largest(part, index), out=there)
+        group_tops = tops[group : group + len(part)]
+        np.maximum(group_tops, largest(part, index), out=group_tops)
         index += part.size
 
 
 def require_multiple(length: int, group: int, what: str) -> None:
     """Check that groups tile a dimension.
+
+    Args:
+        length: of the dimension.
+        group: elements per group.
+        what: the dimension in words, in front of its length.
 
     Raises:
         GroupSizeError: they do not.

@@ -10,37 +10,14 @@ weights that remain make one extra group, or several. The 1e-5 spares a group of
 costs precision where weights are of that order: all are then encoded as zero.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import GroupSizeError
 from ..kernels import absmax as loops
 from . import absmax
 from .blocks import Block, Encoded, Floats
-
-
-def chunk_numel(numel: int, groups: int) -> int:
-    """The weights in each chunk but the last.
-
-    Raises:
-        GroupSizeError: there are more groups than weights, which DeepSpeed refuses as well.
-    """
-    if not 0 < groups <= numel:
-        raise GroupSizeError(f"{numel} weights cannot be cut into {groups} groups; ask for 1 to {numel}")
-    return numel // groups
-
-
-def extra_grouping(shape: Sequence[int], *, tp_size: int = 1, merge_count: int = 1) -> int:
-    """2 where `mlp_extra_grouping` doubles the groups: one dimension is exactly four times the other; else 1.
-
-    Source: `WeightQuantization.is_mlp`; `tp_size` is its `mp_size`, `merge_count` the shards that it merges.
-    """
-    rows, columns = shape
-    whole = tp_size * merge_count
-    return 2 if rows * whole == 4 * columns or columns * whole == 4 * rows else 1
 
 
 def scale(magnitudes: Floats, bits: int = 8) -> Floats:
@@ -59,7 +36,7 @@ def encode(
 
     Args:
         block: a tensor of any shape, or a part of one that begins at a multiple of `group_numel`.
-        group_numel: weights per chunk, of the whole tensor (`chunk_numel`).
+        group_numel: weights per chunk, of the whole tensor (`quantize.scheme.Moq.group_numel`).
         bits: 2 to 8.
         codes: a buffer for the codes, of the block's shape.
 
@@ -102,22 +79,6 @@ def kept(scales: Floats) -> Floats:
     return _reciprocal(scales.reshape(1, -1))
 
 
-def merged(layers: Sequence[Sequence[Floats]]) -> Floats:
-    """`WeightQuantization.merge_scales`: float32 (layers, 4, most groups), padded with zeros.
-
-    Args:
-        layers: for each layer the kept scales, (1, groups) each, of qkv, attention output, h→4h and 4h→h.
-    """
-    widths = {max(s.shape[-1] for s in layer) for layer in layers}
-    if len(widths) > 1:
-        raise GroupSizeError(f"layers of {', '.join(map(str, sorted(widths)))} groups do not fit one table")
-    table = np.zeros((len(layers), 4, widths.pop()), np.float32)
-    for i, layer in enumerate(layers):
-        for j, scales in enumerate(layer):
-            table[i, j, : scales.shape[-1]] = scales[0]
-    return table
-
-
 def decode(
     codes: NDArray[np.int8],
     scales: Floats,
@@ -126,13 +87,21 @@ def decode(
     dtype: np.dtype[Any],
     block: Block | None = None,
 ) -> Block:
-    """The weights, code * scale; `scales` are the kept ones, the reciprocals."""
+    """The weights, code * scale; `scales` are the kept ones, the reciprocals.
+
+    Args:
+        codes: int8 of any shape.
+        scales: the kept ones, the reciprocals.
+        group_numel: codes per group.
+        dtype: of the weights.
+        block: a buffer of the shape of `codes`; None makes one.
+    """
     return absmax.decode(codes, scales, group_numel, dtype, block=block)
 
 
 def _reciprocal(values: Floats) -> Floats:
-    found: Floats = np.float32(1) / values
-    return found
+    inverse: Floats = np.float32(1) / values
+    return inverse
 
 
 def _formula(bits: int) -> absmax.Formula:

@@ -49,5 +49,12 @@ def encode(block: Block, *, codes: NDArray[np.int8] | None = None) -> Encoded:
 def decode(
     codes: NDArray[np.int8], scales: Floats, *, dtype: np.dtype[Any], block: Block | None = None
 ) -> Block:
-    """The weights [rows, in] in `dtype`, as `int8_vectorwise_dequant` gives them in float32."""
+    """The weights [rows, in] in `dtype`, as `int8_vectorwise_dequant` gives them in float32.
+
+    Args:
+        codes: int8 [rows, in].
+        scales: SCB, float32 [rows].
+        dtype: of the weights.
+        block: a buffer of the shape of `codes`; None makes one.
+    """
     return absmax.decode(codes, scales, codes.shape[-1], dtype, constant=_INVERSE, block=block)

@@ -19,20 +19,7 @@ from numpy.typing import NDArray
 from ..errors import GroupSizeError
 from ..kernels import absmax as loops
 from . import absmax
-from .blocks import Block, Encoded, Floats, magnitudes
-
-
-def chunk_numel(shape: tuple[int, ...], *, group_size: int = 1, num_groups: int = 0) -> int:
-    """The weights in each group of a tensor; a `num_groups` above 0 goes before `group_size` (in rows).
-
-    Raises:
-        GroupSizeError: the groups would not be equal, which DeepSpeed refuses as well.
-    """
-    groups = num_groups if num_groups > 0 else shape[0] // group_size
-    numel = int(np.prod(shape))
-    if groups < 1 or numel % groups:
-        raise GroupSizeError(f"{numel} weights of shape {shape} cannot be cut into {groups} equal groups")
-    return numel // groups
+from .blocks import Block, Encoded, Floats
 
 
 def scale(magnitudes: Floats, bits: int = 8) -> Floats:
@@ -100,32 +87,16 @@ def decode(
     dtype: np.dtype[Any],
     block: Block | None = None,
 ) -> Block:
-    """The weights, code * scale."""
-    return absmax.decode(codes, scales, group_numel, dtype, block=block)
+    """The weights, code * scale.
 
-
-def scale_table(weight: Block, *, num_groups: int, parallel_dim: int = 0, bits: int = 8) -> Floats:
-    """What GroupQuantizer attaches to its result as `.scale`: float32 (num_groups, 3).
-
-    Its flat order is [scales of the whole | of the first half | of the second half], the halves being cut
-    along `parallel_dim` and grouped into `num_groups` again.
-
-    Raises:
-        GroupSizeError: a half does not hold `num_groups` equal groups, which DeepSpeed refuses as well.
+    Args:
+        codes: int8 of any shape.
+        scales: float32, one per group.
+        group_numel: codes per group.
+        dtype: of the weights.
+        block: a buffer of the shape of `codes`; None makes one.
     """
-    half = weight.shape[parallel_dim] // 2
-    if half == 0:
-        raise GroupSizeError(f"dimension {parallel_dim} of shape {weight.shape} has no halves")
-    parts = [weight, *(_cut(weight, parallel_dim, i * half, half) for i in range(2))]
-    tables = [
-        scale(magnitudes(p, chunk_numel(p.shape, num_groups=num_groups)), bits)
-        for p in map(np.ascontiguousarray, parts)
-    ]
-    return np.concatenate(tables).reshape(num_groups, 3)
-
-
-def _cut(weight: Block, dim: int, begin: int, length: int) -> Block:
-    return weight[(slice(None),) * dim + (slice(begin, begin + length),)]
+    return absmax.decode(codes, scales, group_numel, dtype, block=block)
 
 
 def _formula(bits: int) -> absmax.Formula:

@@ -34,15 +34,24 @@ SHARES: Final = {
 def encode(
     block: Block, *, group_size: int | None = 128, bits: int = 8, codes: NDArray[np.int8] | None = None
 ) -> Encoded:
-    """Encode whole rows; arguments, results and errors are those of `symmetric.encode`."""
+    """Encode whole rows; arguments, results and errors are those of `symmetric.encode`.
+
+    Args:
+        block: float weights [rows, in].
+        group_size: weights per scale, along `in`; None: one scale per row.
+        bits: 4 or 8.
+        codes: a buffer, int8 of the block's shape; None makes one.
+    """
     formula, (low, high) = symmetric.formula(block.dtype, bits), absmax.limits(bits)
     shares = SHARES[bits]
     unrounded = np.zeros(1, np.uint32)
 
-    def loop(part: NDArray[Any], scales: Floats, made: NDArray[np.int8]) -> int:
+    def loop(part: NDArray[Any], scales: Floats, group_codes: NDArray[np.int8]) -> int:
         steps, epsilon, like = np.float32(formula.steps), formula.epsilon, formula.like
-        return int(loops.encode(part, shares, steps, epsilon, low, high, like, unrounded, scales, made))
+        return int(
+            loops.encode(part, shares, steps, epsilon, low, high, like, unrounded, scales, group_codes)
+        )
 
     numel = symmetric.group_numel(block.shape, group_size)
-    found = absmax.encode_by(block, numel, loop, formula, codes)
-    return Encoded(found.codes, found.scales.reshape(block.shape[0], -1))
+    encoded = absmax.encode_by(block, numel, loop, formula, codes)
+    return Encoded(encoded.codes, encoded.scales.reshape(block.shape[0], -1))

@@ -45,12 +45,18 @@ def encode(
         GroupSizeError: `group_size` does not divide `in`.
         NonfiniteWeightError: a weight is NaN or infinite.
     """
-    found = absmax.encode(block, group_numel(block.shape, group_size), formula(block.dtype, bits), codes)
-    return Encoded(found.codes, found.scales.reshape(block.shape[0], -1))
+    encoded = absmax.encode(block, group_numel(block.shape, group_size), formula(block.dtype, bits), codes)
+    return Encoded(encoded.codes, encoded.scales.reshape(block.shape[0], -1))
 
 
 def decode(codes: NDArray[np.int8], scales: Block, *, block: Block | None = None) -> Block:
-    """The weights [rows, in], code * scale, in the dtype of `scales` [rows, in / group_size]."""
+    """The weights [rows, in], code * scale, in the dtype of `scales` [rows, in / group_size].
+
+    Args:
+        codes: int8 [rows, in].
+        scales: [rows, in / group_size], in the dtype of the weights.
+        block: a buffer of the shape of `codes`; None makes one.
+    """
     return absmax.decode(codes, scales, codes.size // scales.size, scales.dtype, block=block)
 
 

@@ -51,20 +51,20 @@ def encode(
         ScaleOverflowError: a group spans more than its dtype can hold; DeepSpeed's scale is 0 then.
     """
     require_multiple(block.shape[dim], group_size, f"dimension {dim} of")
-    made = output(codes, _codes_shape(block.shape, bits), np.uint8)
+    packed = output(codes, _codes_shape(block.shape, bits), np.uint8)
     slabs = _slabs(block.shape, group_size, dim)
     weights = raw(block).reshape(slabs)
     scales, minima = (np.empty((slabs[0], slabs[2]), np.float32) for _ in range(2))
     top, like = np.float32((1 << bits) - 1), raw(np.zeros(1, block.dtype))
     whole = like.view(f"i{block.itemsize}")
     if bits == 8:
-        bad = loops.encode(weights, top, like, whole, scales, minima, made.reshape(slabs))
+        bad = loops.encode(weights, top, like, whole, scales, minima, packed.reshape(slabs))
     else:
-        bad = loops.encode_pairs(weights, top, like, whole, scales, minima, made.reshape(-1))
+        bad = loops.encode_pairs(weights, top, like, whole, scales, minima, packed.reshape(-1))
     if bad >= 0:
         _refuse(block, slabs, bad)
     kept = (*block.shape[:dim], block.shape[dim] // group_size, 1, *block.shape[dim + 1 :])
-    return Encoded(made, *(narrow(table, block.dtype).reshape(kept) for table in (scales, minima)))
+    return Encoded(packed, *(narrow(table, block.dtype).reshape(kept) for table in (scales, minima)))
 
 
 def decode(
@@ -89,23 +89,23 @@ def decode(
         block: a buffer for the weights.
     """
     wide = codes if bits == 8 else split(codes)
-    made = output(block, wide.shape, scales.dtype.type)
+    weights = output(block, wide.shape, scales.dtype.type)
     slabs = _slabs(wide.shape, wide.size // scales.size, dim)
     small = (slabs[0], slabs[2])
     tables = widen(minimum).reshape(small), widen(scales).reshape(small)
-    given, target = wide.reshape(slabs), raw(made).reshape(slabs)
+    slab_codes, target = wide.reshape(slabs), raw(weights).reshape(slabs)
     if slabs[2] == 1:
-        loops.restore_rows(given[..., 0], *(t[:, 0] for t in tables), target[..., 0])
+        loops.restore_rows(slab_codes[..., 0], *(t[:, 0] for t in tables), target[..., 0])
     else:
-        loops.restore_columns(given, *tables, target)
-    return made
+        loops.restore_columns(slab_codes, *tables, target)
+    return weights
 
 
 def split(joined: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The 4-bit codes in bytes of two, [..., 2 n] in [..., n]."""
-    made = np.empty((*joined.shape[:-1], joined.shape[-1] * 2), np.uint8)
-    conversion.split_nibbles(joined.reshape(-1), np.uint8(0), True, made.reshape(-1))
-    return made
+    codes = np.empty((*joined.shape[:-1], joined.shape[-1] * 2), np.uint8)
+    conversion.split_nibbles(joined.reshape(-1), np.uint8(0), True, codes.reshape(-1))
+    return codes
 
 
 def _codes_shape(shape: tuple[int, ...], bits: int) -> tuple[int, ...]:

@@ -1,12 +1,11 @@
-"""The compiled inner loops: one module per way to find scales, and what all of them share.
+"""The compiled inner loops: one module per way to find scales, and the code that all of them share.
 
 Weights come as arrays of raw bits, one dtype of integers for each dtype of floats (`quantize.floats`).
 Arithmetic is float32, as torch's is on a CPU, rounded to the weights' dtype only where `rounded` says so, or
 whole numbers. Floats are neither reassociated nor fused: results are the same bit for bit on every machine.
 
 A loop finds a group's scale and makes its codes before it goes to the next, so weights come from memory once,
-and no Python runs between groups: with several threads it would be the lock of the interpreter that bounds
-the rate.
+and no Python runs between groups: with several threads the interpreter's lock would limit the rate.
 
 Why numba: plain torch runs one operation after another over the whole tensor, so memory bounds it at a tenth
 of these loops' rate (tests/benchmarks/quantizing.py); numpy block by block reaches a third. torch.compile is

@@ -46,6 +46,13 @@ def scale_of(rule: Any, top: Any, steps: Any, epsilon: Any, like: Any) -> Any:
     """The scale of a group whose largest absolute value is `top`, or NaN where no float holds it.
 
     `steps`, float32, is what the rule divides by, and `epsilon` the scale in the place of 0.
+
+    Args:
+        rule: one of this module's rules.
+        top: the group's largest absolute value, float32.
+        steps: what the rule divides by, float32.
+        epsilon: the scale in the place of 0, float32.
+        like: raw bits [1] of any value, whose dtype says what is rounded to.
     """
     if not rounded(top, like[0]) < _INFINITY:
         return _F32(np.nan)
@@ -63,7 +70,16 @@ def scale_of(rule: Any, top: Any, steps: Any, epsilon: Any, like: Any) -> Any:
 
 @compiled
 def scales_of(rule: Any, tops: Any, steps: Any, epsilon: Any, like: Any, scales: Any) -> Any:
-    """`scales` of groups whose largest absolute values are `tops`, float32 [groups]."""
+    """`scales` of groups whose largest absolute values are `tops`, float32 [groups].
+
+    Args:
+        rule: one of this module's rules.
+        tops: the groups' largest absolute values, float32 [groups].
+        steps: what the rule divides by, float32.
+        epsilon: the scale in the place of 0, float32.
+        like: raw bits [1] of any value, whose dtype says what is rounded to.
+        scales: filled, float32 [groups].
+    """
     for g in range(tops.size):
         scales[g] = scale_of(rule, tops[g], steps, epsilon, like)
         if scales[g] != scales[g]:
@@ -73,7 +89,17 @@ def scales_of(rule: Any, tops: Any, steps: Any, epsilon: Any, like: Any, scales:
 
 @inlined
 def multiply(bits: Any, g: Any, factor: Any, low: Any, high: Any, like: Any, codes: Any) -> None:
-    """The integer nearest to weight * factor, the weight rounded first; clamped; 0 * inf is 0."""
+    """The integer nearest to weight * factor, the weight rounded first; clamped; 0 * inf is 0.
+
+    Args:
+        bits: raw weights [groups, group].
+        g: the group's number.
+        factor: what weights are multiplied by, float32.
+        low: the least code, float32.
+        high: the greatest code, float32.
+        like: raw bits [1] of any value, whose dtype says what is rounded to.
+        codes: filled in row `g`.
+    """
     for i in range(bits.shape[1]):
         value = rounded(widened(bits[g, i]), like[0]) * factor
         value = value if value == value else _F32(0)
@@ -109,7 +135,19 @@ def _encode_group(
 def encode(
     rule: Any, bits: Any, steps: Any, epsilon: Any, low: Any, high: Any, like: Any, scales: Any, codes: Any
 ) -> Any:
-    """`scales` and `codes` of `bits`."""
+    """`scales` and `codes` of `bits`.
+
+    Args:
+        rule: one of this module's rules.
+        bits: raw weights [groups, group].
+        steps: what the rule divides by, float32.
+        epsilon: the scale in the place of 0, float32.
+        low: the least code, float32.
+        high: the greatest code, float32.
+        like: raw bits [1] of any value, whose dtype says what is rounded to.
+        scales: filled, float32 [groups].
+        codes: filled, int8 of the shape of `bits`.
+    """
     for g in range(bits.shape[0]):
         scale = scale_of(rule, widened(largest_of(bits, g)), steps, epsilon, like)
         if scale != scale:
@@ -121,14 +159,31 @@ def encode(
 
 @compiled
 def encode_with(rule: Any, bits: Any, scales: Any, low: Any, high: Any, like: Any, codes: Any) -> None:
-    """`codes` of `bits`, whose `scales` are known."""
+    """`codes` of `bits`, whose `scales` are known.
+
+    Args:
+        rule: one of this module's rules.
+        bits: raw weights [groups, group].
+        scales: float32 [groups].
+        low: the least code, float32.
+        high: the greatest code, float32.
+        like: raw bits [1] of any value, whose dtype says what is rounded to.
+        codes: filled, int8 of the shape of `bits`.
+    """
     for g in range(bits.shape[0]):
         _encode_group(rule, bits, g, scales[g], low, high, like, codes)
 
 
 @compiled
 def restore(codes: Any, scales: Any, constant: Any, bits: Any) -> None:
-    """`bits`: code * scale * constant, rounded to their dtype once, at the end."""
+    """`bits`: code * scale * constant, rounded to their dtype once, at the end.
+
+    Args:
+        codes: int8 [groups, group].
+        scales: float32 [groups].
+        constant: multiplied in as well, float32.
+        bits: filled with raw weights of that shape.
+    """
     for g in range(codes.shape[0]):
         scale = scales[g]
         for i in range(codes.shape[1]):

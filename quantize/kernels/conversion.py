@@ -27,6 +27,12 @@ def join_nibbles(codes: Any, offset: Any, first_high: Any, joined: Any) -> None:
     """Two 4-bit codes to a byte: `codes` [n] plus `offset`, `joined` uint8 [n / 2].
 
     `first_high`: the even codes take the upper half, else the lower one.
+
+    Args:
+        codes: 8-bit integers [n], n even.
+        offset: added to each code first.
+        first_high: whether even codes take the upper half of a byte, else the lower one.
+        joined: filled, uint8 [n / 2].
     """
     # Two at once, the even one in the lower byte: single bytes would be gathered.
     pairs = codes.view(np.uint16)
@@ -39,7 +45,14 @@ def join_nibbles(codes: Any, offset: Any, first_high: Any, joined: Any) -> None:
 
 @compiled
 def split_nibbles(joined: Any, offset: Any, first_high: Any, codes: Any) -> None:
-    """The inverse of `join_nibbles`."""
+    """The inverse of `join_nibbles`.
+
+    Args:
+        joined: uint8 [n / 2].
+        offset: subtracted from each code.
+        first_high: whether even codes are in the upper half of a byte.
+        codes: filled, 8-bit integers [n].
+    """
     for i in range(joined.size):
         upper = np.uint8(joined[i] >> np.uint8(4))
         lower = np.uint8(joined[i] & np.uint8(15))

@@ -137,6 +137,18 @@ def encode(
     is 1. All are rounded to the dtype of `like`; `unrounded` is of float32.
 
     Every step is done for several groups before the next: one group's steps wait for each other.
+
+    Args:
+        bits: raw weights [groups, group].
+        shares: of the covering scale, float32; the first is 1.
+        steps: what the rule divides by, float32.
+        epsilon: the scale in the place of 0, float32.
+        low: the least code, float32.
+        high: the greatest code, float32.
+        like: raw bits [1] of any value, whose dtype says what is rounded to.
+        unrounded: raw bits [1] of float32: weights are not rounded before they are multiplied.
+        scales: filled, float32 [groups].
+        codes: filled, int8 of the shape of `bits`.
     """
     width, count = -(-bits.shape[1] // LANES) * LANES, shares.size
     several = max(1, _AT_ONCE // width)

@@ -89,7 +89,17 @@ def _encode_columns(bits: Any, high: Any, like: Any, whole: Any, scales: Any, mi
 
 @compiled
 def encode(bits: Any, high: Any, like: Any, whole: Any, scales: Any, minima: Any, codes: Any) -> Any:
-    """`scales`, `minima` and `codes`, one byte each, of `bits`, whose dtype `like` has as well."""
+    """`scales`, `minima` and `codes`, one byte each, of `bits`, whose dtype `like` has as well.
+
+    Args:
+        bits: raw weights [slabs, group, columns].
+        high: the greatest code, float32.
+        like: raw bits [1] of the weights' dtype.
+        whole: an array of the signed integer type that weights are sorted as.
+        scales: filled, float32 [slabs, columns].
+        minima: filled, of the same shape.
+        codes: filled, uint8 of the shape of `bits`.
+    """
     slabs, group, columns = bits.shape
     if columns > 1:
         return _encode_columns(bits, high, like, whole, scales, minima, codes)
@@ -101,7 +111,17 @@ def encode(bits: Any, high: Any, like: Any, whole: Any, scales: Any, minima: Any
 
 @compiled
 def encode_pairs(bits: Any, high: Any, like: Any, whole: Any, scales: Any, minima: Any, joined: Any) -> Any:
-    """The same for 4 bits: `joined` uint8 [half as many], two neighbours to a byte, the first one above."""
+    """The same for 4 bits: `joined` uint8 [half as many], two neighbours to a byte, the first one above.
+
+    Args:
+        bits: raw weights [slabs, group, columns].
+        high: the greatest code, float32.
+        like: raw bits [1] of the weights' dtype.
+        whole: an array of the signed integer type that weights are sorted as.
+        scales: filled, float32 [slabs, columns].
+        minima: filled, of the same shape.
+        joined: filled, uint8, half as many as weights.
+    """
     slabs, group, columns = bits.shape
     slab = group * columns
     # Two slabs hold an even number of codes, which fill whole bytes.
@@ -120,7 +140,14 @@ def encode_pairs(bits: Any, high: Any, like: Any, whole: Any, scales: Any, minim
 
 @compiled
 def restore_rows(codes: Any, minima: Any, scales: Any, bits: Any) -> None:
-    """For one column: `bits`, code / scale + minimum, both steps rounded to their dtype."""
+    """For one column: `bits`, code / scale + minimum, both steps rounded to their dtype.
+
+    Args:
+        codes: uint8 [slabs, group].
+        minima: float32 [slabs].
+        scales: float32 [slabs].
+        bits: filled with raw weights of the shape of `codes`.
+    """
     for g in range(codes.shape[0]):
         minimum, scale = minima[g], scales[g]
         for i in range(codes.shape[1]):
@@ -130,7 +157,14 @@ def restore_rows(codes: Any, minima: Any, scales: Any, bits: Any) -> None:
 
 @compiled
 def restore_columns(codes: Any, minima: Any, scales: Any, bits: Any) -> None:
-    """The same for any number of columns."""
+    """The same for any number of columns.
+
+    Args:
+        codes: uint8 [slabs, group, columns].
+        minima: float32 [slabs, columns].
+        scales: float32 [slabs, columns].
+        bits: filled with raw weights of the shape of `codes`.
+    """
     for g in range(codes.shape[0]):
         for i in range(codes.shape[1]):
             for j in range(codes.shape[2]):

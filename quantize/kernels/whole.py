@@ -1,4 +1,4 @@
-"""Arithmetic of 16-bit whole numbers as vectors have instructions for it, inside compiled loops.
+"""16-bit integer arithmetic with vector instructions, inside compiled loops.
 
 A group's weights are kept as 16 bits of its largest one. A weight times a factor, shifted right by 16, is the
 weight in 64ths of a code; from there codes and errors follow exactly, in vectors twice as long as float32's.
@@ -136,6 +136,18 @@ def add_squared_misses(
 
     Weights from `begin` to `end`, a multiple of `LANES` later; factors from `first` to `last`, a multiple of
     `TOGETHER` later. `low` and `high` are the extreme codes in parts.
+
+    Args:
+        _typing: numba's typing context; callers leave it out.
+        weights: int16, flat.
+        begin: of the part.
+        end: of the part, a multiple of `LANES` behind `begin`.
+        low: the least code in parts.
+        high: the greatest code in parts.
+        factors: int16.
+        first: of the factors that are taken.
+        last: the end of them, a multiple of `TOGETHER` behind `first`.
+        sums: added to, float64, one for each factor.
     """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -156,7 +168,17 @@ def add_squared_misses(
 
 @_intrinsic
 def code_products(_typing: Any, weights: Any, begin: Any, end: Any, low: Any, high: Any, factor: Any) -> Any:
-    """The sums of weights in parts times their codes, and of squared codes, as int32; arguments as above."""
+    """The sums of weights in parts times their codes, and of squared codes, as int32; arguments as above.
+
+    Args:
+        _typing: numba's typing context; callers leave it out.
+        weights: int16, flat.
+        begin: of the part.
+        end: of the part, a multiple of `LANES` behind `begin`.
+        low: the least code in parts.
+        high: the greatest code in parts.
+        factor: int16.
+    """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         loop = _Loop(context, builder, signature.args, args)

@@ -1,1 +1,1 @@
-"""What quantization costs: per tensor, and in what the model predicts."""
+"""Errors of quantization: per tensor, and in the model's predictions."""

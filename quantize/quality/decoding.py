@@ -1,7 +1,7 @@
-"""Weights encoded and decoded again, strip by strip, as a runtime decodes what a format stores.
+"""Encode and decode weights strip by strip, as a runtime decodes what a format stores.
 
-How to decode is read where a runtime reads it, in the `quantization_config` beside the stored tensors: what
-an encoder does and its configuration does not say comes out as an error.
+Settings for decoding come from the `quantization_config`, as in a runtime: if an encoder does something that
+its configuration does not contain, the measured error shows it.
 """
 
 from collections.abc import Callable, Iterable, Mapping

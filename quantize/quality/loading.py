@@ -1,4 +1,4 @@
-"""ZeRO-Inference's codes as an `Output`: DeepSpeed makes them as it loads, and no file holds them.
+"""ZeRO-Inference's codes as an `Output`: DeepSpeed makes them while loading, and no file contains them.
 
 The 8-bit ones along the input are the plain format's; these are the others: 4 bits, and groups of rows.
 """
@@ -46,9 +46,9 @@ def output_of(scheme: Scheme, *, allow_nonfinite: bool = False) -> Output:
         }
 
     def encoder(name: str, tensor: LogicalTensor) -> Encoder:
-        made = RowEncoder(name, tensor.dtype, _encode(name, scheme), allow_nonfinite=allow_nonfinite)
-        made.rows = scheme.group_size if scheme.dim == 0 else 1
-        return made
+        row_encoder = RowEncoder(name, tensor.dtype, _encode(name, scheme), allow_nonfinite=allow_nonfinite)
+        row_encoder.rows = scheme.group_size if scheme.dim == 0 else 1
+        return row_encoder
 
     def config(source: Source, decisions: Mapping[str, Decision]) -> dict[str, Any]:
         return {"quant_method": plain.METHOD, "scheme": msgspec.to_builtins(scheme)}
@@ -67,10 +67,10 @@ def _encode(name: str, scheme: ZeroInference) -> Any:
     module = name.removesuffix(".weight")
 
     def encode(box: Box, block: blocks.Block) -> Iterable[Encoded]:
-        found = zero_inference.encode(block, group_size=scheme.group_size, dim=scheme.dim, bits=scheme.bits)
-        assert found.minimum is not None
-        yield name, (box[0], (0, found.codes.shape[1])), found.codes
-        for table, kept in ((plain.SCALE, found.scales), (plain.MINIMUM, found.minimum)):
+        encoded = zero_inference.encode(block, group_size=scheme.group_size, dim=scheme.dim, bits=scheme.bits)
+        assert encoded.minimum is not None
+        yield name, (box[0], (0, encoded.codes.shape[1])), encoded.codes
+        for table, kept in ((plain.SCALE, encoded.scales), (plain.MINIMUM, encoded.minimum)):
             yield f"{module}.{table}", *_placed(box, scheme, kept)
 
     return encode

@@ -1,4 +1,4 @@
-"""Sums over weights and their errors, and what is said of them."""
+"""Sums over weights and their errors, and the measures derived from them."""
 
 import math
 from typing import Final
@@ -34,12 +34,12 @@ class Sums:
         self.weight_energy = self.error_energy = self.max_abs_error = 0.0
         self.num_nonfinite = 0
 
-    def add(self, given: blocks.Block, made: blocks.Block) -> None:
+    def add(self, original: blocks.Block, decoded: blocks.Block) -> None:
         """Add a strip: its weights, and what was decoded in their place."""
-        flat, other = given.reshape(-1), made.reshape(-1)
+        flat, flat_decoded = original.reshape(-1), decoded.reshape(-1)
         for begin in range(0, flat.size, _TILE_NUMEL):
             tile = slice(begin, begin + _TILE_NUMEL)
-            self._add(blocks.widen(flat[tile]), blocks.widen(other[tile]))
+            self._add(blocks.widen(flat[tile]), blocks.widen(flat_decoded[tile]))
 
     def _add(self, weights: blocks.Floats, decoded: blocks.Floats) -> None:
         is_finite = np.isfinite(weights)

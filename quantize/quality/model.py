@@ -1,4 +1,4 @@
-"""What quantization does to a model's predictions: logits and perplexity, against the plain model.
+"""Errors of a quantized model's predictions, compared with the plain model: logits and perplexity.
 
 Both models run on the CPU under transformers, one after the other in child processes, so one model at a time
 is in memory. A quantized folder is loaded as its users load it. A format or scheme is measured without one:
@@ -113,8 +113,8 @@ class _Decoded:
 
     def encoder(self, name: str) -> Encoder:
         """What encodes and decodes the weight called `name`."""
-        made: RoundTrip = round_trip(self._output, self._config, name, self._source.tensors[name])
-        return made
+        coder: RoundTrip = round_trip(self._output, self._config, name, self._source.tensors[name])
+        return coder
 
 
 def write_decoded(
@@ -134,10 +134,10 @@ def write_decoded(
     Raises:
         CheckpointError: the checkpoint cannot be read, or not be quantized so; nothing is left behind.
     """
-    found = output if isinstance(output, Output) else output_of(output)
+    chosen = output if isinstance(output, Output) else output_of(output)
     wanted = msgspec.structs.replace(request, format="huggingface", degrees=(1,), dtype=None)
-    given = tuple(include), tuple(exclude)
-    return reshard(wanted, transform=lambda source: _Decoded(source, found, *given)).output
+    patterns = tuple(include), tuple(exclude)
+    return reshard(wanted, transform=lambda source: _Decoded(source, chosen, *patterns)).output
 
 
 def model_errors(
@@ -184,8 +184,8 @@ def model_errors(
             raise MissingFileError(f"{path} is not there")
     if window_tokens < 2:
         raise QuantizeError(f"windows of {window_tokens} tokens predict nothing; take 2 or more")
-    with tempfile.TemporaryDirectory(prefix="quality-", dir=scratch) as made:
-        work = Path(made)
+    with tempfile.TemporaryDirectory(prefix="quality-", dir=scratch) as folder:
+        work = Path(folder)
         options = ["--dtype", dtype, "--window", str(window_tokens)]
         if isinstance(quantized, Path):
             _check_loadable(quantized)
@@ -202,25 +202,25 @@ def model_errors(
             runs = "the plain model with decoded weights"
         first = [*options, "--text", str(text.resolve())]
         first += ["--max-tokens", str(max_tokens)] if max_tokens is not None else []
-        found = _run(checkpoint, first, work, jobs, "the plain model")
-        compared = _run(other, options, work, jobs, "the quantized model")
-    return _errors(found, compared, dtype, runs)
+        plain_report = _run(checkpoint, first, work, jobs, "the plain model")
+        coded_report = _run(other, options, work, jobs, "the quantized model")
+    return _errors(plain_report, coded_report, dtype, runs)
 
 
-def _errors(found: dict[str, Any], compared: dict[str, Any], dtype: str, runs: str) -> ModelErrors:
-    sides = [msgspec.convert(report, Evaluation) for report in (found, compared)]
+def _errors(plain_report: dict[str, Any], coded_report: dict[str, Any], dtype: str, runs: str) -> ModelErrors:
+    sides = [msgspec.convert(report, Evaluation) for report in (plain_report, coded_report)]
     return ModelErrors(
-        num_tokens=compared["num_tokens"],
-        window_tokens=compared["window_tokens"],
+        num_tokens=coded_report["num_tokens"],
+        window_tokens=coded_report["window_tokens"],
         dtype=dtype,
         runs=runs,
         plain=sides[0],
         quantized=sides[1],
         perplexity_increase=sides[1].perplexity - sides[0].perplexity,
-        logits_relative_error=compared["logits_relative_error"],
-        logits_max_abs_error=compared["logits_max_abs_error"],
-        kl_divergence_nats=compared["kl_divergence_nats"],
-        top1_agreement=compared["top1_agreement"],
+        logits_relative_error=coded_report["logits_relative_error"],
+        logits_max_abs_error=coded_report["logits_max_abs_error"],
+        kl_divergence_nats=coded_report["kl_divergence_nats"],
+        top1_agreement=coded_report["top1_agreement"],
     )
 
 
@@ -230,16 +230,16 @@ def _check_loadable(folder: Path) -> None:
         raise MissingFileError(
             f"{config} is not there: transformers loads whole checkpoints, not ranks' shards"
         )
-    said = json.loads(config.read_bytes()).get("quantization_config") or {}
-    if said.get("quant_method") == plain.METHOD:
+    recipe = json.loads(config.read_bytes()).get("quantization_config") or {}
+    if recipe.get("quant_method") == plain.METHOD:
         raise UnsupportedSourceError(
             f"{folder} is in this project's plain format, which transformers does not load; take what "
-            "`--dequantize` makes of it, or give its scheme instead"
+            "`dequantize` makes of it, or give its scheme instead"
         )
 
 
 def _run(checkpoint: Path, options: list[str], work: Path, jobs: int, what: str) -> dict[str, Any]:
-    """Run a child to its end; its last words become the error."""
+    """Run a child process to its end; the last line of its standard error becomes the error message."""
     report = work / "report.json"
     command = [sys.executable, "-m", "quantize.quality.predictions", str(checkpoint.resolve()), *options]
     command += ["--shared", str(work), "--report", str(report)]
@@ -247,10 +247,10 @@ def _run(checkpoint: Path, options: list[str], work: Path, jobs: int, what: str)
     environment = {**os.environ, **_QUIET, "TMPDIR": str(work), "OMP_NUM_THREADS": str(jobs)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode == 0:
-        found: dict[str, Any] = json.loads(report.read_bytes())
-        return found
+        result: dict[str, Any] = json.loads(report.read_bytes())
+        return result
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    last = lines[-1] if lines else "it said nothing"
+    last = lines[-1] if lines else "it printed no error"
     if done.returncode == _REFUSED:
         raise UnsupportedSourceError(last)
     how = (

@@ -117,6 +117,11 @@ def predictions(
     Windows overlap by half and the second half of each is used (the first window: all), so every token, those
     of the first window excepted, is predicted from at least half a window before it.
 
+    Args:
+        model: a causal language model.
+        tokens: of the text, int64, flat.
+        window: tokens of one forward.
+
     Yields:
         How many tokens were predicted before, float32 logits [positions, vocabulary], the tokens there.
     """
@@ -124,13 +129,13 @@ def predictions(
     for start in range(0, len(tokens), step):
         end = min(start + window, len(tokens))
         if done < end - 1:
-            found = model(tokens[None, start:end], use_cache=False).logits[0, done - start : end - 1 - start]
-            yield done, found.float(), tokens[done + 1 : end]
+            logits = model(tokens[None, start:end], use_cache=False).logits[0, done - start : end - 1 - start]
+            yield done, logits.float(), tokens[done + 1 : end]
             done = end - 1
 
 
 def _load(checkpoint: Path, dtype: str) -> Any:
-    # Random numbers in the place of missing weights would be measured in all earnest.
+    # Missing weights would be random numbers, and the measured error meaningless.
     load: Any = transformers.AutoModelForCausalLM.from_pretrained
     model, info = load(checkpoint, dtype=getattr(torch, dtype), output_loading_info=True)
     for problem in ("missing_keys", "mismatched_keys"):
@@ -159,7 +164,7 @@ def _tokens(checkpoint: Path, text: Path, limit: int | None) -> Any:
         words = text.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         _refuse(f"{text} is no UTF-8 text: {error.reason} at byte {error.start}")
-    # From a folder without one, transformers makes a tokenizer that knows no words and fails at none.
+    # Without a tokenizer's files transformers builds an empty tokenizer instead of failing.
     if not any(path.name.startswith(_TOKENIZERS) for path in checkpoint.iterdir()):
         _refuse(f"{checkpoint} has no tokenizer; put its files there, such as tokenizer.json")
     try:
@@ -169,10 +174,10 @@ def _tokens(checkpoint: Path, text: Path, limit: int | None) -> Any:
             f"{checkpoint} has no tokenizer that loads ({str(error).splitlines()[0]}); put its files there"
         )
     # The tokenizer warns of texts longer than its model's window, which are what this is made for.
-    found = tokenizer(words, verbose=False)["input_ids"][:limit]
-    if len(found) < 2:
-        _refuse(f"{text} has {len(found)} tokens; at least 2 are needed, one to predict the other")
-    return np.array(found, np.int64)
+    ids = tokenizer(words, verbose=False)["input_ids"][:limit]
+    if len(ids) < 2:
+        _refuse(f"{text} has {len(ids)} tokens; at least 2 are needed, one to predict the other")
+    return np.array(ids, np.int64)
 
 
 def _window(config: Any, wanted: int) -> int:

@@ -1,4 +1,4 @@
-"""The error of every tensor: encoded, decoded and compared as it streams by, and nothing is written."""
+"""The error of every tensor: encoded, decoded and compared while it is streamed; nothing is written."""
 
 import hashlib
 import math
@@ -34,7 +34,7 @@ _STRIP_BYTES: Final = 8 << 20
 
 
 class TensorError(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one tensor. Sums are of the finite weights.
+    """The error of one tensor. Sums are of the finite weights.
 
     Attributes:
         decision: its name, its role, whether it is quantized, and why or why not.
@@ -92,17 +92,17 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
 def totals(errors: Iterable[TensorError]) -> Totals:
     """Sums over tensors."""
-    found = tuple(errors)
-    weights = sum(e.weight_energy for e in found)
-    noise = sum(e.error_energy for e in found)
+    measured = tuple(errors)
+    weights = sum(e.weight_energy for e in measured)
+    noise = sum(e.error_energy for e in measured)
     return Totals(
-        num_tensors=len(found),
-        num_quantized=sum(e.decision.is_quantized for e in found),
-        source_bytes=sum(e.source_bytes for e in found),
-        output_bytes=sum(e.output_bytes for e in found),
+        num_tensors=len(measured),
+        num_quantized=sum(e.decision.is_quantized for e in measured),
+        source_bytes=sum(e.source_bytes for e in measured),
+        output_bytes=sum(e.output_bytes for e in measured),
         relative_error=relative_error(weights, noise),
         sqnr_db=sqnr_db(weights, noise),
-        max_abs_error=max((e.max_abs_error for e in found), default=0.0),
+        max_abs_error=max((e.max_abs_error for e in measured), default=0.0),
     )
 
 
@@ -117,7 +117,7 @@ def tensor_errors(
     progress: Callable[[int], None] = lambda _: None,
     started: Callable[[int], None] = lambda _: None,
 ) -> tuple[TensorError, ...]:
-    """Quantize every tensor in memory, decode it, and say how far it is from what it was.
+    """Quantize every tensor in memory, decode it, and measure the error.
 
     Strips of rows are read by several threads into buffers that `memory_bytes` bounds, whatever the model's
     size. The decoded weights are rounded to the checkpoint's dtype, as a runtime in that dtype does.
@@ -141,17 +141,17 @@ def tensor_errors(
         CheckpointError: the checkpoint cannot be read.
     """
     check_unquantized(source)
-    found = output if isinstance(output, Output) else output_of(output)
+    chosen = output if isinstance(output, Output) else output_of(output)
     decisions = decide(source, include, exclude)
-    config = found.config(source, decisions)
+    config = chosen.config(source, decisions)
     names = set(quantized(decisions))
     # Sizes are looked at before the first byte is read: they say which tensors groups do not tile.
-    empty = {name: _unmeasured(source, found, decision) for name, decision in decisions.items()}
+    empty = {name: _unmeasured(source, chosen, decision) for name, decision in decisions.items()}
     copies = [c for c in make_plan(source, source.tensors, ()) if c.name in names]
     started(sum(c.read_bytes for c in copies))
 
     def coder(name: str) -> RoundTrip:
-        return round_trip(found, config, name, source.tensors[name])
+        return round_trip(chosen, config, name, source.tensors[name])
 
     budget, _ = make_budget(memory_bytes, jobs, casts=False)
     stream = _Measuring(source, budget, coder, progress)
@@ -165,19 +165,26 @@ def tensor_errors(
 def round_trip(
     output: Output, config: Mapping[str, Any] | None, name: str, tensor: LogicalTensor
 ) -> RoundTrip:
-    """What encodes the tensor called `name` by `output` and decodes it by `config`."""
+    """What encodes the tensor called `name` by `output` and decodes it by `config`.
+
+    Args:
+        output: the format that encodes.
+        config: its `quantization_config`, by which is decoded.
+        name: the tensor's.
+        tensor: its dtype and shape.
+    """
     return RoundTrip(name, output.encoder(name, tensor), decoder(config, name, tensor))
 
 
 def _unmeasured(source: Source, output: Output, decision: Decision) -> TensorError:
     tensor = source.tensors[decision.name]
-    made = output.derived(decision.name, tensor).values() if decision.is_quantized else (tensor,)
+    stored = output.derived(decision.name, tensor).values() if decision.is_quantized else (tensor,)
     return TensorError(
         decision=decision,
         dtype=tensor.dtype,
         shape=tensor.shape,
         source_bytes=_size_bytes(tensor),
-        output_bytes=sum(map(_size_bytes, made)),
+        output_bytes=sum(map(_size_bytes, stored)),
     )
 
 
@@ -229,8 +236,8 @@ class _Measuring(EncodingStream):
                 break
             values, _ = self.read_strip(copy, box, buffers)
             sha.update(_bytes_of(values).data)
-            for _, _, made in coder.encode(box, values):
-                sums.add(*(blocks.view(_bytes_of(array), copy.dtype) for array in (values, made)))
+            for _, _, decoded in coder.encode(box, values):
+                sums.add(*(blocks.view(_bytes_of(array), copy.dtype) for array in (values, decoded)))
             self.progress(values.nbytes)
         self.check_digest(copy, sha.hexdigest())
         with self._found_lock:

@@ -136,7 +136,7 @@ def _synthetic() -> list[dict[str, Any]]:
     random = np.random.default_rng(0)
     shape = (1024, 4096)
     # A scale in float32 takes twice the bytes of one in 16 bits, so MoQ's groups are twice as long.
-    numel = moq.chunk_numel(shape[0] * shape[1], shape[0] * shape[1] // 256)
+    numel = Moq(groups=shape[0] * shape[1] // 256).group_numel(shape)
     rows = []
     for words, values in (
         ("normal", random.standard_normal(shape)),

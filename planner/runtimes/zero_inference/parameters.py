@@ -69,6 +69,11 @@ def marked(found: Sequence[Parameter], *, each: int, together: int) -> frozenset
     definition, which differs from the order of execution in a few families.
 
     Source: DeepSpeedZeRoOffload.mark_persistent_parameters (0.19.8).
+
+    Args:
+        found: a model's parameters, in the order in which they are walked.
+        each: `stage3_param_persistence_threshold`, elements.
+        together: `stage3_model_persistence_threshold`, elements.
     """
     kept, total = set(), 0
     for one in found:

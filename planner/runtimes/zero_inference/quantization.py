@@ -153,7 +153,8 @@ def _decoding(cost: PhaseCost, weight: Tensor, scheme: ZeroInference, itemsize_b
     A CUDA kernel reads codes and writes weights. Where there is none for the groups, torch unpacks 4-bit
     codes (a shift, a mask and two strided copies), makes zeros, copies the codes there, divides and adds. The
     product then reads the decoded copy, which lies beside the packed weight until the module is done. The
-    bytes are counted; on an H200 torch took three times as long as they take at the rate of a plain copy.
+    bytes are counted; on an H200 torch took three times as long as a plain copy of so many
+    (tests/benchmarks/results/2026-12-01-h200-zero-inference-decoding.md).
 
     Source: deepspeed.inference.quantization.utils.DeQuantizer (0.19.8).
     """

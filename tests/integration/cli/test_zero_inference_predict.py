@@ -197,6 +197,7 @@ def test_what_deepspeed_ignores_is_said_after_the_prediction(predict: Predict) -
             (),
             "fails with memory_efficient_linear false",
         ),
+        (quantizing(post_init_quant=["fc"]), (), "DeepSpeed rejects weight_quantization.post_init_quant"),
     ],
 )
 def test_what_cannot_run_is_a_sentence(

@@ -164,13 +164,13 @@ def test_a_device_map_with_disk_entries_takes_decoded_weights(scheme: str, work:
 @pytest.mark.parametrize(
     "family, patterns, message",
     [
-        ("mixtral", {}, "experts.*transformers 5.23 joins experts.*--format bitsandbytes --exclude"),
+        ("mixtral", {}, "experts.*transformers 5.23 joins experts.*format='bitsandbytes'` with `exclude"),
         (
             "mixtral",
             {"exclude": ("*.experts.*",)},
             "experts.*fails to in any checkpoint of compressed-tensors",
         ),
-        ("t5", {}, r"wo\.weight: transformers keeps it in float32.*--exclude '\*\.wo'"),
+        ("t5", {}, r"wo\.weight: transformers keeps it in float32.*exclude='\*\.wo'"),
         ("llama", {"include": ("model.embed_tokens",)}, "embed_tokens.weight is no Linear"),
         ("opt-projected", {"include": ("*project_in",)}, "project_in.weight is no Linear"),
     ],
@@ -187,7 +187,7 @@ def test_what_transformers_would_not_load_is_refused(
 def test_a_group_size_that_does_not_divide_names_those_that_do(work: Path) -> None:
     save("llama", work / "model")
     with pytest.raises(
-        GroupSizeError, match=r"96 columns.*groups of 128 do not divide; --group-size 32, 16, 8 would"
+        GroupSizeError, match=r"96 columns.*groups of 128 do not divide; `group_size=32, 16, 8` would"
     ):
         make(work / "model", work / "out", output())
     assert {p.name for p in work.iterdir()} == {"model"}

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from fixtures import tiny
 from quantize.convert import quantize
-from quantize.dequantize import dequantize
 from quantize.errors import QuantizeError
 from quantize.formats import deepspeed_int8
+from quantize.restore import dequantize
 from reshard.errors import CannotSplitError, CheckpointError, UnsupportedSourceError, UnsupportedTargetError
 from reshard.job import Request, open_source
 from reshard.run import Report, reshard

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from quantize.dequantize import dequantize
 from quantize.formats import bitsandbytes, compressed_tensors, plain
 from quantize.formats.base import Output
 from quantize.groups import blocks, moq, row_absmax, rows, search, symmetric, zero_inference
+from quantize.restore import dequantize
 from quantize.scheme import Groups, Moq, Rows, SymmetricSearch, ZeroInference
 from reshard.errors import DamagedFileError, UnsupportedSourceError
 from reshard.job import Request

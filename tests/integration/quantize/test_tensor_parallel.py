@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantize.dequantize import dequantize
 from quantize.formats.plain import output
+from quantize.restore import dequantize
 from quantize.scheme import Groups, Moq, Rows, Scheme, Symmetric, SymmetricSearch, ZeroInference
 from reshard.errors import CannotSplitError
 from reshard.job import Request
@@ -137,7 +137,7 @@ def test_the_numbers_of_groups_that_are_said_to_work_do(
 ) -> None:
     """Rows are 64 and 96: their divisors in common, as far as ranks hold whole chunks."""
     save("llama", work / "model", **SETTINGS)
-    with pytest.raises(CannotSplitError, match=f"--groups {', '.join(map(str, groups))} works"):
+    with pytest.raises(CannotSplitError, match=f"`groups={', '.join(map(str, groups))}` works"):
         make(work / "model", work / "out", output(Moq(groups=128)), tp_size)
     for number in groups:
         make(work / "model", work / f"out{number}", output(Moq(groups=number)), tp_size)

@@ -311,7 +311,7 @@ def test_a_file_that_stands_there_stays(tmp_path: Path) -> None:
     decisions = decide(source)
     path = tmp_path / "new" / "ds_config.json"
     write_ds_config(path, source, decisions, BY_OUTPUT)
-    with pytest.raises(OutputExistsError, match="--overwrite"):
+    with pytest.raises(OutputExistsError, match="`overwrite`"):
         write_ds_config(path, source, decisions, FOUR_BITS)
     assert json.loads(path.read_text()) == ds_config(source, decisions, BY_OUTPUT)
     write_ds_config(path, source, decisions, FOUR_BITS, overwrite=True)

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from quantize.errors import GroupSizeError, ScaleOverflowError
 from quantize.groups import moq, rows, zero_inference
 from quantize.groups.blocks import widen
+from quantize.scheme import Moq
 
+from .deepspeed_tables import equal_groups, merged, scale_table
 from .weights import DTYPES, bits_of, block_of, dtypes, shapes, tensors
 
 # The first call compiles.
@@ -29,12 +31,12 @@ def test_moq_is_quantize_data(
     """Remainders too: 7 groups of 100 weights are seven of 14 and one of 2."""
     weight = data.draw(tensors(shape, dtype))
     if groups > weight.numel():
-        with pytest.raises(GroupSizeError, match="ask for 1 to"):
-            moq.chunk_numel(weight.numel(), groups)
+        with pytest.raises(GroupSizeError, match="ask for fewer `groups`"):
+            Moq(groups=groups).group_numel(shape)
         return
     codes, scales = WeightQuantization().quantize_data(weight, bits, groups)
     try:
-        ours = moq.encode(block_of(weight), group_numel=moq.chunk_numel(weight.numel(), groups), bits=bits)
+        ours = moq.encode(block_of(weight), group_numel=Moq(groups=groups).group_numel(shape), bits=bits)
     except ScaleOverflowError as e:
         assert scales.reshape(-1)[e.group] == 0  # its reciprocal, by which DeepSpeed decodes, is infinite
         return
@@ -68,12 +70,12 @@ def test_moq_keeps_what_quantize_keeps(
             cut = shape if i != 1 else (8, 8)
             weight = data.draw(tensors(cut, "float16"))
             theirs = quantizer.Quantize([weight], 8, groups, name)[0]
-            wanted = groups * (moq.extra_grouping(cut) if extra else 1)
-            ours = moq.encode(block_of(weight), group_numel=moq.chunk_numel(weight.numel(), wanted))
+            scheme = Moq(groups=groups, mlp_extra_grouping=extra)
+            ours = moq.encode(block_of(weight), group_numel=scheme.group_numel(cut))
             assert np.array_equal(ours.codes, theirs.numpy())
             kept.append(moq.kept(ours.scales))
         layers.append(kept)
-    assert bits_of(moq.merged(layers)) == bits_of(quantizer.merge_scales().numpy())
+    assert bits_of(merged(layers)) == bits_of(quantizer.merge_scales().numpy())
 
 
 @FEW
@@ -84,10 +86,10 @@ def test_rows_is_group_quantizer(
     weight = data.draw(tensors(shape, dtype))
     theirs = _group_quantized(weight, group_size, num_groups, dim)
     try:
-        group_numel = rows.chunk_numel(shape, group_size=group_size, num_groups=num_groups)
+        group_numel = equal_groups(shape, group_size=group_size, num_groups=num_groups)
         groups = weight.numel() // group_numel
         ours = rows.encode(block_of(weight), group_numel=group_numel)
-        table = rows.scale_table(block_of(weight), num_groups=groups, parallel_dim=dim)
+        table = scale_table(block_of(weight), num_groups=groups, parallel_dim=dim)
     except GroupSizeError:
         assert theirs is None
         return

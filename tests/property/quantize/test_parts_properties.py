@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from quantize.errors import ScaleOverflowError
 from quantize.groups import moq, rows, search, symmetric, zero_inference
 from quantize.groups.blocks import Encoded, observe
+from quantize.scheme import Moq
 
 from .weights import block_of, dtypes, shapes, tensors
 
@@ -24,7 +25,7 @@ def test_moq_in_two_passes_is_moq(
 ) -> None:
     """Row blocks do not end where chunks do."""
     block = block_of(data.draw(tensors(shape, dtype)))
-    group_numel = moq.chunk_numel(block.size, min(groups, block.size))
+    group_numel = Moq(groups=min(groups, block.size)).group_numel((1, block.size))
     step = data.draw(st.integers(1, shape[0]))
     found = np.zeros(-(-block.size // group_numel), np.float32)
     for begin in range(0, shape[0], step):

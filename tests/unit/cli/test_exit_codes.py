@@ -48,6 +48,7 @@ _EXPECTED = {
     "MemoryBudgetError": 3,
     "UnsupportedSourceError": 3,
     "QuantizeError": 3,
+    "InvalidRequestError": 3,
     "InvalidSchemeError": 3,
     "GroupSizeError": 3,
     "UnsupportedBlockError": 3,

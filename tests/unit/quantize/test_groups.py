@@ -165,10 +165,6 @@ def test_groups_that_do_not_tile_a_block_are_refused() -> None:
         symmetric.encode(np.zeros((4, 64), F32), group_size=5)
     with pytest.raises(GroupSizeError, match="256 weights are no whole groups of 100"):
         rows.encode(np.zeros((4, 64), F32), group_numel=100)
-    with pytest.raises(GroupSizeError, match=r"dimension 1 of shape \(4, 1\) has no halves"):
-        rows.scale_table(np.zeros((4, 1), F32), num_groups=4, parallel_dim=1)
-    with pytest.raises(GroupSizeError, match="layers of 2, 4 groups do not fit one table"):
-        moq.merged([[np.ones((1, 2), F32)] * 4, [np.ones((1, 4), F32)] * 4])
 
 
 def _weights(shape: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.float16]]:

@@ -97,7 +97,7 @@ def test_what_comes_back_is_near_and_does_not_depend_on_strips(label: str, dtype
 def test_moq_comes_back_as_the_formula_says() -> None:
     block = _block("float16")
     # 1536 weights in 15 groups: chunks of 102, which end inside of rows, and 6 weights remain.
-    numel = moq.chunk_numel(24 * 64, 15)
+    numel = Moq(groups=15).group_numel((24, 64))
     found = moq.encode(block, group_numel=numel)
     kept = moq.kept(found.scales).reshape(-1)
     expected = moq.decode(found.codes, kept, group_numel=numel, dtype=block.dtype)

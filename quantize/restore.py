@@ -1,4 +1,4 @@
-"""A quantized checkpoint back into a plain one, decoded as its runtime would."""
+"""Decode a quantized checkpoint into a plain one, with the arithmetic of its runtime."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
@@ -31,7 +31,7 @@ Decode = Callable[[Box, NDArray[Any]], blocks.Block]
 
 
 class _Decoder:
-    """Decodes whole rows in one pass: an `Encoder` the other way round."""
+    """An `Encoder` that decodes whole rows in one pass."""
 
     rows: int = 1
     is_two_pass: bool = False
@@ -52,7 +52,7 @@ class _Decoder:
 
 
 class Dequantization:
-    """What becomes of a quantized checkpoint: a `reshard.encoding.Transform`."""
+    """The `reshard.encoding.Transform` that decodes a quantized checkpoint."""
 
     def __init__(self, source: Source, kind: str) -> None:
         """Prepare.
@@ -96,7 +96,7 @@ class Dequantization:
         return columns
 
     def _check_layouts(self) -> None:
-        """See to it that rows are rows: old releases of bitsandbytes had orders that a GPU wanted."""
+        """Check that codes are stored row by row: old releases of bitsandbytes had other layouts."""
         for name, held in self._held.items():
             if name.endswith(".weight_format") and held.any():
                 raise UnsupportedSourceError(
@@ -179,10 +179,10 @@ class Dequantization:
 
     def _weights(self, key: str) -> Any:
         groups = self._recipe.get("config_groups") or {}
-        found = {(g.get("weights") or {}).get(key) for g in groups.values() if isinstance(g, dict)}
-        if len(found) != 1:
-            raise UnsupportedSourceError(f"the recipe has {len(found)} values of {key}; one is expected")
-        return found.pop()
+        values = {(g.get("weights") or {}).get(key) for g in groups.values() if isinstance(g, dict)}
+        if len(values) != 1:
+            raise UnsupportedSourceError(f"the recipe has {len(values)} values of {key}; one is expected")
+        return values.pop()
 
     def _bits(self) -> int:
         return int(self._weights("num_bits"))
