@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.docs.blocks import blocks_of
+
 _PROGRAMS = {"planner": "cli.main", "reshard": "cli.reshard", "quantize": "cli.quantize"}
 
 #: Sources the program's script as a user does, and calls the function that bash calls for the last word.
@@ -123,3 +125,13 @@ def test_completing_imports_no_framework(words: str, repository: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "[]\n")
     assert "plain," in ran.stdout
+
+
+@needs_bash
+def test_the_lines_for_bashrc_in_the_documentation_work(path: dict[str, str], repository: Path) -> None:
+    page = (repository / "docs" / "command-line.md").read_text(encoding="utf-8")
+    (lines,) = ("\n".join(block.lines) for block in blocks_of(page) if block.language == "bash")
+    script = f"set -eu\n{lines}\ncomplete -p {' '.join(_PROGRAMS)}"
+    ran = subprocess.run(["bash", "-c", script], env=path, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert [line.split()[-1] for line in ran.stdout.splitlines()] == [*_PROGRAMS]
