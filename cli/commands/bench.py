@@ -37,7 +37,8 @@ from ..render import Column, show_json, show_table, show_text
 @click.option(
     "--model",
     shell_complete=models,
-    help="Model of the baseline: short name, folder with a config.json, or hub id.",
+    help="Model of the baseline: short name, folder with a config.json, or hub id. With FOLDER: the plan's "
+    "model, where it is not known by name.",
 )
 @click.option(
     "--hardware",
