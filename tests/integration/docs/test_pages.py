@@ -56,7 +56,7 @@ def test_command_lines_and_their_options_exist(page: Path, repository: Path) -> 
     makefile = (repository / "Makefile").read_text()
     for block in _console(page):
         for step in block.steps():
-            line = step.command.partition("|")[0].partition("2>")[0]
+            line = re.split(r"\s\||\s\d?>", step.command)[0]
             check_command_line(line, is_whole=True)
             words = shlex.split(line, comments=True)
             if words[0] == "make":
