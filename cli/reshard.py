@@ -43,16 +43,12 @@ class _Degrees(click.ParamType):  # type: ignore[type-arg]
     name="reshard", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @click.argument("checkpoint", shell_complete=folders)
-@click.option(
-    "--tp", type=_Degrees(), help="Tensor-parallel degree, or several separated by commas, for example 2,4,8."
-)
+@click.option("--tp", type=_Degrees(), help="Tensor-parallel degree, or several, for example 2,4,8.")
 @click.option(
     "--format", "format_name", type=click.Choice(_FORMATS), help="Output format.  [default: safetensors]"
 )
 @click.option(
-    "--dtype",
-    shell_complete=names_of(*DTYPES),
-    help="Convert floating-point tensors to float16, bfloat16 or float32.",
+    "--dtype", shell_complete=names_of(*DTYPES), help="Convert tensors to float16, bfloat16 or float32."
 )
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Output folder.  [default: next to CHECKPOINT]"
@@ -60,8 +56,7 @@ class _Degrees(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Write nothing; show the files, the byte map, the memory and disk needed, and which runtimes can "
-    "load the result.",
+    help="Write nothing; show files, byte map, memory and disk needed, and who can load the result.",
 )
 @click.option("--verify", is_flag=True, help="Check every hash of CHECKPOINT, which this tool wrote.")
 @click.option(
