@@ -3,6 +3,8 @@
 # lint   ruff, formatting, strict types, import rules
 # bench  measurements; they report, they never fail a build
 # graphs trace the shipped models again (after a change of transformers or of the tracer)
+# docs   run the commands in README.md and docs/, and write their outputs into the pages
+# man    man pages of the programs and their commands, in build/man
 # clean  remove what the targets above made, the environment excepted
 
 PYTHON ?= python3
@@ -13,7 +15,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 JOBS   ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc); [ $$n -gt 4 ] && n=4; echo $$n)
 
-.PHONY: demo test lint format bench graphs install clean
+.PHONY: demo test lint format bench graphs docs man install clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -53,6 +55,12 @@ demo: $(STAMP)
 
 graphs: $(STAMP)
 	$(BIN)/python -m planner.tracing.ship
+
+docs: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m fixtures.docs
+
+man: $(STAMP)
+	$(BIN)/python -m fixtures.man_pages build/man
 
 clean:
 	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

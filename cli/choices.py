@@ -9,31 +9,48 @@ from planner.graph.model import Model
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
 from planner.schema.hardware import HardwareProfile
-from planner.schema.request import OBJECTIVES
+from planner.schema.request import ANY_DTYPE, OBJECTIVES
 from planner.sizes import parse_bytes, parse_nvme, parse_rate
+
+from .completion import DTYPES, hardware_profiles, models, names_of, several_hardware_profiles
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
-_MODEL = click.option("--model", required=True, help="Short name, folder with config.json, or hub id.")
-_MACHINE = click.option(
-    "--hardware", required=True, help="Profile name, NxGPU such as 8xa100-80g, or a .toml file."
+_MODEL = click.option(
+    "--model",
+    required=True,
+    shell_complete=models,
+    help="Short name (see `planner models list`), folder with a config.json, or hub id.",
 )
-_MACHINES = click.option("--hardware", required=True, help="Profiles, with commas between them.")
+_MACHINE = click.option(
+    "--hardware",
+    required=True,
+    shell_complete=hardware_profiles,
+    help="Profile name (see `planner hardware list`), a count such as 8xa100-80g, or a .toml file.",
+)
+_MACHINES = click.option(
+    "--hardware",
+    required=True,
+    shell_complete=several_hardware_profiles,
+    help="Profiles, counts or .toml files, separated by commas.",
+)
 _LENGTHS = (
     click.option(
-        "--prompt", "prompt_tokens", type=int, default=128, show_default=True, help="Prompt tokens."
+        "--prompt", "prompt_tokens", type=int, default=128, show_default=True, help="Prompt length in tokens."
     ),
-    click.option("--new-tokens", type=int, default=32, show_default=True, help="Tokens to generate."),
+    click.option(
+        "--new-tokens", type=int, default=32, show_default=True, help="Number of tokens to generate."
+    ),
 )
 _OVERRIDES = (
-    click.option("--gpus", "num_gpus", type=int, help="Use this many GPUs of the profile's kind."),
-    click.option("--gpu-memory", help="Memory of each GPU, as in 12GiB."),
-    click.option("--cpu-memory", help="Host memory, as in 64GiB."),
-    click.option("--nvme", help="Local NVMe, as in 2TB@3GB/s."),
-    click.option("--link", help="Host to GPU bandwidth from pinned memory, as in 12GB/s."),
+    click.option("--gpus", "num_gpus", type=int, help="Number of GPUs, instead of the profile's."),
+    click.option("--gpu-memory", help="Memory of each GPU, for example 12GiB."),
+    click.option("--cpu-memory", help="Host memory, for example 64GiB."),
+    click.option("--nvme", help="Local NVMe disk: capacity and read bandwidth, for example 2TB@3GB/s."),
+    click.option("--link", help="Bandwidth from pinned host memory to a GPU, for example 12GB/s."),
 )
 _TRUST = click.option(
-    "--trust-remote-code", is_flag=True, help="Import Python code that comes with the model."
+    "--trust-remote-code", is_flag=True, help="Allow Python code that comes with the model to run."
 )
 
 
@@ -50,16 +67,30 @@ def model_and_machines(command: _Command) -> _Command:
 def aims(objective: str) -> Callable[[_Command], _Command]:
     """Add the options that say what a plan is for; `objective` is what it is without them."""
     options = (
-        click.option("--dtype", help="float16, bfloat16, float32 or any; the model's own by default."),
-        click.option("--objective", type=click.Choice(OBJECTIVES), default=objective, show_default=True),
+        click.option(
+            "--dtype",
+            shell_complete=names_of(*DTYPES, ANY_DTYPE),
+            help="float16, bfloat16, float32, or any: the best one that fits.  [default: the model's]",
+        ),
+        click.option(
+            "--objective",
+            type=click.Choice(OBJECTIVES),
+            default=objective,
+            show_default=True,
+            help="What to optimize: time of one call, tokens per second, or price per token.",
+        ),
         click.option(
             "--batch",
             "batch_size",
             type=int,
-            help="By default 1 for latency, else the smallest within 1 % of the most tokens a second.",
+            help="Batch size.  [default: 1 for latency; otherwise the smallest one within 1 % of the highest "
+            "throughput]",
         ),
         click.option(
-            "--max-latency", "max_latency_s", type=float, help="Limit on the whole call, in seconds."
+            "--max-latency",
+            "max_latency_s",
+            type=float,
+            help="Longest allowed time of the whole call, in seconds.",
         ),
     )
     return lambda command: _with(command, *options)

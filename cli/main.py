@@ -5,7 +5,9 @@ import sys
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import CompletionItem
 
+from .options import version_option
 from .program import run_program
 from .registry import COMMANDS
 
@@ -34,37 +36,25 @@ class _LazyGroup(click.Group):
             raise click.UsageError(f"There is no command {args[0]!r}; there are {known}.", ctx)
         return super().resolve_command(ctx, args)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """The commands from the table: click's own list imports every command to see whether it is hidden."""
+        names = [name for name in self.list_commands(ctx) if name.startswith(incomplete)]
+        options = click.Command.shell_complete(self, ctx, incomplete)
+        return [*(CompletionItem(name, help=COMMANDS[name].summary) for name in names), *options]
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name].summary) for name in self.list_commands(ctx)])
 
 
-def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if not value or ctx.resilient_parsing:
-        return
-    from importlib.metadata import PackageNotFoundError, version  # half of the start-up time of `--help`
-
-    try:
-        click.echo(f"planner {version('offload-planner')}")
-    except PackageNotFoundError:
-        click.echo("planner (not installed)")
-    ctx.exit()
-
-
 @click.group(cls=_LazyGroup, context_settings=_HELP)
-@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
-@click.option(
-    "--version",
-    is_flag=True,
-    expose_value=False,
-    is_eager=True,
-    callback=_show_version,
-    help="Show the version.",
-)
+@click.option("--debug", is_flag=True, expose_value=False, help="Print the traceback of an error.")
+@version_option("planner")
 def group() -> None:
-    """Say where every weight and KV cache of a model should live, and prove it by generating.
+    """Plan where a model's weights and KV cache are placed on a machine, and verify the plan by generating.
 
-    Exit status: 0 done; 1 nothing fits, or verification failed; 2 usage; 3 bad input; 4 runtime failure.
+    Exit status: 0 success; 1 nothing fits, or verification failed; 2 wrong command line; 3 bad input;
+    4 runtime failure.
     """
 
 

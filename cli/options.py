@@ -1,4 +1,4 @@
-"""Options that every command has."""
+"""Options that every command or every program has."""
 
 import tempfile
 from collections.abc import Callable
@@ -11,11 +11,36 @@ _Command = TypeVar("_Command", bound=Callable[..., object])
 
 
 def output_options(command: _Command) -> _Command:
-    """Add `--json`, passed as `as_json`, and `--debug`, which `cli.main` reads for itself."""
+    """Add `--json`, passed as `as_json`, and `--debug`, which `cli.program` reads for itself."""
     command = click.option(
-        "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
+        "--debug", is_flag=True, expose_value=False, help="Print the traceback of an error."
     )(command)
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+
+
+def version_option(program: str) -> Callable[[_Command], _Command]:
+    """Add `--version`, which prints the version of `program` and ends it."""
+
+    def show(context: click.Context, _parameter: click.Parameter, is_given: bool) -> None:
+        if not is_given or context.resilient_parsing:
+            return
+        # Imported here because it takes half of the start-up time of `--help`.
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            click.echo(f"{program} {version('offload-planner')}")
+        except PackageNotFoundError:
+            click.echo(f"{program} (not installed)")
+        context.exit()
+
+    return click.option(
+        "--version",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=show,
+        help="Show the version and exit.",
+    )
 
 
 def rows_option(help_text: str, *, required: bool = False) -> Callable[[_Command], _Command]:

@@ -1,4 +1,4 @@
-"""What both programs do: run a click command, and turn an error into a sentence and a status."""
+"""What all programs do: run a click command, and turn an error into a sentence and a status."""
 
 import json
 import os
@@ -12,18 +12,22 @@ import click
 from planner.errors import PlannerError
 from reshard.errors import CheckpointError
 
+from .completion import complete
 from .exit_codes import ExitCode, exit_code, is_foreseen
 from .flags import with_options
 from .termination import Terminated, terminable
 
 
 def run_program(command: click.Command, name: str, arguments: Sequence[str]) -> int:
-    """Run `command`, called `name`, with `arguments` and return the exit status.
+    """Run `command`, called `name`, with `arguments` and return the exit status; or complete for the shell.
 
     Every failure ends here: a sentence on standard error and, with `--json`, an object
     `{"error": {"type", "message", "exit_code", …}}` on standard output, unless the command has printed its
     result there (see `after_json`). No traceback without `--debug`.
     """
+    status = complete(command, name)
+    if status is not None:
+        return status
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     as_json, debug = "--json" in options, "--debug" in options
     try:

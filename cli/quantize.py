@@ -9,7 +9,8 @@ import click
 from planner.sizes import format_bytes, format_seconds
 from quantize import FORMAT_NAMES, SCHEME_NAMES
 
-from .options import output_options
+from .completion import folders
+from .options import output_options, version_option
 from .params import Size
 from .program import run_program
 from .progress import byte_bar
@@ -40,54 +41,90 @@ class _GroupSize(click.ParamType):  # type: ignore[type-arg]  # generic only in 
 @click.command(
     name="quantize", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@click.argument("checkpoint")
+@click.argument("checkpoint", shell_complete=folders)
 @click.option(
-    "--scheme", type=click.Choice(SCHEME_NAMES), help="How groups are encoded.  [default: symmetric-search]"
+    "--scheme",
+    type=click.Choice(SCHEME_NAMES),
+    help="How the scales of the weights are computed.  [default: symmetric-search]",
 )
-@click.option("--format", "format_name", type=click.Choice(FORMAT_NAMES), help="What to write.")
-@click.option("--bits", type=click.Choice(["8", "4"]), default="8", show_default=True)
-@click.option("--group-size", type=_GroupSize(), help="Weights per scale along the input, or `row`.")
+@click.option(
+    "--format",
+    "format_name",
+    type=click.Choice(FORMAT_NAMES),
+    help="Output format.  [default: compressed-tensors for symmetric schemes, otherwise safetensors]",
+)
+@click.option(
+    "--bits", type=click.Choice(["8", "4"]), default="8", show_default=True, help="Bits per weight."
+)
+@click.option(
+    "--group-size", type=_GroupSize(), help="Weights that share a scale along the input, or `row` for all."
+)
 @click.option(
     "--group-dim",
     type=click.Choice(["0", "1"]),
-    help="zero-inference: groups run along the output (0) or the input (1).",
+    help="With --format zero-inference: groups run along the output (0) or the input (1).",
 )
-@click.option("--groups", type=click.IntRange(1), help="moq: groups per tensor.  [default: 64]")
-@click.option("--mlp-extra-grouping", is_flag=True, help="moq: twice the groups in MLPs of 4 × hidden.")
+@click.option("--groups", type=click.IntRange(1), help="With --scheme moq: groups per tensor.  [default: 64]")
 @click.option(
-    "--activations", is_flag=True, help="W8A8: activations are quantized by token as the model runs."
+    "--mlp-extra-grouping",
+    is_flag=True,
+    help="With --scheme moq: twice as many groups in MLP layers of 4 × the hidden size.",
 )
 @click.option(
-    "--tp", type=click.IntRange(1, 1024), help="safetensors: cut for so many ranks in the same pass."
+    "--activations", is_flag=True, help="W8A8: activations are quantized as well, per token at run time."
 )
-@click.option("--include", multiple=True, metavar="PATTERN", help="Quantize these modules as well.")
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these modules as they are.")
-@click.option("--report", is_flag=True, help="Show the error of every tensor, worst first; write nothing.")
+@click.option(
+    "--tp",
+    type=click.IntRange(1, 1024),
+    help="With --format safetensors or deepspeed: also shard for this many ranks.",
+)
+@click.option(
+    "--include", multiple=True, metavar="PATTERN", help="Quantize these modules too; may be repeated."
+)
+@click.option(
+    "--exclude", multiple=True, metavar="PATTERN", help="Do not quantize these modules; may be repeated."
+)
+@click.option(
+    "--report", is_flag=True, help="Write no checkpoint; show the error of every tensor, largest first."
+)
 @click.option(
     "--text",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="With --report: also logits and perplexity on this text, beside the plain model's.",
-)
-@click.option("--plot", type=click.Path(path_type=Path), help="With --report: draw errors by layer and kind.")
-@click.option("--allow-nonfinite", is_flag=True, help="Take NaN and infinite weights for zero.")
-@click.option(
-    "--dequantize", "plain", type=click.Choice(_DTYPES), help="Make a plain checkpoint of CHECKPOINT."
+    help="With --report: also measure logits and perplexity on this text, next to the unquantized model.",
 )
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="Folder to write.  [default: beside CHECKPOINT]"
+    "--plot",
+    type=click.Path(path_type=Path),
+    help="With --report: write a chart of errors by layer and kind.",
 )
-@click.option("--memory", type=Size(), default="512MiB", show_default=True, help="Anonymous memory to use.")
-@click.option("--jobs", type=click.IntRange(1, 256), help="Threads.  [default: one per core, at most 8]")
-@click.option("--max-shard-size", type=Size(), default="5GB", show_default=True, help="Largest file.")
-@click.option("--overwrite", is_flag=True, help="Replace an output that this tool wrote before.")
+@click.option("--allow-nonfinite", is_flag=True, help="Replace NaN and infinite weights by zero.")
+@click.option(
+    "--dequantize",
+    "plain",
+    type=click.Choice(_DTYPES),
+    help="Convert a quantized CHECKPOINT back to one of this dtype.",
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Output folder.  [default: next to CHECKPOINT]"
+)
+@click.option("--memory", type=Size(), default="512MiB", show_default=True, help="Limit on anonymous memory.")
+@click.option(
+    "--jobs", type=click.IntRange(1, 256), help="Number of threads.  [default: one per core, at most 8]"
+)
+@click.option(
+    "--max-shard-size", type=Size(), default="5GB", show_default=True, help="Largest size of one file."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an output folder that this tool wrote.")
+@version_option("quantize")
 @output_options
 def command(**options: Any) -> None:
-    """Encode the Linears of CHECKPOINT as integers with scales, streamed in bounded memory.
+    """Quantize the linear layers of a checkpoint to integers with scales, in bounded memory.
 
-    By default 8 bits in groups of 128, scales searched for the least error, in compressed-tensors' format,
-    which transformers and vLLM load. Embeddings, norms, routers and the head stay as they are.
+    The default is 8 bits in groups of 128, with scales chosen for the least squared error, in the
+    compressed-tensors format that transformers and vLLM load. Embeddings, norms, routers and the output head
+    are not quantized.
 
-    Exit status: 0 done; 2 usage; 3 bad input, or no room; 4 runtime failure.
+    Exit status: 0 success; 2 wrong command line; 3 bad input or insufficient disk space; 4 runtime failure.
     """
     with flags_in_errors():
         if options["plain"] is not None:

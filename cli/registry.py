@@ -13,41 +13,47 @@ class Entry(NamedTuple):
 #: Command → module, relative to this package. The module's attribute `command` is the click command.
 COMMANDS: Final = {
     "plan": Entry(
-        ".commands.plan", "Plan MODEL onto HARDWARE: what lives where, at which batch size, and why."
+        ".commands.plan",
+        "Choose placement, batch size and runtime for a model on a machine, with the reasons.",
     ),
     "predict": Entry(
         ".commands.predict",
-        "Predict memory and time of MODEL on HARDWARE under a device map or a DeepSpeed configuration.",
+        "Predict memory and time of a given device map or DeepSpeed configuration.",
     ),
     "verify": Entry(
-        ".commands.verify", "Prove the plan in FOLDER by generating with it and with the plain model."
+        ".commands.verify",
+        "Run a written plan, and compare its tokens and logits with those of the unmodified model.",
     ),
     "explain": Entry(
         ".commands.explain",
-        "Say what is where in the plan in FOLDER and why, what bounds it, and what lost by how much.",
+        "Explain a written plan: its placement, its bottleneck, and why the alternatives lost.",
     ),
     "compare": Entry(
         ".commands.compare",
-        "Compare machines for MODEL: the best plan on each, and what a million tokens cost there.",
+        "Compare machines for one model: the best plan on each, and its price per million tokens.",
     ),
     "accuracy": Entry(
         ".commands.accuracy",
-        "Hold the cost model against published measurements and rows of your own, row by row.",
+        "Compare the cost model with published measurements and with your own benchmark rows.",
     ),
     "probe": Entry(
         ".commands.probe",
-        "Measure this machine, in about a minute, and write it as a profile for `--hardware`.",
+        "Measure this machine in about a minute, and write a hardware profile for `--hardware`.",
     ),
     "bench": Entry(
         ".commands.bench",
-        "Benchmark the plan in FOLDER, or a baseline, at several batch sizes, predicted beside measured.",
+        "Benchmark a written plan or a baseline, and show predicted next to measured values.",
     ),
     "calibrate": Entry(
-        ".commands.calibrate", "Refit a few efficiency terms of PROFILE to rows measured on its machine."
+        ".commands.calibrate",
+        "Refit the efficiency terms of a hardware profile to benchmark rows of that machine.",
     ),
-    "graph": Entry(".commands.graph", "Show a model's modules, blocks and costs, or write them to a file."),
+    "graph": Entry(
+        ".commands.graph",
+        "Show the modules, no-split blocks and costs of a model, or write its module graph to a file.",
+    ),
     "roles": Entry(
-        ".commands.roles", "Show how a model's weights may be cut over ranks, derived from its operations."
+        ".commands.roles", "Derive from a model's operations how its weights can be sharded over ranks."
     ),
     "hardware": Entry(".commands.hardware", "List the hardware profiles, or show one."),
     "models": Entry(".commands.models", "List the models known by name, or show one."),

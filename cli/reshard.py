@@ -9,7 +9,8 @@ import click
 
 from planner.sizes import format_bytes, format_seconds
 
-from .options import output_options
+from .completion import DTYPES, folders, names_of
+from .options import output_options, version_option
 from .params import Size
 from .program import run_program
 from .progress import byte_bar
@@ -38,32 +39,47 @@ class _Degrees(click.ParamType):  # type: ignore[type-arg]
 @click.command(
     name="reshard", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@click.argument("checkpoint")
-@click.option("--tp", type=_Degrees(), help="Tensor-parallel degree, or several: 2,4,8.")
+@click.argument("checkpoint", shell_complete=folders)
+@click.option("--tp", type=_Degrees(), help="Tensor-parallel degree, or several, for example 2,4,8.")
 @click.option(
-    "--format", "format_name", type=click.Choice(_FORMATS), help="What to write.  [default: safetensors]"
+    "--format", "format_name", type=click.Choice(_FORMATS), help="Output format.  [default: safetensors]"
 )
-@click.option("--dtype", help="Cast floating tensors: float16, bfloat16 or float32.")
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="Folder to write.  [default: beside CHECKPOINT]"
+    "--dtype", shell_complete=names_of(*DTYPES), help="Convert tensors to float16, bfloat16 or float32."
 )
-@click.option("--dry-run", is_flag=True, help="Show the byte map, memory, disk and what runtimes will take.")
-@click.option("--verify", is_flag=True, help="Read CHECKPOINT, which this tool wrote, and check every hash.")
-@click.option("--against", help="With --verify: the checkpoint it was cut from, compared byte by byte.")
 @click.option(
-    "--config", type=click.Path(exists=True, path_type=Path), help="config.json, where there is none."
+    "--output", type=click.Path(path_type=Path), help="Output folder.  [default: next to CHECKPOINT]"
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Write nothing; show files, byte map, memory and disk needed, and who can load the result.",
+)
+@click.option("--verify", is_flag=True, help="Check every hash of CHECKPOINT, which this tool wrote.")
+@click.option(
+    "--against",
+    shell_complete=folders,
+    help="With --verify: also compare every byte with this checkpoint, the source of CHECKPOINT.",
+)
+@click.option(
+    "--config",
+    type=click.Path(exists=True, path_type=Path),
+    help="config.json of the model, or its folder, where CHECKPOINT has none.",
 )
 @click.option(
     "--roles",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Cut by this roles file and not by the family's table; for families that have none.",
+    help="Roles file of `planner roles`, used instead of the table of the model's family.",
 )
-@click.option("--memory", type=Size(), default="512MiB", show_default=True, help="Anonymous memory to use.")
-@click.option("--jobs", type=click.IntRange(1, 256), help="Threads.  [default: one per core, at most 8]")
+@click.option("--memory", type=Size(), default="512MiB", show_default=True, help="Limit on anonymous memory.")
 @click.option(
-    "--max-shard-size", type=Size(), default="5GB", show_default=True, help="Largest file of a rank."
+    "--jobs", type=click.IntRange(1, 256), help="Number of threads.  [default: one per core, at most 8]"
 )
-@click.option("--overwrite", is_flag=True, help="Replace an output that this tool wrote before.")
+@click.option(
+    "--max-shard-size", type=Size(), default="5GB", show_default=True, help="Largest size of one file."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an output folder that this tool wrote.")
+@version_option("reshard")
 @output_options
 def command(
     checkpoint: str,
@@ -82,13 +98,14 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Cut, merge or re-cut CHECKPOINT for tensor-parallel loading: any degree to any degree, without a GPU.
+    """Convert a checkpoint to another tensor-parallel degree or format, without a GPU.
 
-    CHECKPOINT is a folder, or an address such as s3://bucket/model: a Hugging Face checkpoint, what this tool
-    wrote, DeepSpeed's pre-shards, Megatron's, transformers' distributed shards, or vLLM's sharded state. An
-    interrupted run continues when the same command is given again.
+    CHECKPOINT is a folder, or an address such as s3://bucket/model. It may be a Hugging Face checkpoint, an
+    output of this tool, DeepSpeed pre-shards, a Megatron-LM checkpoint, distributed shards of transformers,
+    or vLLM's sharded state. Any degree can be converted to any other. To continue an interrupted run, give
+    the same command again.
 
-    Exit status: 0 done; 2 usage; 3 bad input, or no room; 4 runtime failure.
+    Exit status: 0 success; 2 wrong command line; 3 bad input or insufficient disk space; 4 runtime failure.
     """
     threads = jobs or min(8, os.cpu_count() or 1)
     if verify:

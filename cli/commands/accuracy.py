@@ -56,19 +56,20 @@ _BORDERS: Final = (
 
 @click.command(name="accuracy")
 @click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write every row here, as Markdown."
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write a Markdown report with every row."
 )
-@rows_option("Rows that planner bench wrote, beside the published ones.")
+@rows_option("Rows that `planner bench` wrote, added to the published ones; may be repeated.")
 @click.option(
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Draw predicted over measured: .png, .svg.",
+    help="Write a chart of predicted against measured values: .png or .svg.",
 )
 @output_options
 def command(out: Path | None, row_files: tuple[Path, ...], plot: Path | None, as_json: bool) -> int:
-    """Hold the cost model against published measurements and rows of your own, row by row.
+    """Compare the cost model with published measurements and with your own benchmark rows.
 
-    The exit status is 1 when a table of BLOOM-176B or of Accelerate is off by more than it may be.
+    The exit status is 1 when a published table of BLOOM-176B or of Accelerate is predicted with a larger
+    error than allowed.
     """
     from planner.accuracy.compare import lines
     from planner.accuracy.own import borders, own_lines

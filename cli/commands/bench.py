@@ -23,6 +23,7 @@ from planner.sizes import format_bytes, format_seconds
 from planner.tracing.load import load_recorded
 
 from ..choices import traced_model
+from ..completion import DTYPES, hardware_profiles, models, names_of
 from ..exit_codes import ExitCode
 from ..options import make_room_for, output_options
 from ..params import Size
@@ -32,36 +33,71 @@ from ..render import Column, show_json, show_table, show_text
 
 @click.command(name="bench")
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
-@click.option("--baseline", type=click.Choice(BASELINES), help="Run this instead of a plan.")
-@click.option("--model", help="Of a baseline: short name, folder with config.json, or hub id.")
-@click.option("--hardware", help="Of a baseline: a profile name, or a .toml file such as probe writes.")
-@click.option("--dtype", help="Of a baseline: float16, bfloat16 or float32; the model's own by default.")
-@click.option("--batch", "batches", help="Batch sizes with commas, as in 1,8,16; the plan's by default.")
-@click.option("--until-oom", is_flag=True, help="Go on to the largest batch that runs.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Real weights; random ones by default.")
+@click.option("--baseline", type=click.Choice(BASELINES), help="Run this baseline instead of a plan.")
 @click.option(
-    "--random-weights", type=click.Path(path_type=Path), help="Where random weights are written and kept."
+    "--model",
+    shell_complete=models,
+    help="Model of the baseline: short name, folder with a config.json, or hub id. With FOLDER: the plan's "
+    "model, where it is not known by name.",
 )
 @click.option(
-    "--memory-cap", "memory_cap_bytes", type=Size(), help="Stands in for a smaller GPU, as in 16GiB."
+    "--hardware",
+    shell_complete=hardware_profiles,
+    help="Machine of the baseline: profile name, or a .toml file such as `planner probe` writes.",
 )
-@click.option("--prompt", "prompt_tokens", type=click.IntRange(min=1), help="The plan's, or 128, by default.")
-@click.option("--new-tokens", type=click.IntRange(min=1), help="The plan's, or 32, by default.")
+@click.option(
+    "--dtype",
+    shell_complete=names_of(*DTYPES),
+    help="Dtype of the baseline: float16, bfloat16 or float32.  [default: the model's]",
+)
+@click.option(
+    "--batch", "batches", help="Batch sizes, separated by commas, for example 1,8,16.  [default: the plan's]"
+)
+@click.option("--until-oom", is_flag=True, help="Continue with larger batches up to the largest that runs.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Folder with the weights.  [default: random weights of the model's shapes]",
+)
+@click.option(
+    "--random-weights",
+    type=click.Path(path_type=Path),
+    help="Write the random weights to this folder and keep them for later runs.",
+)
+@click.option(
+    "--memory-cap",
+    "memory_cap_bytes",
+    type=Size(),
+    help="Limit the GPU's memory, for example to 16GiB, to measure as on a smaller GPU.",
+)
+@click.option(
+    "--prompt",
+    "prompt_tokens",
+    type=click.IntRange(min=1),
+    help="Prompt length in tokens.  [default: the plan's; 128 for a baseline]",
+)
+@click.option(
+    "--new-tokens",
+    type=click.IntRange(min=1),
+    help="Number of tokens to generate.  [default: the plan's; 32 for a baseline]",
+)
 @click.option(
     "--repeat",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Calls of each batch; short ones are repeated.",
+    help="Least number of calls per batch size; short calls are repeated more often.",
 )
-@click.option("--isolate", is_flag=True, help="A process of its own for every batch.")
+@click.option("--isolate", is_flag=True, help="Run every batch size in a process of its own.")
 @click.option(
     "--timeout",
     "timeout_s",
     type=click.FloatRange(min=0, min_open=True),
-    help="Seconds that each process may take.",
+    help="Time limit of each process, in seconds.",
 )
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Add the rows to a .jsonl file.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Append the rows to this .jsonl file."
+)
 @output_options
 def command(
     folder: Path | None,
@@ -79,9 +115,9 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Benchmark the plan in FOLDER, or a baseline, at several batch sizes, predicted beside measured.
+    """Benchmark a written plan or a baseline, and show predicted next to measured values.
 
-    Out of memory is a row like any other. Without a checkpoint the weights are random, of the real shape.
+    A batch size that runs out of memory gives a row as well. Without --checkpoint the weights are random.
     """
     if (folder is None) == (baseline is None):
         raise click.UsageError("give either a FOLDER with a plan or --baseline")

@@ -25,15 +25,19 @@ _COLUMNS: Final = (
 
 @click.command(name="calibrate")
 @click.argument("profile", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@rows_option("Rows that planner bench wrote on this machine.", required=True)
+@rows_option("Rows that `planner bench` wrote on the profile's machine; may be repeated.", required=True)
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The new profile."
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the new profile here.",
 )
 @output_options
 def command(profile: Path, row_files: tuple[Path, ...], out: Path, as_json: bool) -> None:
-    """Refit a few efficiency terms of PROFILE to rows measured on its machine.
+    """Refit the efficiency terms of a hardware profile to benchmark rows of that machine.
 
-    A term is changed only when configurations that were left out of the fit are predicted better for it.
+    Cross-validation decides: a term changes only when that improves the prediction of configurations that
+    were left out of the fit.
     """
     from planner.calibrate.fit import fit
     from planner.calibrate.terms import Sample, numbers_of

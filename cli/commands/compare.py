@@ -29,9 +29,9 @@ def command(
     trust_remote_code: bool,
     as_json: bool,
 ) -> int:
-    """Compare machines for MODEL: the best plan on each, and what a million tokens cost there.
+    """Compare machines for one model: the best plan on each, and its price per million tokens.
 
-    The exit status is 1 when it fits on none of them.
+    The exit status is 1 when the model fits on none of the machines.
     """
     request = Request(
         prompt_tokens=prompt_tokens,

@@ -17,11 +17,13 @@ from ..report import show_alternatives, show_changes, show_comparison, show_plac
 
 @click.command(name="explain")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--what-if", "asks_what_if", is_flag=True, help="Plan again with more memory, link or int8.")
-@click.option("--model", "name", help="With --what-if: folder or hub id of the plan's model.")
+@click.option(
+    "--what-if", "asks_what_if", is_flag=True, help="Also plan with more memory, a faster link and int8."
+)
+@click.option("--model", "name", help="With --what-if: the model's folder or hub id.")
 @output_options
 def command(folder: Path, asks_what_if: bool, name: str | None, as_json: bool) -> None:
-    """Say what is where in the plan in FOLDER and why, what bounds it, and what lost by how much."""
+    """Explain a written plan: its placement, its bottleneck, and why the alternatives lost."""
     plan = read(folder)
     explanation = explain(plan)
     changes = what_if(load_recorded(plan.model, name=name), plan) if asks_what_if else ()

@@ -12,17 +12,23 @@ from planner.models.resolve import resolve
 from planner.sizes import format_bytes, format_count, format_flops
 from planner.tracing.store import graph_for
 
+from ..completion import models
 from ..options import output_options
 from ..render import Column, show_facts, show_json, show_table, show_text
 
 
 @click.command(name="graph")
-@click.option("--model", required=True, help="A short name, a folder with a config.json, or a hub id.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write it here, as .json, .graphml or .svg.")
-@click.option("--trust-remote-code", is_flag=True, help="Allow Python code that comes with the model.")
+@click.option(
+    "--model",
+    required=True,
+    shell_complete=models,
+    help="Short name, folder with a config.json, or hub id.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Write the graph as .json, .graphml or .svg.")
+@click.option("--trust-remote-code", is_flag=True, help="Allow Python code that comes with the model to run.")
 @output_options
 def command(model: str, out: Path | None, trust_remote_code: bool, as_json: bool) -> None:
-    """Show a model's modules, blocks and costs, or write them to a file."""
+    """Show the modules, no-split blocks and costs of a model, or write its module graph to a file."""
     spec = resolve(model, trust_remote_code=trust_remote_code)
     graph = graph_for(spec)
     if out is not None:

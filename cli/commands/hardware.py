@@ -9,6 +9,7 @@ from planner.hardware.load import load, names
 from planner.schema.hardware import HardwareProfile
 from planner.sizes import format_by_unit
 
+from ..completion import hardware_profiles
 from ..options import output_options
 from ..render import Column, show_json, show_table, show_text
 
@@ -24,7 +25,10 @@ def command() -> None:
 @command.command(name="list")
 @output_options
 def list_profiles(as_json: bool) -> None:
-    """List the machines that come with the planner; N of one kind of GPU is written 8xa100-80g."""
+    """List the machines that come with the planner.
+
+    Several GPUs of one kind are written as a count, for example 8xa100-80g.
+    """
     profiles = [load(name) for name in names()]
     if as_json:
         show_json(profiles)
@@ -42,10 +46,13 @@ def list_profiles(as_json: bool) -> None:
 
 
 @command.command(name="show")
-@click.argument("name")
+@click.argument("name", shell_complete=hardware_profiles)
 @output_options
 def show_profile(name: str, as_json: bool) -> None:
-    """Show every number of NAME with its source: a profile, a .toml file, or a count such as 4xt4."""
+    """Show every number of a profile with its source.
+
+    NAME is a profile, a count such as 4xt4, or a .toml file.
+    """
     profile = load(name)
     if as_json:
         show_json(profile)

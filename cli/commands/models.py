@@ -7,6 +7,7 @@ from planner.models.shipped import shipped_names, shipped_spec
 from planner.models.spec import ModelSpec
 from planner.sizes import format_count
 
+from ..completion import models
 from ..options import output_options
 from ..render import Column, show_facts, show_json, show_table
 
@@ -29,11 +30,14 @@ def list_models(as_json: bool) -> None:
 
 
 @command.command(name="show")
-@click.argument("name")
-@click.option("--trust-remote-code", is_flag=True, help="Allow Python code that comes with the model.")
+@click.argument("name", shell_complete=models)
+@click.option("--trust-remote-code", is_flag=True, help="Allow Python code that comes with the model to run.")
 @output_options
 def show_model(name: str, trust_remote_code: bool, as_json: bool) -> None:
-    """Show the configuration of NAME: a short name, a folder with a config.json, or a hub id."""
+    """Show the configuration of a model.
+
+    NAME is a short name, a folder with a config.json, or a hub id.
+    """
     spec = resolve(name, trust_remote_code=trust_remote_code)
     if as_json:
         show_json(_described(spec) | {"config": spec.config})

@@ -16,6 +16,7 @@ from planner.serving.registry import SERVERS
 from planner.serving.registry import runtimes as serving_runtimes
 
 from ..choices import aims, machine, model_and_machine, traced_model
+from ..completion import names_of
 from ..options import output_options, rows_option
 from ..render import show_json, show_text
 from ..report import headline, show_alternatives, show_comparison, show_places, show_prediction
@@ -24,20 +25,35 @@ from ..report import headline, show_alternatives, show_comparison, show_places, 
 @click.command(name="plan")
 @model_and_machine
 @aims("latency")
-@click.option("--min-batch", type=int, default=1, show_default=True, help="Smallest batch worth having.")
+@click.option("--min-batch", type=int, default=1, show_default=True, help="Smallest batch size to consider.")
 @click.option(
-    "--runtime", "runtimes", multiple=True, help=f"Consider only these: {', '.join(RUNTIME_MODELS)}."
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    shell_complete=names_of(*RUNTIME_MODELS),
+    help=f"Consider only this runtime; may be repeated. One of {', '.join(RUNTIME_MODELS)}.",
 )
 @click.option(
-    "--weight-bits", type=click.Choice(["4", "8"]), help="Let the runtime quantize weights as it loads them."
+    "--weight-bits",
+    type=click.Choice(["4", "8"]),
+    help="Let the runtime quantize the weights to this many bits while it loads them.",
 )
-@click.option("--all", "show_all", is_flag=True, help="Show every way that was priced, not the best of each.")
-@click.option("--report", type=click.Path(path_type=Path), help="Write pictures: .html, .png or .svg.")
-@rows_option("With --report: rows of planner bench, drawn predicted against measured.")
 @click.option(
-    "--serve", "server", type=click.Choice(list(SERVERS)), help="With --out: files for a server, too."
+    "--all", "show_all", is_flag=True, help="Show every configuration that was priced, not one per runtime."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Write a folder that runs the plan.")
+@click.option(
+    "--report", type=click.Path(path_type=Path), help="Write the plan as charts: .html, .png or .svg."
+)
+@rows_option("With --report: rows that `planner bench` wrote, drawn as predicted against measured.")
+@click.option(
+    "--serve",
+    "server",
+    type=click.Choice(list(SERVERS)),
+    help="With --out: also write the configuration of this server.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Write a folder with the plan and a program that runs it."
+)
 @output_options
 def command(
     model: str,
@@ -60,9 +76,10 @@ def command(
     as_json: bool,
     **overrides: Any,
 ) -> None:
-    """Plan MODEL onto HARDWARE: what lives where, at which batch size, and why.
+    """Choose placement, batch size and runtime for a model on a machine, with the reasons.
 
-    Nothing is downloaded and no GPU is needed. `--dtype any` lets the planner choose.
+    Needs no weights and no GPU; a hub id needs the network for its config.json. The exit status is 1 when no
+    plan fits: the message says how many bytes are missing on which device.
     """
     if server is not None and out is None:
         raise click.UsageError("--serve writes files beside the plan's; give --out FOLDER with it")

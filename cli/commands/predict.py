@@ -20,6 +20,7 @@ from planner.search.choose import plan_of
 from planner.search.user_device_map import price_device_map, refusal
 
 from ..choices import machine, model_and_machine, traced_model
+from ..completion import DTYPES, device_maps, names_of
 from ..exit_codes import ExitCode
 from ..options import output_options
 from ..program import after_json
@@ -32,17 +33,27 @@ from ..report import headline, show_places, show_prediction
 @click.option(
     "--device-map",
     "device_map",
-    help="A JSON file (module → GPU index, cpu or disk), or auto: what device_map='auto' would choose.",
+    shell_complete=device_maps,
+    help="JSON file that maps modules to a GPU index, cpu or disk; or auto, the map that Accelerate computes "
+    'for device_map="auto".',
 )
 @click.option(
     "--ds-config",
     "ds_config",
     type=click.Path(path_type=Path),
-    help="A DeepSpeed configuration for ZeRO-Inference instead, with a rank on every GPU.",
+    help="DeepSpeed configuration of ZeRO-Inference, run with one rank per GPU; instead of --device-map.",
 )
-@click.option("--dtype", help="float16, bfloat16 or float32; the model's own by default.")
+@click.option(
+    "--dtype",
+    shell_complete=names_of(*DTYPES),
+    help="float16, bfloat16 or float32.  [default: the model's]",
+)
 @click.option("--batch", "batch_size", type=int, default=1, show_default=True, help="Batch size.")
-@click.option("--pinned", is_flag=True, help="Host copies are pinned; stock Accelerate's are not.")
+@click.option(
+    "--pinned",
+    is_flag=True,
+    help="Assume that offloaded weights are in pinned host memory; Accelerate itself does not pin them.",
+)
 @output_options
 def command(
     model: str,
@@ -58,10 +69,10 @@ def command(
     as_json: bool,
     **overrides: Any,
 ) -> int:
-    """Predict memory and time of MODEL on HARDWARE under a device map or a DeepSpeed configuration.
+    """Predict memory and time of a given device map or DeepSpeed configuration.
 
     The exit status is 1 when it does not fit, and 3 when DeepSpeed would reject or ignore part of the
-    configuration; what can be predicted is shown all the same.
+    configuration. The prediction is printed in both cases where there is one.
     """
     if (device_map is None) == (ds_config is None):
         raise click.UsageError("give either --device-map or --ds-config")

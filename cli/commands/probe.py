@@ -23,27 +23,29 @@ _VERSIONS: Final = ("torch", "transformers", "accelerate")
 
 @click.command(name="probe")
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the profile, a .toml file."
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the profile to this .toml file."
 )
 @click.option(
     "--disk",
     type=click.Path(path_type=Path, exists=True, file_okay=False, writable=True),
-    help="A folder on the disk to measure; the one for temporary files by default.",
+    help="Folder on the disk to measure.  [default: the folder for temporary files]",
 )
-@click.option("--no-disk", is_flag=True, help="Leave the disk out: a network volume is no local NVMe.")
+@click.option(
+    "--no-disk", is_flag=True, help="Do not measure a disk, for example where it is a network volume."
+)
 @click.option(
     "--timeout",
     "timeout_s",
     type=click.FloatRange(min=0, min_open=True),
     default=TIMEOUT_S,
     show_default=True,
-    help="Seconds for each part.",
+    help="Time limit of each part of the measurement, in seconds.",
 )
 @output_options
 def command(out: Path | None, disk: Path | None, no_disk: bool, timeout_s: float, as_json: bool) -> None:
-    """Measure this machine, in about a minute, and write it as a profile for `--hardware`.
+    """Measure this machine in about a minute, and write a hardware profile for `--hardware`.
 
-    What cannot be measured is left out, with a sentence that says why. Nothing else should run meanwhile.
+    Quantities that cannot be measured are omitted, and the output says why. Run nothing else meanwhile.
     """
     if out is not None:
         _check_out(out)

@@ -9,6 +9,7 @@ from planner.files import write_atomically
 from planner.models.resolve import resolve
 from planner.tensor_parallel.partition_report import Derivation, PartitionReport, WeightLine, derivation
 
+from ..completion import models
 from ..options import output_options
 from ..render import Column, show_json, show_table, show_text
 
@@ -23,12 +24,17 @@ _COLUMNS = (
 
 
 @click.command(name="roles")
-@click.option("--model", required=True, help="A short name, a folder with a config.json, or a hub id.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the file for `reshard --roles` here.")
-@click.option("--trust-remote-code", is_flag=True, help="Allow Python code that comes with the model.")
+@click.option(
+    "--model",
+    required=True,
+    shell_complete=models,
+    help="Short name, folder with a config.json, or hub id.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Write the roles file for `reshard --roles`.")
+@click.option("--trust-remote-code", is_flag=True, help="Allow Python code that comes with the model to run.")
 @output_options
 def command(model: str, out: Path | None, trust_remote_code: bool, as_json: bool) -> None:
-    """Show how a model's weights may be cut over ranks, derived from its operations."""
+    """Derive from a model's operations how its weights can be sharded over ranks."""
     spec = resolve(model, trust_remote_code=trust_remote_code)
     found = derivation(spec)
     if out is not None:

@@ -17,19 +17,25 @@ from ..render import Column, show_json, show_table, show_text
 @click.command(name="verify")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
-    "--checkpoint", type=click.Path(path_type=Path), required=True, help="Folder with the model's weights."
+    "--checkpoint", type=click.Path(path_type=Path), required=True, help="Folder with the model's checkpoint."
 )
 @click.option(
-    "--on", type=click.Choice(["cpu"]), help="Map the tiers one step down: GPU to CPU, streamed to disk."
+    "--on",
+    type=click.Choice(["cpu"]),
+    help="Run without a GPU: weights planned for a GPU stay in host memory, and weights planned for host "
+    "memory are read from disk.",
 )
-@click.option("--new-tokens", type=click.IntRange(min=1), help="Tokens to generate; the plan's by default.")
-@click.option("--batch", "batch_size", type=click.IntRange(min=1), help="Sequences; the plan's by default.")
+@click.option(
+    "--new-tokens", type=click.IntRange(min=1), help="Number of tokens to generate.  [default: the plan's]"
+)
+@click.option("--batch", "batch_size", type=click.IntRange(min=1), help="Batch size.  [default: the plan's]")
 @click.option(
     "--shards",
     type=click.Path(path_type=Path),
-    help="What `reshard` cut from the checkpoint for the plan's ranks; generate.py loads it instead.",
+    help="Per-rank shards that `reshard` wrote for the plan's ranks; generate.py loads them instead of the "
+    "checkpoint.",
 )
-@click.option("--timeout", "timeout_s", type=float, help="Seconds that each run may take.")
+@click.option("--timeout", "timeout_s", type=float, help="Time limit of each run, in seconds.")
 @output_options
 def command(
     folder: Path,
@@ -41,10 +47,10 @@ def command(
     timeout_s: float | None,
     as_json: bool,
 ) -> None:
-    """Prove the plan in FOLDER by generating with it and with the plain model.
+    """Run a written plan, and compare its tokens and logits with those of the unmodified model.
 
-    The plain model, the folder's generate.py with as many processes as the plan has ranks, and, of a runtime
-    that takes one, device_map.json alone. The exit status is 1 when tokens or logits differ.
+    Three runs are compared: the unmodified model, the folder's generate.py with one process per rank, and,
+    for runtimes that use one, device_map.json alone. The exit status is 1 when tokens or logits differ.
     """
     report = verify(
         folder,

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,20 @@ def test_the_automatic_map_of_gpus_that_are_not_here_is_no_warning(repository: P
     ran = _planner(*words, repository=repository)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert json.loads(ran.stdout)["model"]["name"] == "gpt2"
+
+
+@pytest.mark.parametrize(
+    "program, module", [("planner", "main"), ("reshard", "reshard"), ("quantize", "quantize")]
+)
+def test_every_program_says_its_version_and_imports_no_framework(
+    program: str, module: str, repository: Path
+) -> None:
+    code = (
+        f"import sys, cli.{module} as program\n"
+        "sys.argv = ['x', '--version']\n"
+        "try:\n    program.main()\nfinally:\n"
+        f"    print([m for m in {_HEAVY[:-1]!r} if m in sys.modules], file=sys.stderr)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "[]\n")
+    assert ran.stdout == f"{program} {version('offload-planner')}\n"

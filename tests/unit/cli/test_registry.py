@@ -8,6 +8,7 @@ import pytest
 
 from cli import commands
 from cli.registry import COMMANDS
+from fixtures.man_pages import contexts
 
 
 def test_every_module_is_registered_once() -> None:
@@ -36,3 +37,9 @@ def test_every_command_has_json_and_debug(name: str) -> None:
     for leaf in _leaves(importlib.import_module(COMMANDS[name].module, "cli").command):
         options = {option for parameter in leaf.params for option in parameter.opts}
         assert {"--json", "--debug"} <= options, leaf.name
+
+
+@pytest.mark.parametrize("context", list(contexts()), ids=lambda context: context.command_path)
+def test_every_option_has_a_help_text(context: click.Context) -> None:
+    options = (p for p in context.command.get_params(context) if isinstance(p, click.Option))
+    assert [option.name for option in options if not (option.help or "").rstrip("]").strip()] == []
