@@ -1,13 +1,11 @@
 """What commands ask of the user alike: the model, the machine, the lengths and what a plan is for."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 
-from planner.graph.model import Model
-from planner.hardware.load import load
-from planner.hardware.overrides import apply
+import planner
 from planner.schema.hardware import HardwareProfile
 from planner.schema.request import ANY_DTYPE, OBJECTIVES
 from planner.sizes import parse_bytes, parse_nvme, parse_rate
@@ -112,19 +110,11 @@ def machine(
     link: str | None,
 ) -> HardwareProfile:
     """The profile with the command line's overrides."""
-    return apply(
-        load(hardware),
+    return planner.load_hardware(
+        hardware,
         num_gpus=num_gpus,
         gpu_memory_bytes=None if gpu_memory is None else parse_bytes(gpu_memory),
         cpu_memory_bytes=None if cpu_memory is None else parse_bytes(cpu_memory),
         nvme=None if nvme is None else parse_nvme(nvme),
         link_bytes_per_s=None if link is None else parse_rate(link),
     )
-
-
-def traced_model(name: str, *, trust_remote_code: bool) -> tuple[Any, Model]:
-    """The model's specification and the model with its graph."""
-    from planner.tracing.load import load_model
-
-    model = load_model(name, trust_remote_code=trust_remote_code)
-    return model.known_spec, model

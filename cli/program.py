@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from planner.errors import PlannerError
-from reshard.errors import CheckpointError
 
 from .completion import complete
 from .exit_codes import ExitCode, exit_code, is_foreseen
@@ -58,7 +57,7 @@ def after_json(error: PlannerError) -> int:
     Returns:
         The status for the command to return.
     """
-    click.echo(f"planner: {error}", err=True)
+    click.echo(f"planner: {with_options(str(error), 'planner')}", err=True)
     return exit_code(error)
 
 
@@ -66,7 +65,7 @@ def _sentence(name: str, error: BaseException, *, debug: bool) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "Terminated." if isinstance(error, Terminated) else "Interrupted."
     if is_foreseen(error):
-        return with_options(str(error)) if isinstance(error, CheckpointError) else str(error)
+        return with_options(str(error), name)
     advice = "" if debug else " Run again with --debug for the traceback."
     return f"Unexpected {type(error).__name__}: {error}. This is a defect of {name}.{advice}"
 

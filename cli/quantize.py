@@ -10,11 +10,12 @@ from planner.sizes import format_bytes, format_seconds
 from quantize import FORMAT_NAMES, SCHEME_NAMES
 
 from .completion import folders
+from .flags import with_options
 from .options import output_options, version_option
 from .params import Size
 from .program import run_program
 from .progress import byte_bar
-from .quantize_flags import flags_in_errors, request_from, with_flags
+from .quantize_request import request_from, usage_errors
 from .render import Column, show_facts, show_json, show_table, show_text
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def command(**options: Any) -> None:
 
     Exit status: 0 success; 2 wrong command line; 3 bad input or insufficient disk space; 4 runtime failure.
     """
-    with flags_in_errors():
+    with usage_errors():
         if options["plain"] is not None:
             _dequantize(options)
         elif options["report"] or options["text"] or options["plot"]:
@@ -142,7 +143,7 @@ def _quantize(options: dict[str, Any]) -> None:
 
     with byte_bar("quantizing", is_shown=not options["as_json"]) as bar:
         done = quantize(request_from(options), progress=bar.advance, started=bar.expect)
-    notes = [with_flags(note) for note in done.notes]
+    notes = [with_options(note, "quantize") for note in done.notes]
     decisions = list(done.decisions)
     if done.report is None:
         _show_ds_config(done, notes, as_json=options["as_json"])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 from planner.sizes import format_bytes
 
 from .progress import byte_bar
-from .quantize_flags import request_from
+from .quantize_request import request_from
 from .render import Column, show_facts, show_json, show_table, show_text
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+import planner
 from planner.bench.baselines import BASELINES, write_baseline
 from planner.bench.rows import Row, append, record_of
 from planner.bench.run import Job, bench
@@ -22,7 +23,6 @@ from planner.search.candidates import dtype_for
 from planner.sizes import format_bytes, format_seconds
 from planner.tracing.load import load_recorded
 
-from ..choices import traced_model
 from ..completion import DTYPES, hardware_profiles, models, names_of
 from ..exit_codes import ExitCode
 from ..options import make_room_for, output_options
@@ -133,7 +133,8 @@ def command(
             if model is None or hardware is None:
                 raise click.UsageError("--baseline needs --model and --hardware")
             name = str(baseline)
-            spec, traced = traced_model(str(checkpoint or model), trust_remote_code=False)
+            traced = planner.load_model(str(checkpoint or model))
+            spec = traced.known_spec
             profile = _capped(load(hardware), memory_cap_bytes)
             workload = Workload(
                 batch_size=_numbers(batches, 1)[0],

@@ -2,12 +2,11 @@
 
 import click
 
-from planner.hardware.load import load
-from planner.schema.request import Request
-from planner.search.compare_machines import Machine, compare
+import planner
+from planner.search.compare_machines import Machine
 from planner.sizes import format_dollars, format_seconds
 
-from ..choices import aims, model_and_machines, traced_model
+from ..choices import aims, model_and_machines
 from ..exit_codes import ExitCode
 from ..options import output_options
 from ..render import Column, show_json, show_table, show_text
@@ -33,7 +32,7 @@ def command(
 
     The exit status is 1 when the model fits on none of the machines.
     """
-    request = Request(
+    request = planner.Request(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         batch_size=batch_size,
@@ -41,9 +40,10 @@ def command(
         objective=objective,
         dtype=dtype,
     )
-    profiles = [load(name.strip()) for name in hardware.split(",") if name.strip()]
-    _, traced = traced_model(model, trust_remote_code=trust_remote_code)
-    machines = compare(traced, profiles, request)
+    traced = planner.load_model(model, trust_remote_code=trust_remote_code)
+    machines = planner.compare(
+        traced, [name.strip() for name in hardware.split(",") if name.strip()], request
+    )
     if as_json:
         show_json(machines)
     else:

@@ -4,12 +4,10 @@ from pathlib import Path
 
 import click
 
-from planner.report.explain import explain
-from planner.schema.plan import read
-from planner.search.what_if import what_if
+import planner
 from planner.sizes import format_bytes
-from planner.tracing.load import load_recorded
 
+from ..flags import with_options
 from ..options import output_options
 from ..render import show_json, show_text
 from ..report import show_alternatives, show_changes, show_comparison, show_places, show_prediction
@@ -24,9 +22,9 @@ from ..report import show_alternatives, show_changes, show_comparison, show_plac
 @output_options
 def command(folder: Path, asks_what_if: bool, name: str | None, as_json: bool) -> None:
     """Explain a written plan: its placement, its bottleneck, and why the alternatives lost."""
-    plan = read(folder)
-    explanation = explain(plan)
-    changes = what_if(load_recorded(plan.model, name=name), plan) if asks_what_if else ()
+    plan = planner.read_plan(folder)
+    explanation = planner.explain(plan)
+    changes = planner.what_if(plan, name) if asks_what_if else ()
     if as_json:
         show_json({"explanation": explanation, "what_if": changes} if asks_what_if else explanation)
         return
@@ -47,4 +45,4 @@ def command(folder: Path, asks_what_if: bool, name: str | None, as_json: bool) -
         show_text(explanation.nearest)
     if changes:
         show_changes(changes)
-    show_text(*explanation.notes)
+    show_text(*(with_options(note, "planner") for note in explanation.notes))

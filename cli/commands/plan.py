@@ -4,19 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
-from planner.emit import emit
-from planner.report.explain import explain
-from planner.report.page import check_path, write_report
+import planner
+from planner.api import check_report_path
 from planner.runtimes.registry import RUNTIME_MODELS
-from planner.schema.request import Request
-from planner.search.choose import choose_plan
 from planner.serving.registry import SERVERS
-from planner.serving.registry import runtimes as serving_runtimes
 
-from ..choices import aims, machine, model_and_machine, traced_model
+from ..choices import aims, machine, model_and_machine
 from ..completion import names_of
+from ..flags import with_options
 from ..options import output_options, rows_option
 from ..render import show_json, show_text
 from ..report import headline, show_alternatives, show_comparison, show_places, show_prediction
@@ -85,7 +81,7 @@ def command(
         raise click.UsageError("--serve writes files beside the plan's; give --out FOLDER with it")
     if row_files and report is None:
         raise click.UsageError("--rows are drawn in a report; give --report FILE with them")
-    request = Request(
+    request = planner.Request(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         batch_size=batch_size,
@@ -97,25 +93,26 @@ def command(
         weight_bits=None if weight_bits is None else int(weight_bits),
     )
     if report is not None:
-        check_path(report)
+        check_report_path(report)
     profile = machine(hardware, **overrides)
-    _, traced = traced_model(model, trust_remote_code=trust_remote_code)
-    if not runtimes:
-        request = msgspec.structs.replace(request, runtimes=serving_runtimes(server, traced.graph))
-    plan, priced = choose_plan(traced, profile, request)
+    traced = planner.load_model(model, trust_remote_code=trust_remote_code)
+    plan = planner.plan(traced, profile, request, server=server)
     if report is not None:
-        write_report(plan, priced, report, row_files)
-    files = emit(plan, traced.graph, out, server=server) if out is not None else ()
+        planner.report(plan, report, model=traced, row_files=row_files)
+    files = planner.emit(plan, out, model=traced, server=server) if out is not None else ()
     if as_json:
         show_json(plan)
         return
-    explanation = explain(plan)
+    explanation = planner.explain(plan)
     show_text(headline(plan))
     show_places(explanation.places)
     show_prediction(plan.prediction)
     show_comparison(plan)
     if show_all:
         show_alternatives(plan.alternatives)
-    show_text(*(bound.sentence for bound in explanation.bounds), *plan.notes)
+    show_text(
+        *(bound.sentence for bound in explanation.bounds),
+        *(with_options(note, "planner") for note in plan.notes),
+    )
     if files:
         show_text(f"written: {', '.join(str(file) for file in files)}")

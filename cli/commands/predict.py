@@ -1,25 +1,15 @@
 """`planner predict`: what a given device map, or a given DeepSpeed configuration, would do on a machine."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
-from planner.device_map.check import check
-from planner.errors import DeviceMapError, InvalidInputError, PlannerError
-from planner.graph.model import Model
-from planner.report.explain import explain
-from planner.schema.hardware import HardwareProfile
-from planner.schema.request import Request
-from planner.schema.workload import Workload
-from planner.search.best_placement import PricedPlacement
-from planner.search.candidates import dtype_for
-from planner.search.choose import plan_of
-from planner.search.user_device_map import price_device_map, refusal
+import planner
+from planner.api import refusal
+from planner.errors import InvalidInputError, PlannerError
 
-from ..choices import machine, model_and_machine, traced_model
+from ..choices import machine, model_and_machine
 from ..completion import DTYPES, device_maps, names_of
 from ..exit_codes import ExitCode
 from ..options import output_options
@@ -76,91 +66,28 @@ def command(
     """
     if (device_map is None) == (ds_config is None):
         raise click.UsageError("give either --device-map or --ds-config")
-    profile = machine(hardware, **overrides)
-    spec, traced = traced_model(model, trust_remote_code=trust_remote_code)
-    traced.check_lengths(prompt_tokens, new_tokens)
-
-    def workload_in(dtype: str) -> Workload:
-        return Workload(
-            batch_size=batch_size, prompt_tokens=prompt_tokens, new_tokens=new_tokens, dtype=dtype
-        )
-
-    ignored: list[str] = []
-    if ds_config is not None:
-        priced, ignored = _configured(ds_config, traced, profile, workload_in, dtype)
-    else:
-        chosen = dtype_for(traced, profile, dtype)
-        given = _automatic(spec, profile, chosen) if device_map == "auto" else _read(Path(device_map or ""))
-        places = check(given, traced.graph, num_gpus=profile.num_gpus)
-        copies: Literal["pinned", "pageable"] = "pinned" if pinned else "pageable"
-        priced = price_device_map(traced, profile, workload_in(chosen), places, host_copies=copies)
-    plan = plan_of(
-        traced,
-        priced,
-        Request.of_workload(
-            priced.problem.scenario.workload.with_batch(batch_size), priced.problem.scenario.execution
-        ),
-        notes=tuple(ignored),
+    plan = planner.predict(
+        planner.load_model(model, trust_remote_code=trust_remote_code),
+        machine(hardware, **overrides),
+        device_map=None if device_map is None else "auto" if device_map == "auto" else Path(device_map),
+        ds_config=ds_config,
+        batch_size=batch_size,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        dtype=dtype,
+        host_copies="pinned" if pinned else "pageable",
     )
     error: PlannerError | None = None
-    if ignored:
-        error = InvalidInputError(f"{ds_config}: {'; '.join(ignored)}")
-    elif not priced.fits:
-        error = refusal(priced)
+    if plan.notes:
+        error = InvalidInputError(f"{ds_config}: {'; '.join(plan.notes)}")
+    elif not plan.fits:
+        error = refusal(plan)
     if as_json:
         show_json(plan)
         return ExitCode.OK if error is None else after_json(error)
     show_text(headline(plan))
-    show_places(explain(plan).places)
+    show_places(planner.explain(plan).places)
     show_prediction(plan.prediction)
     if error is not None:
         raise error
     return ExitCode.OK
-
-
-def _configured(
-    path: Path,
-    model: Model,
-    profile: HardwareProfile,
-    workload_in: Callable[[str], Workload],
-    asked: str | None,
-) -> tuple[PricedPlacement, list[str]]:
-    """A DeepSpeed configuration as a candidate, and what DeepSpeed would ignore of it."""
-    from planner.runtimes.zero_inference import validate
-    from planner.search import user_ds_config as given
-
-    config = _parsed(path, InvalidInputError, "a DeepSpeed configuration")
-    if not isinstance(config, dict):
-        raise InvalidInputError(f"{path} must be an object, as DeepSpeed's configurations are")
-    found = validate.findings(config, num_ranks=profile.num_gpus)
-    if all(one.kind == "ignored" for one in found):
-        found += given.quantization_findings(model.graph, config)
-    if any(one.kind != "ignored" for one in found):
-        raise InvalidInputError(f"{path}: {'; '.join(one.sentence for one in found)}")
-    dtype = given.dtype_of(config)
-    if asked not in (None, dtype):
-        raise InvalidInputError(f"{path} runs the model in {dtype}, not in {asked}: set fp16 or bf16 in it")
-    priced = given.price_ds_config(model, profile, workload_in(dtype), config)
-    return priced, [one.sentence for one in found]
-
-
-def _automatic(spec: Any, profile: Any, dtype: str) -> dict[str, str | int]:
-    from planner.runtimes.accelerate.auto_map import auto_device_map
-
-    return auto_device_map(spec, profile, dtype)
-
-
-def _read(path: Path) -> dict[str, str | int]:
-    found = _parsed(path, DeviceMapError, "the device map")
-    if not isinstance(found, dict) or not all(isinstance(v, str | int) for v in found.values()):
-        raise DeviceMapError(f'{path} must be an object: module → GPU index, "cpu" or "disk"')
-    return found
-
-
-def _parsed(path: Path, kind: type[PlannerError], what: str) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise kind(f"cannot read {what} {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise kind(f"{path} is not JSON: {error}") from error

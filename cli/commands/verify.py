@@ -1,14 +1,16 @@
 """`planner verify`: prove a written plan by really generating."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
+import planner
 from planner.errors import VerificationError
 from planner.schema.plan import Prediction, read
 from planner.sizes import format_bytes, format_seconds
-from planner.verify.compare import Comparison
-from planner.verify.run import VerifyReport, verify
+from planner.verification.compare import Comparison
+from planner.verification.run import VerifyReport
 
 from ..options import output_options
 from ..render import Column, show_json, show_table, show_text
@@ -40,7 +42,7 @@ from ..render import Column, show_json, show_table, show_text
 def command(
     folder: Path,
     checkpoint: Path,
-    on: str | None,
+    on: Literal["cpu"] | None,
     new_tokens: int | None,
     batch_size: int | None,
     shards: Path | None,
@@ -52,7 +54,7 @@ def command(
     Three runs are compared: the unmodified model, the folder's generate.py with one process per rank, and,
     for runtimes that use one, device_map.json alone. The exit status is 1 when tokens or logits differ.
     """
-    report = verify(
+    report = planner.verify(
         folder,
         checkpoint,
         on=on,

@@ -19,7 +19,7 @@ from planner.errors import InvalidInputError, PlannerError
 from planner.graph.schema import ModuleGraph
 from planner.schema.plan import Plan
 from planner.schema.workload import Workload
-from planner.verify.children import run_child
+from planner.verification.children import run_child
 
 _LADDER: Final = Path(__file__).with_name("ladder.py")
 #: Runtimes whose model still works after a batch that ran out of memory.

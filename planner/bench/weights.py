@@ -59,7 +59,7 @@ def write_random(folder: Path, spec: ModelSpec, graph: ModuleGraph, dtype: str) 
     if needed > free:
         raise InvalidInputError(
             f"random weights of {spec.name} take {format_bytes(needed)}, and {folder} has "
-            f"{format_bytes(free)} free; name a folder on a larger disk, or give --checkpoint"
+            f"{format_bytes(free)} free; name a folder on a larger disk, or give `checkpoint`"
         )
     shards = list(_shards(tensors))
     blocks = _blocks({stored for _, _, stored in tensors})

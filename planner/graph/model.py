@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from planner.errors import InvalidInputError, ModelError
 from planner.graph.schema import ModuleGraph
 from planner.models.spec import ModelSpec
+from planner.schema.notebook import ShownInNotebook
 from planner.schema.plan import ModelRef
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class Model(ShownInNotebook):
     """A model as a plan needs it: its name, how to load it, and its graph.
 
     Attributes:
@@ -55,7 +56,7 @@ class Model:
             given += f" and {follow} new tokens are {prompt_tokens + follow}" if follow else " is longer"
             raise InvalidInputError(
                 f"{self.name} takes sequences of up to {graph.max_positions} tokens; {given}: "
-                "shorten --prompt or --new-tokens"
+                "shorten `prompt_tokens` or `new_tokens`"
             )
 
     def ref(self) -> ModelRef:

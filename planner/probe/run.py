@@ -17,7 +17,7 @@ import msgspec
 from planner.errors import PlannerError
 from planner.probe.findings import Findings
 from planner.probe.parts import host
-from planner.verify.children import run_child
+from planner.verification.children import run_child
 
 #: After so long a part is given up; all together take under a minute where nothing is wrong.
 TIMEOUT_S: Final = 120.0

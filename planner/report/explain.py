@@ -6,6 +6,7 @@ from typing import Final
 import msgspec
 
 from planner.schema.breakdown import PHASES, MemoryBreakdown, TimeBreakdown
+from planner.schema.notebook import ShownInNotebook
 from planner.schema.plan import Alternative, Placement, Plan
 from planner.sizes import format_seconds
 
@@ -65,7 +66,7 @@ class Tightest(msgspec.Struct, frozen=True, kw_only=True):
     capacity_bytes: int
 
 
-class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+class Explanation(msgspec.Struct, ShownInNotebook, frozen=True, kw_only=True):
     """Everything `planner explain` says."""
 
     headline: str

@@ -1,7 +1,7 @@
 """Writes a report: one self-contained HTML page, or its pictures as PNG or SVG."""
 
 from collections.abc import Sequence
-from importlib import resources
+from html import escape
 from pathlib import Path
 from typing import Final
 
@@ -92,22 +92,31 @@ def _measured(plan: Plan, row_files: Sequence[Path]) -> list[Picture]:
 
 
 def _page(plan: Plan, pictures: list[Picture]) -> str:
-    from jinja2 import Environment, StrictUndefined
+    origin = f"offload-planner {plan.tool_version}; hardware profile {plan.hardware.name}{_priced(plan)}"
+    return _rendered("page.html", plan, pictures, origin=origin)
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
-    template = environment.from_string(resources.files("planner.report").joinpath("page.html").read_text())
+
+def plan_html(plan: Plan) -> str:
+    """A plan as part of a page: its tables and sentences, without charts."""
+    return f"<p><b>{escape(explain(plan).headline)}</b></p>\n{_rendered('plan.html', plan, [])}"
+
+
+def _rendered(name: str, plan: Plan, pictures: list[Picture], **more: str) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("planner", "report")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=False)
     explanation = explain(plan)
-    prediction = plan.prediction
-    return template.render(
+    return environment.get_template(name).render(
         heading=explanation.headline,
-        summary=_summary(prediction),
+        summary=_summary(plan.prediction),
         columns=_COLUMNS,
         rows=[_row(one) for one in best_by_runtime(plan)],
         places=explanation.places,
         size=format_bytes,
         pictures=[(picture.title, svg(picture)) for picture in pictures],
         sentences=[*(f"{b.sentence}." for b in explanation.bounds), explanation.nearest, *plan.notes],
-        origin=f"offload-planner {plan.tool_version}; hardware profile {plan.hardware.name}{_priced(plan)}",
+        **more,
     )
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from planner.schema.notebook import ShownInNotebook
 from planner.schema.quantity import Quantity
 
 #: GPUs of one host where a machine's file says nothing: the most of any machine among the profiles.
@@ -111,7 +112,7 @@ class Disk(_Strict, frozen=True, kw_only=True):
     latency_s: Quantity
 
 
-class HardwareProfile(_Strict, frozen=True, kw_only=True):
+class HardwareProfile(_Strict, ShownInNotebook, frozen=True, kw_only=True):
     """A machine.
 
     Attributes:

@@ -12,6 +12,7 @@ from planner.errors import PlanFileError
 from planner.schema.breakdown import MemoryBreakdown, TimeBreakdown
 from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
+from planner.schema.notebook import ShownInNotebook
 from planner.schema.quantity import Source
 from planner.schema.request import Request
 from planner.schema.workload import Workload
@@ -121,7 +122,7 @@ class Alternative(_Strict, frozen=True, kw_only=True):
         return f"{self.runtime} ×{self.num_ranks}" if self.num_ranks > 1 else self.runtime
 
 
-class Plan(_Strict, frozen=True, kw_only=True):
+class Plan(_Strict, ShownInNotebook, frozen=True, kw_only=True):
     """Everything a runtime needs and everything a reader asks.
 
     Attributes:
@@ -196,6 +197,11 @@ class Plan(_Strict, frozen=True, kw_only=True):
     def weight_bits(self) -> int | None:
         """Width to which the runtime quantizes weights as it loads them."""
         return self.execution.weight_bits
+
+    @property
+    def fits(self) -> bool:
+        """Whether no device lacks memory in any phase."""
+        return all(part.free >= 0 for phases in self.prediction.memory.values() for part in phases.values())
 
     def with_execution(self, **changes: Any) -> "Plan":
         """The same plan with some fields of its execution configuration changed."""

@@ -111,7 +111,7 @@ def dtypes_for(model: Model, profile: HardwareProfile, request: Request) -> tupl
     if request.dtype == "float16":
         raise InvalidInputError(
             f"in float16 transformers keeps parts of {model.name} in float32, which no plan counts; "
-            f"use --dtype bfloat16 or float32"
+            f"use `dtype=bfloat16` or float32"
         )
     others = tuple(dtype for dtype in wanted if dtype != "float16")
     return others or (("bfloat16",) if "bfloat16" in profile.native_flops_per_s else ("float32",))
@@ -125,7 +125,7 @@ def dtype_for(model: Model, profile: HardwareProfile, asked: str | None) -> str:
     """
     if asked == ANY_DTYPE:
         raise InvalidInputError(
-            f"--dtype {ANY_DTYPE} is for what is planned; name one of {', '.join(DTYPE_BYTES)}"
+            f"`dtype={ANY_DTYPE}` is for what is planned; name one of {', '.join(DTYPE_BYTES)}"
         )
     return dtypes_for(model, profile, Request(dtype=asked))[0]
 

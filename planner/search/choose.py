@@ -156,7 +156,7 @@ def _faster_elsewhere(winner: Candidate, fitting: list[Candidate], request: Requ
         if objective_value(c, request) < objective_value(winner, request)
     )
     for name, needs in names:
-        yield f"{name} is faster and needs an environment of its own ({needs}): --runtime {name} chooses it"
+        yield f"{name} is faster and needs an environment of its own ({needs}): `runtimes={name}` chooses it"
 
 
 def _as_good(winner: Candidate, fitting: list[Candidate], request: Request) -> Iterator[str]:
@@ -172,7 +172,7 @@ def _as_good(winner: Candidate, fitting: list[Candidate], request: Request) -> I
     name = min({*close, winner.execution.runtime}, key=order.index)
     if name != winner.execution.runtime:
         within = f"{name} is within {100 * (_CLOSE - 1):.0f} % of {winner.execution.runtime}"
-        yield f"{within}, closer than an estimate can tell, and needs less: --runtime {name} chooses it"
+        yield f"{within}, closer than an estimate can tell, and needs less: `runtimes={name}` chooses it"
 
 
 def _nothing_to_price(profile: HardwareProfile, request: Request, result: SearchResult) -> str:

@@ -7,6 +7,7 @@ import msgspec
 from planner.errors import InfeasibleError, InvalidInputError
 from planner.graph.model import Model
 from planner.schema.hardware import HardwareProfile
+from planner.schema.notebook import ShownInNotebook
 from planner.schema.quantity import Source
 from planner.schema.request import Request
 from planner.search.choose import make_plan
@@ -51,7 +52,13 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     source: Source = Source.MEASURED
 
 
-def compare(model: Model, profiles: Iterable[HardwareProfile], request: Request) -> tuple[Machine, ...]:
+class Machines(tuple[Machine, ...], ShownInNotebook):
+    """What each of several machines would do, the best first."""
+
+    __slots__ = ()
+
+
+def compare_machines(model: Model, profiles: Iterable[HardwareProfile], request: Request) -> Machines:
     """Plan the model on each machine; the best by the objective first, what cannot run it last.
 
     With the objective `cost` a machine without a price is listed with that reason.
@@ -71,7 +78,7 @@ def compare(model: Model, profiles: Iterable[HardwareProfile], request: Request)
         raise InvalidInputError("there is no machine to compare; name some, as in t4,g5.xlarge")
     if len(refused) == len(found):
         raise refused[0]
-    return tuple(sorted(found, key=lambda machine: _rank(machine, request.objective)))
+    return Machines(sorted(found, key=lambda machine: _rank(machine, request.objective)))
 
 
 def _unplanned(profile: HardwareProfile) -> Machine:

@@ -7,7 +7,7 @@ from planner.cost.assignment import Assignment
 from planner.cost.build_problem import price
 from planner.cost.problem import Problem, UnitPrice
 from planner.cost.runtime_model import Scenario
-from planner.errors import DeviceMapError, InfeasibleError
+from planner.errors import DeviceMapError
 from planner.graph.model import Model
 from planner.runtimes.accelerate.model import places_beside
 from planner.runtimes.registry import runtime_models
@@ -15,7 +15,6 @@ from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.workload import Workload
 from planner.search.best_placement import PricedPlacement, price_assignment
-from planner.sizes import format_bytes
 
 
 def price_device_map(
@@ -52,16 +51,6 @@ def price_device_map(
     (runtime_model,) = runtime_models(["accelerate"])
     problem = price(Scenario.whole(model.graph, profile, workload, execution, runtime_model).of_one_rank())
     return price_assignment(problem, _assignment(problem, places))
-
-
-def refusal(priced: PricedPlacement) -> InfeasibleError:
-    """The error that says by how much a candidate does not fit."""
-    device, lacking = priced.worst_shortage
-    return InfeasibleError(
-        f"this map does not fit at batch {priced.batch_size}: {format_bytes(lacking)} short on {device}",
-        device=device,
-        deficit_bytes=lacking,
-    )
 
 
 def _assignment(problem: Problem, places: Mapping[str, str | int]) -> Assignment:

@@ -148,7 +148,7 @@ def _execution(zero: Any, profile: HardwareProfile) -> ExecutionConfig:
         raise InvalidInputError(f"{profile.name} has no GPU to run a ds_config on")
     if store == "disk" and profile.disk is None:
         raise InvalidInputError(
-            f"the configuration offloads to NVMe, and {profile.name} has none; add --nvme 1TB@3GB/s"
+            f"the configuration offloads to NVMe, and {profile.name} has none; add `nvme=1TB@3GB/s`"
         )
     pinned = offload is None or offload.pin_memory
     label = f"the given configuration, {profile.num_gpus} GPUs"

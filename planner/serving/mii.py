@@ -77,8 +77,8 @@ def serve(emitted: Emitted, plan: Plan, graph: ModuleGraph) -> Emitted:
     if all(reasons.values()):
         told = "; ".join(f"{form}: {reason}" for form, reason in reasons.items())
         raise InvalidInputError(
-            f"DeepSpeed-MII cannot run this plan ({told}); use --serve djl, or one of its runtimes: "
-            f"{', '.join(f'--runtime {name}' for name in sorted(_LEGACY))}"
+            f"DeepSpeed-MII cannot run this plan ({told}); use `server=djl`, or one of its runtimes: "
+            f"{', '.join(f'`runtimes={name}`' for name in sorted(_LEGACY))}"
         )
     files = dict(emitted.files)
     readme = [emitted.readme]

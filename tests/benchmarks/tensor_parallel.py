@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from planner.models.resolve import resolve
 from planner.tracing.store import graph_for
-from planner.verify.run import verify
+from planner.verification.run import verify
 from tests.integration.tensor_parallel_cases import EIGHT, UNKNOWN, WORKLOAD, cut, save, why_not, written
 
 #: Beside the eight: other layouts of fused rows, norms per head, encoders, experts.

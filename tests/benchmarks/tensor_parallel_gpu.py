@@ -60,7 +60,7 @@ def plan(folder: Path, hardware: str) -> None:
     sys.path.insert(0, str(_ROOT))
     from fixtures.plans import plan_with
     from fixtures.train import TRAINED
-    from planner.emit import emit
+    from planner.emission import emit
     from planner.hardware.load import load
     from planner.runtimes.registry import RUNTIME_MODELS
     from planner.schema.workload import Workload

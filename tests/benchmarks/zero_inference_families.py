@@ -14,11 +14,11 @@ import deepspeed
 import torch
 import transformers
 
-from planner.emit import emit
+from planner.emission import emit
 from planner.errors import PlannerError
 from planner.models.resolve import resolve
 from planner.tracing.store import graph_for
-from planner.verify.run import verify
+from planner.verification.run import verify
 from tests.integration.zero_inference_cases import EIGHT, plan_for, save_wide
 
 WAYS = [(store, num_ranks) for store in ("cpu", "disk") for num_ranks in (1, 2)]

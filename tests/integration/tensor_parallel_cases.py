@@ -9,7 +9,7 @@ import pytest
 from fixtures import families, tiny
 from fixtures.plans import plan_with
 from planner.cost.runtime_model import Scenario
-from planner.emit import emit
+from planner.emission import emit
 from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
 from planner.runtimes.deepspeed_tp.emit import CONFIG_FILE
@@ -18,7 +18,7 @@ from planner.schema.execution import ExecutionConfig
 from planner.schema.plan import Plan
 from planner.schema.workload import Workload
 from planner.tensor_parallel.policy import injection_policy
-from planner.verify.tiers import one_tier_down
+from planner.verification.tiers import one_tier_down
 from reshard.job import Request
 from reshard.run import reshard
 

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fixtures.train import TRAINED
-from planner.emit import emit
+from planner.emission import emit
 from planner.errors import ModelError, RuntimeFailure
 from planner.models.resolve import resolve
 from planner.runtimes.zero_inference.parameters import parameters, resident
@@ -22,8 +22,8 @@ from planner.runtimes.zero_inference.prefetch_excess import excesses
 from planner.runtimes.zero_inference.sizes import sizes_for
 from planner.schema.plan import Plan, read
 from planner.tracing.store import graph_for
-from planner.verify.children import run_child
-from planner.verify.run import VerifyReport, verify
+from planner.verification.children import run_child
+from planner.verification.run import VerifyReport, verify
 from tests.integration.zero_inference_cases import plan_for, save_wide, swapped_parts, tier_down
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from planner.cost.assignment import Assignment
 from planner.cost.build_problem import price
 from planner.cost.problem import Problem
 from planner.cost.runtime_model import Scenario
-from planner.emit import emit
+from planner.emission import emit
 from planner.graph.model import Model
 from planner.hardware.load import load
 from planner.models.resolve import resolve
@@ -26,7 +26,7 @@ from planner.schema.workload import Workload
 from planner.search.best_placement import PricedPlacement
 from planner.search.choose import plan_of
 from planner.tracing.store import graph_for
-from planner.verify.tiers import one_tier_down
+from planner.verification.tiers import one_tier_down
 
 EIGHT = ("gptj", "opt", "bloom", "gpt_neox", "gpt_neo", "gpt2", "llama", "t5")
 

@@ -106,7 +106,7 @@ def with_schemes(
 def _some(graph: ModuleGraph, num_bits: int) -> Choice:
     reason = why_nothing(graph, num_bits)
     if reason is not None:
-        raise InvalidInputError(f"{reason}; plan without --weight-bits")
+        raise InvalidInputError(f"{reason}; plan without `weight_bits`")
     return choice_for(graph, num_bits)
 
 

@@ -18,7 +18,7 @@ from planner.bench.repricing import repriced
 from planner.bench.rows import PlanRecord, Row, read
 from planner.bench.run import Job, bench
 from planner.cost.predict import predict
-from planner.emit import emit
+from planner.emission import emit
 from planner.errors import InvalidInputError, UnknownNameError
 from planner.graph.model import Model
 from planner.graph.schema import ModuleGraph
@@ -31,7 +31,7 @@ from planner.schema.request import Request
 from planner.schema.workload import Workload
 from planner.search.choose import make_plan
 from planner.tracing.store import graph_for
-from planner.verify.tiers import one_tier_down
+from planner.verification.tiers import one_tier_down
 
 LENGTHS: dict[str, Any] = {"prompt_tokens": 6, "new_tokens": 4}
 #: Sequences whose token ids alone are more than any address space.

@@ -18,7 +18,7 @@ from fixtures.plans import problem_of
 from fixtures.train import TRAINED
 from planner.cost.assignment import Assignment
 from planner.device_map.check import check
-from planner.emit import emit
+from planner.emission import emit
 from planner.errors import InvalidInputError, ModelError, PlanFileError, RuntimeFailure
 from planner.graph.model import Model
 from planner.hardware.load import load
@@ -32,8 +32,8 @@ from planner.schema.workload import Workload
 from planner.search.best_placement import PricedPlacement
 from planner.search.choose import plan_of
 from planner.tracing.store import graph_for
-from planner.verify.run import verify
-from planner.verify.tiers import one_tier_down
+from planner.verification.run import verify
+from planner.verification.tiers import one_tier_down
 from reshard.errors import CheckpointError
 
 FAMILIES = ("gptj", "opt", "bloom", "gpt_neox", "gpt_neo", "gpt2", "llama", "mixtral", "t5")

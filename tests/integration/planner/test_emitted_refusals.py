@@ -15,13 +15,13 @@ import pytest
 from fixtures import tiny
 from fixtures.plans import plan_with
 from fixtures.train import TRAINED
-from planner.emit import emit
+from planner.emission import emit
 from planner.errors import RuntimeFailure
 from planner.hardware.load import load
 from planner.runtimes.registry import RUNTIME_MODELS
 from planner.schema.plan import encode, read
 from planner.schema.workload import Workload
-from planner.verify.tiers import one_tier_down
+from planner.verification.tiers import one_tier_down
 
 #: Runtime → a machine with the GPUs that its plan is for.
 MACHINES = {"accelerate": "t4", "zero-inference": "2xt4", "deepspeed-tp": "2xt4", "cpu": "cpu-16c-64g"}

@@ -11,7 +11,7 @@ import pytest
 
 from fixtures.train import TRAINED
 from planner.bench.baselines import write_baseline
-from planner.emit import emit
+from planner.emission import emit
 from planner.graph.model import Model
 from planner.hardware.load import load
 from planner.models.resolve import resolve

@@ -14,8 +14,8 @@ from deepspeed.inference.config import DeepSpeedInferenceConfig
 
 from planner.errors import InvalidInputError, ModelError
 from planner.runtimes.deepspeed_tp.emit import CONFIG_FILE
-from planner.verify.children import run_child
-from planner.verify.run import VerifyReport, verify
+from planner.verification.children import run_child
+from planner.verification.run import VerifyReport, verify
 from tests.integration.tensor_parallel_cases import cut, save, written
 
 TIMEOUT_S = 240

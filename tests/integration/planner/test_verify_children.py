@@ -11,7 +11,7 @@ import pytest
 
 from planner.errors import ModelError, RuntimeFailure
 from planner.runtimes.folder import SHARED
-from planner.verify.children import run_child
+from planner.verification.children import run_child
 
 #: What a script of several ranks reads of its plan before it starts them.
 TWO_RANKS = {"execution": {"num_ranks": 2, "num_streams": 1, "main": "cpu"}, "workload": {"dtype": "float32"}}

@@ -3,9 +3,13 @@
 import msgspec
 import pytest
 
+from cli.commands.plan import command as plan_command
 from cli.flags import with_options
-from cli.reshard import command
-from reshard.job import Request
+from cli.quantize import command as quantize_command
+from cli.reshard import command as reshard_command
+from planner import Request as PlanRequest
+from quantize import Request as QuantizeRequest
+from reshard import Request as ReshardRequest
 
 
 @pytest.mark.parametrize(
@@ -19,11 +23,34 @@ from reshard.job import Request
     ],
 )
 def test_fields_become_options(sentence: str, shown: str) -> None:
-    assert with_options(sentence) == shown
+    assert with_options(sentence, "reshard") == shown
 
 
-def test_every_field_of_a_request_has_an_option() -> None:
+@pytest.mark.parametrize(
+    "sentence, shown",
+    [
+        ("shorten `prompt_tokens` or `new_tokens`", "shorten --prompt or --new-tokens"),
+        ("`runtimes=cpu` chooses it", "--runtime cpu chooses it"),
+        ("add `nvme=1TB@3GB/s`", "add --nvme 1TB@3GB/s"),
+        ("`degrees` is no field of a plan's request", "`degrees` is no field of a plan's request"),
+    ],
+)
+def test_fields_with_values_become_options(sentence: str, shown: str) -> None:
+    assert with_options(sentence, "planner") == shown
+
+
+REQUESTS = {
+    "planner": (plan_command, PlanRequest, ()),
+    "reshard": (reshard_command, ReshardRequest, ("source",)),
+    "quantize": (quantize_command, QuantizeRequest, ("checkpoint",)),
+}
+
+
+@pytest.mark.parametrize("program", REQUESTS)
+def test_every_field_of_a_request_has_an_option(program: str) -> None:
+    command, request, arguments = REQUESTS[program]
     options = {name for parameter in command.params for name in parameter.opts if name.startswith("--")}
-    for field in msgspec.structs.fields(Request):
-        if field.name != "source":
-            assert with_options(f"`{field.name}`") in options
+    names = [field.name for field in msgspec.structs.fields(request) if field.name not in arguments]
+    assert names
+    for name in names:
+        assert with_options(f"`{name}`", program) in options

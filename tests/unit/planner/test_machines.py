@@ -8,7 +8,7 @@ from planner.graph.model import Model
 from planner.hardware.load import load
 from planner.schema.request import Request
 from planner.search.choose import make_plan
-from planner.search.compare_machines import compare
+from planner.search.compare_machines import compare_machines
 
 MODEL = Model(
     name="layered",
@@ -20,7 +20,7 @@ MODEL = Model(
 
 def test_each_machine_has_its_own_best_plan() -> None:
     request = Request(objective="latency", new_tokens=4)
-    found = compare(MODEL, [load(name) for name in ("t4", "h100", "cpu-48c-384g")], request)
+    found = compare_machines(MODEL, [load(name) for name in ("t4", "h100", "cpu-48c-384g")], request)
     assert {m.hardware for m in found} == {"t4", "h100", "cpu-48c-384g"}
     assert all(m.fits for m in found)
     assert [m.total_s for m in found] == sorted(m.total_s for m in found)
@@ -32,7 +32,9 @@ def test_each_machine_has_its_own_best_plan() -> None:
 
 def test_the_cheapest_first_and_no_price_is_a_reason() -> None:
     request = Request(objective="cost", new_tokens=4)
-    found = compare(MODEL, [load(name) for name in ("h100", "g5.24xlarge", "g4dn.12xlarge")], request)
+    found = compare_machines(
+        MODEL, [load(name) for name in ("h100", "g5.24xlarge", "g4dn.12xlarge")], request
+    )
     assert not found[-1].fits
     assert "no price" in found[-1].reason
     prices = [m.usd_per_million_tokens for m in found[:-1]]
@@ -41,14 +43,16 @@ def test_the_cheapest_first_and_no_price_is_a_reason() -> None:
 
 
 def test_what_does_not_fit_comes_last_with_its_deficit() -> None:
-    found = compare(MODEL, [load("g4dn.xlarge"), load("h100")], Request(batch_size=512, prompt_tokens=2048))
+    found = compare_machines(
+        MODEL, [load("g4dn.xlarge"), load("h100")], Request(batch_size=512, prompt_tokens=2048)
+    )
     assert [m.hardware for m in found] == ["h100", "g4dn.xlarge"] or not any(m.fits for m in found)
     assert "lacks" in found[-1].reason
 
 
 @pytest.mark.parametrize("objective", ["latency", "throughput"])
 def test_a_price_is_shown_whatever_the_objective(objective: str) -> None:
-    (found,) = compare(MODEL, [load("g5.xlarge")], Request(objective=objective, new_tokens=2))
+    (found,) = compare_machines(MODEL, [load("g5.xlarge")], Request(objective=objective, new_tokens=2))
     # dollars an hour over tokens an hour
     assert found.usd_per_million_tokens == pytest.approx(1.006 / 3600 / found.tokens_per_s * 1e6)
 
@@ -56,8 +60,8 @@ def test_a_price_is_shown_whatever_the_objective(objective: str) -> None:
 def test_what_makes_no_sense_anywhere_is_an_error_and_not_a_table() -> None:
     machines = [load("t4"), load("g5.xlarge")]
     with pytest.raises(InvalidInputError, match="at least 1, not -3"):
-        compare(MODEL, machines, Request(prompt_tokens=-3))
+        compare_machines(MODEL, machines, Request(prompt_tokens=-3))
     with pytest.raises(InvalidInputError, match="no machine to compare"):
-        compare(MODEL, [], Request())
+        compare_machines(MODEL, [], Request())
     with pytest.raises(InvalidInputError, match="'t4' has no price"):
-        compare(MODEL, [load("t4"), load("t4")], Request(objective="cost"))
+        compare_machines(MODEL, [load("t4"), load("t4")], Request(objective="cost"))

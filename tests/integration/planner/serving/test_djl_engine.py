@@ -23,7 +23,7 @@ from planner.runtimes.zero_inference.emit import emit
 from planner.runtimes.zero_inference.model import RUNTIME_MODEL
 from planner.schema.workload import Workload
 from planner.serving.djl import properties_of, serve
-from planner.verify.tiers import one_tier_down
+from planner.verification.tiers import one_tier_down
 
 SETUP = os.environ.get("DJL_PYTHON")
 NUM_RANKS = 2

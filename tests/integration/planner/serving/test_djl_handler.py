@@ -26,7 +26,7 @@ from planner.runtimes.zero_inference.model import RUNTIME_MODEL as ZERO
 from planner.schema.plan import Plan
 from planner.schema.workload import Workload
 from planner.serving.djl import serve
-from planner.verify.tiers import one_tier_down
+from planner.verification.tiers import one_tier_down
 
 HERE = Path(__file__).parent
 #: `engines/python/setup` of a djl-serving checkout, or what stands in for its package.

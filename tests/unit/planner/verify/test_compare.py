@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from planner.verify.compare import TOLERANCE, compare
+from planner.verification.compare import TOLERANCE, compare
 
 
 def _logits(tokens: list[int], *, margin: float = 5.0) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from planner.verify.compare import Comparison, compare
+from planner.verification.compare import Comparison, compare
 
 #: Two steps, one sequence, three words; the largest logit is 10, so float32 allows 1e-3.
 PLAIN = np.array([[[10.0, 0.0, 1.0]], [[0.0, 10.0, 9.9995]]], dtype=np.float32)

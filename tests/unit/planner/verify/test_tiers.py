@@ -9,7 +9,7 @@ from planner.hardware.overrides import apply
 from planner.runtimes.registry import RUNTIME_MODELS
 from planner.schema.plan import Plan
 from planner.schema.workload import Workload
-from planner.verify.tiers import one_tier_down
+from planner.verification.tiers import one_tier_down
 
 MACHINE = apply(load("t4"), gpu_memory_bytes=2 * 2**30)
 WORKLOAD = Workload(batch_size=1, prompt_tokens=16, new_tokens=4, dtype="float16")

@@ -3,7 +3,8 @@
 import click
 import pytest
 
-from cli.quantize_flags import flags_in_errors, with_flags
+from cli.flags import with_options
+from cli.quantize_request import usage_errors
 from quantize import InvalidRequestError
 from quantize.errors import GroupSizeError, NonfiniteWeightError
 
@@ -24,18 +25,18 @@ from quantize.errors import GroupSizeError, NonfiniteWeightError
     ],
 )
 def test_fields_become_options(sentence: str, told: str) -> None:
-    assert with_flags(sentence) == told
+    assert with_options(sentence, "quantize") == told
 
 
 def test_errors_keep_their_class_and_what_they_carry() -> None:
-    with pytest.raises(GroupSizeError, match=r"^take --group-size 8$"), flags_in_errors():
+    with pytest.raises(GroupSizeError, match=r"^take `group_size=8`$"), usage_errors():
         raise GroupSizeError("take `group_size=8`")
-    with pytest.raises(NonfiniteWeightError) as raised, flags_in_errors():
+    with pytest.raises(NonfiniteWeightError) as raised, usage_errors():
         raise NonfiniteWeightError(7)
     assert raised.value.index == 7
 
 
 def test_fields_that_do_not_go_together_are_a_usage_error() -> None:
-    with pytest.raises(click.UsageError) as raised, flags_in_errors():
+    with pytest.raises(click.UsageError) as raised, usage_errors():
         raise InvalidRequestError("`activations` belongs to `format='compressed-tensors'`")
     assert raised.value.message == "--activations belongs to --format compressed-tensors."

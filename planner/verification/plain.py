@@ -1,4 +1,4 @@
-"""`python -m planner.verify.plain`: what transformers generates by itself, to compare a plan with.
+"""`python -m planner.verification.plain`: what transformers generates by itself, to compare a plan with.
 
 A child process of `planner verify`; with `--device-map` it checks that the emitted JSON alone will do.
 """

@@ -10,16 +10,16 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from planner.emit import emit
+from planner.emission import emit
 from planner.errors import InvalidInputError, ModelError
 from planner.models.resolve import resolve
 from planner.runtimes.accelerate.emit import DEVICE_MAP_FILE
 from planner.runtimes.folder import SCRIPT
 from planner.schema.plan import Plan, read
 from planner.tracing.store import graph_for
-from planner.verify.children import run_child
-from planner.verify.compare import Comparison, compare
-from planner.verify.tiers import one_tier_down
+from planner.verification.children import run_child
+from planner.verification.compare import Comparison, compare
+from planner.verification.tiers import one_tier_down
 from reshard.checkpoint import read_specs
 
 
@@ -109,7 +109,7 @@ class _Run:
         sizes = ["--new-tokens", str(self.new_tokens), "--batch-size", str(self.batch_size)]
         sizes += ["--prompt-tokens", str(plan.workload.prompt_tokens)]
         kind = ["--auto-class", plan.model.auto_class, "--dtype", plan.workload.dtype]
-        module = [sys.executable, "-m", "planner.verify.plain", str(self.checkpoint)]
+        module = [sys.executable, "-m", "planner.verification.plain", str(self.checkpoint)]
         self.child([*module, *kind, *sizes, *options, "--out", str(out)], what)
         return out
 

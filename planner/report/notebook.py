@@ -1,0 +1,81 @@
+"""How plans, explanations and comparisons show themselves in a notebook."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from planner.graph.model import Model
+from planner.report.explain import Explanation
+from planner.report.page import plan_html
+from planner.schema.hardware import HardwareProfile
+from planner.schema.notebook import show_with
+from planner.schema.plan import Plan
+from planner.search.compare_machines import Machine, Machines
+from planner.sizes import format_bytes, format_count, format_dollars, format_seconds
+
+
+def register() -> None:
+    """Have the values of the Python interface shown by the report's parts."""
+    show_with(Plan, plan_html)
+    show_with(Explanation, _explanation)
+    show_with(Machines, _machines)
+    show_with(Model, _model)
+    show_with(HardwareProfile, _hardware)
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
+    lines = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _explanation(explanation: Explanation) -> str:
+    places = _table(
+        ("stored on", "runs on", "weights", "modules", "why"),
+        [(p.stored_on, p.runs_on, format_bytes(p.num_bytes), p.modules, p.why) for p in explanation.places],
+    )
+    sentences = [*(f"{b.sentence}." for b in explanation.bounds), explanation.nearest, *explanation.notes]
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences if sentence)
+    return f"<p><b>{escape(explanation.headline)}</b></p>{places}<ul>{items}</ul>"
+
+
+def _machines(machines: Machines) -> str:
+    titles = ("machine", "$/hour", "$ per million tokens", "tokens/s", "batch", "step", "configuration")
+    return _table(titles, map(_machine, machines))
+
+
+def _machine(machine: Machine) -> tuple[str, ...]:
+    hourly = "" if machine.usd_per_hour is None else f"{machine.usd_per_hour:,.2f}"
+    if not machine.fits:
+        return (machine.hardware, hourly, "", "", "", "", machine.reason)
+    price = machine.usd_per_million_tokens
+    return (
+        machine.hardware,
+        hourly,
+        "" if price is None else format_dollars(price),
+        f"{machine.tokens_per_s:.3g}",
+        str(machine.batch_size),
+        format_seconds(machine.decode_s) if machine.decode_s else "",
+        f"{machine.label}, {machine.dtype}",
+    )
+
+
+def _model(model: Model) -> str:
+    graph = model.graph
+    rows = [
+        ("class", graph.model_class),
+        ("parameters", format_count(graph.num_parameters)),
+        ("no-split blocks", str(len(graph.blocks))),
+        ("dtype of the checkpoint", model.dtype or "not stated"),
+    ]
+    return f"<p><b>{escape(model.name)}</b></p>{_table(('', ''), rows)}"
+
+
+def _hardware(profile: HardwareProfile) -> str:
+    gpu = profile.gpu
+    rows = [
+        ("GPUs", "none" if gpu is None else f"{profile.num_gpus} × {gpu.name}"),
+        ("memory of each", "" if gpu is None else format_bytes(gpu.memory_bytes.value)),
+        ("host memory", format_bytes(profile.host.memory_bytes.value)),
+        ("disk", "none" if profile.disk is None else format_bytes(profile.disk.capacity_bytes.value)),
+    ]
+    return f"<p><b>{escape(profile.name)}</b>: {escape(profile.description)}</p>{_table(('', ''), rows)}"
