@@ -1,16 +1,16 @@
 """The Python interface of the planner, which the command line goes through as well.
 
 Every function takes values and returns values; `emit`, `report` and `verify` write files or run processes.
+What only one function needs is imported there, so that planning starts quickly.
 """
 
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from planner.bench.repricing import repriced
 from planner.emission import emit as emit_plan
 from planner.errors import InvalidInputError
 from planner.graph.model import Model
@@ -18,24 +18,21 @@ from planner.hardware.load import load
 from planner.hardware.overrides import apply
 from planner.report.explain import Explanation
 from planner.report.explain import explain as explain_plan
-from planner.report.notebook import register
-from planner.report.page import check_path, write_report
 from planner.schema.hardware import HardwareProfile
+from planner.schema.notebook import Renderers, show_by
 from planner.schema.plan import Plan, read
 from planner.schema.request import Request
-from planner.search.best_placement import price_assignment
 from planner.search.choose import make_plan, plan_of
-from planner.search.compare_machines import Machines, compare_machines
-from planner.search.what_if import Change
-from planner.search.what_if import what_if as what_if_changed
 from planner.serving.registry import runtimes as runtimes_of_server
 from planner.tracing.load import load_model, load_recorded
-from planner.user_files import DeviceMap, price_given_config, price_given_map, refusal
-from planner.verification.run import VerifyReport
-from planner.verification.run import verify as verify_folder
+
+if TYPE_CHECKING:
+    from planner.search.compare_machines import Machines
+    from planner.search.what_if import Change
+    from planner.user_files import DeviceMap
+    from planner.verification.run import VerifyReport
 
 __all__ = [
-    "check_report_path",
     "compare",
     "emit",
     "explain",
@@ -44,15 +41,22 @@ __all__ = [
     "plan",
     "predict",
     "read_plan",
-    "refusal",
     "report",
     "verify",
     "what_if",
 ]
 
-register()
-
 _PathLike = str | PathLike[str]
+
+
+def _renderers() -> Renderers:
+    # Imported when a notebook shows the first value: templates and charts take time to import.
+    from planner.report.notebook import renderers
+
+    return renderers()
+
+
+show_by(_renderers)
 
 
 def load_hardware(
@@ -118,7 +122,7 @@ def predict(
     model: Model | str,
     hardware: HardwareProfile | str,
     *,
-    device_map: DeviceMap | Literal["auto"] | Path | None = None,
+    device_map: "DeviceMap | Literal['auto'] | Path | None" = None,
     ds_config: Mapping[str, Any] | Path | None = None,
     batch_size: int = 1,
     prompt_tokens: int = 128,
@@ -148,6 +152,8 @@ def predict(
             reject the configuration.
         DeviceMapError: the map does not cover the model or names what the machine lacks.
     """
+    from planner.user_files import price_given_config, price_given_map
+
     chosen, machine = _model(model), _machine(hardware)
     chosen.check_lengths(prompt_tokens, new_tokens)
     lengths = {"batch_size": batch_size, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
@@ -168,7 +174,7 @@ def explain(plan: Plan) -> Explanation:
     return explain_plan(plan)
 
 
-def what_if(plan: Plan, model: Model | str | None = None) -> tuple[Change, ...]:
+def what_if(plan: Plan, model: Model | str | None = None) -> "tuple[Change, ...]":
     """The plan's own request on a machine with a little more of something, one change at a time.
 
     Args:
@@ -179,12 +185,14 @@ def what_if(plan: Plan, model: Model | str | None = None) -> tuple[Change, ...]:
         ModelError: the model is not found.
         InvalidInputError: it is another model than the plan's.
     """
+    from planner.search.what_if import what_if as what_if_changed
+
     return what_if_changed(_model_of(plan, model), plan)
 
 
 def compare(
     model: Model | str, hardware: Iterable[HardwareProfile | str], request: Request | None = None
-) -> Machines:
+) -> "Machines":
     """The best plan for a model on each of several machines, the best machine first.
 
     Args:
@@ -195,6 +203,8 @@ def compare(
     Raises:
         InvalidInputError: no machine is given, or the request applies to none of them.
     """
+    from planner.search.compare_machines import compare_machines
+
     machines = [_machine(one) for one in hardware]
     return compare_machines(_model(model), machines, request or Request())
 
@@ -228,15 +238,6 @@ def read_plan(folder: _PathLike) -> Plan:
     return read(Path(folder))
 
 
-def check_report_path(path: Path) -> None:
-    """See to it that a report can be written there, before anything is computed for it.
-
-    Raises:
-        InvalidInputError: another suffix than `.html`, `.png` or `.svg`, or no folder to put it in.
-    """
-    check_path(path)
-
-
 def report(
     plan: Plan,
     path: _PathLike,
@@ -253,9 +254,13 @@ def report(
         row_files: rows that `planner bench` wrote, drawn as predicted against measured.
 
     Raises:
-        InvalidInputError: as `check_report_path`, or matplotlib is missing.
+        InvalidInputError: another suffix, no folder to put it in, or matplotlib is missing.
         BadFileError: rows cannot be read.
     """
+    from planner.bench.repricing import repriced
+    from planner.report.page import write_report
+    from planner.search.best_placement import price_assignment
+
     priced = price_assignment(*repriced(plan, _model_of(plan, model).graph, plan.workload))
     write_report(plan, priced, Path(path), tuple(row_files))
 
@@ -269,7 +274,7 @@ def verify(
     batch_size: int | None = None,
     shards: _PathLike | None = None,
     timeout_s: float | None = None,
-) -> VerifyReport:
+) -> "VerifyReport":
     """Run an emitted plan in processes of its own, and compare it with the unmodified model.
 
     Args:
@@ -288,6 +293,8 @@ def verify(
         RuntimeFailure: a process failed.
         InvalidInputError: the folder or the checkpoint cannot be run.
     """
+    from planner.verification.run import verify as verify_folder
+
     return verify_folder(
         Path(folder),
         Path(checkpoint),

@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 import planner
-from planner.api import check_report_path
 from planner.runtimes.registry import RUNTIME_MODELS
 from planner.serving.registry import SERVERS
 
@@ -93,7 +92,9 @@ def command(
         weight_bits=None if weight_bits is None else int(weight_bits),
     )
     if report is not None:
-        check_report_path(report)
+        from planner.report.page import check_path  # charts are drawn only on request
+
+        check_path(report)
     profile = machine(hardware, **overrides)
     traced = planner.load_model(model, trust_remote_code=trust_remote_code)
     plan = planner.plan(traced, profile, request, server=server)

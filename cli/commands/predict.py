@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 import planner
-from planner.api import refusal
 from planner.errors import InvalidInputError, PlannerError
 
 from ..choices import machine, model_and_machine
@@ -81,6 +80,8 @@ def command(
     if plan.notes:
         error = InvalidInputError(f"{ds_config}: {'; '.join(plan.notes)}")
     elif not plan.fits:
+        from planner.user_files import refusal
+
         error = refusal(plan)
     if as_json:
         show_json(plan)

@@ -7,19 +7,21 @@ from planner.graph.model import Model
 from planner.report.explain import Explanation
 from planner.report.page import plan_html
 from planner.schema.hardware import HardwareProfile
-from planner.schema.notebook import show_with
+from planner.schema.notebook import Renderers
 from planner.schema.plan import Plan
 from planner.search.compare_machines import Machine, Machines
 from planner.sizes import format_bytes, format_count, format_dollars, format_seconds
 
 
-def register() -> None:
-    """Have the values of the Python interface shown by the report's parts."""
-    show_with(Plan, plan_html)
-    show_with(Explanation, _explanation)
-    show_with(Machines, _machines)
-    show_with(Model, _model)
-    show_with(HardwareProfile, _hardware)
+def renderers() -> Renderers:
+    """The values of the Python interface, by class, as the report shows them."""
+    return {
+        Explanation: _explanation,
+        HardwareProfile: _hardware,
+        Machines: _machines,
+        Model: _model,
+        Plan: plan_html,
+    }
 
 
 def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

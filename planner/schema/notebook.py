@@ -1,28 +1,35 @@
-"""How values show themselves in a notebook. The report knows how, and stands above: it registers itself."""
+"""How values show themselves in a notebook. The report knows how, and stands above: it is told here."""
 
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any
 
-#: Class → its HTML.
-_RENDERERS: Final[dict[type, Callable[[Any], str]]] = {}
-
-
-def show_with(kind: type, renderer: Callable[[Any], str]) -> None:
-    """Have values of a class shown by a function.
-
-    Args:
-        kind: a class that is `ShownInNotebook`.
-        renderer: a value → HTML, escaped.
-    """
-    _RENDERERS[kind] = renderer
+#: Class → a value's HTML, escaped.
+Renderers = Mapping[type, Callable[[Any], str]]
 
 
 class ShownInNotebook:
-    """A value with an HTML form of its own, once the report is imported; its `repr` until then."""
+    """A value with an HTML form of its own, if anybody knows one; otherwise its `repr`."""
 
     __slots__ = ()
 
     def _repr_html_(self) -> str | None:
         """For IPython: None has it show the `repr`."""
-        renderer = _RENDERERS.get(type(self))
+        renderer = _known().get(type(self))
         return None if renderer is None else renderer(self)
+
+
+def _no_renderers() -> Renderers:
+    return {}
+
+
+_known: Callable[[], Renderers] = _no_renderers
+
+
+def show_by(renderers: Callable[[], Renderers]) -> None:
+    """Have values shown by functions that are asked for when the first value is shown.
+
+    Args:
+        renderers: gives the functions by class; may import what they need.
+    """
+    global _known
+    _known = renderers
