@@ -109,7 +109,7 @@ def chain_of(graph: ModuleGraph, groups: Sequence[Sequence[str]]) -> Chain:
     Args:
         graph: the traced model.
         groups: fqns of tensor-owning modules that must execute together, from
-            `planner.graph.network.placement_units`.
+            `planner.graph.groups.placement_units`.
     """
     by_name = {node.name: node for node in graph.nodes}
     entries = _entries(graph)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from planner.cost.placement_units import Chain, chain_of
 from planner.cost.time_terms import read_and_copy_s
-from planner.graph.network import placement_units
+from planner.graph.groups import placement_units
 from planner.graph.schema import ModuleGraph, Node
 from planner.schema.breakdown import PHASES
 from planner.schema.execution import ExecutionConfig

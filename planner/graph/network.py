@@ -1,6 +1,5 @@
-"""The module graph as networkx sees it: a DiGraph to read and export, and what must stay together."""
+"""The module graph as networkx sees it: a DiGraph to read and export."""
 
-from itertools import pairwise
 from typing import Any
 
 import networkx as nx
@@ -43,31 +42,3 @@ def _attributes(node: Node) -> dict[str, Any]:
         "flops_per_token": costs.prefill.flops(batch=1, prompt=1) if costs else 0.0,
         "kv_bytes_per_token": node.kv.per_token if node.kv else 0.0,
     }
-
-
-def placement_units(graph: ModuleGraph) -> tuple[tuple[str, ...], ...]:
-    """Tensor-owning modules that must execute on one device, as groups in execution order.
-
-    The groups are the connected components of: same no-split block, co-located, tied.
-    """
-    together: nx.Graph[str] = nx.Graph()
-    owners = {node.name: node for node in graph.nodes if node.tensors}
-    together.add_nodes_from(owners)
-    first_of_block: dict[str, str] = {}
-    for name, node in owners.items():
-        if node.block is not None:
-            together.add_edge(first_of_block.setdefault(node.block, name), name)
-    for group in graph.co_located:
-        _join(together, [name for name in group if name in owners])
-    for tie in graph.ties:
-        _join(together, [owner for fqn in tie if (owner := fqn.rpartition(".")[0]) in owners])
-    components = [
-        sorted(component, key=lambda name: owners[name].order)
-        for component in nx.connected_components(together)
-    ]
-    return tuple(tuple(c) for c in sorted(components, key=lambda c: owners[c[0]].order))
-
-
-def _join(together: "nx.Graph[str]", names: list[str]) -> None:
-    for one, other in pairwise(names):
-        together.add_edge(one, other)

@@ -9,8 +9,8 @@ from planner.cost.placement_units import chain_of
 from planner.cost.problem import Problem
 from planner.cost.runtime_model import Scenario
 from planner.errors import InvalidInputError
+from planner.graph.groups import placement_units
 from planner.graph.model import Model
-from planner.graph.network import placement_units
 from planner.runtimes.registry import runtime_models
 from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile

@@ -2,7 +2,8 @@
 
 from fixtures.graphs import layered_graph
 from planner.cost.placement_units import chain_of
-from planner.graph.network import placement_units, to_networkx
+from planner.graph.groups import placement_units
+from planner.graph.network import to_networkx
 from planner.graph.schema import SCHEMA_VERSION, ModuleGraph, Node, Tensor
 
 

@@ -8,7 +8,8 @@ import pytest
 from fixtures.families import FAMILIES
 from planner.errors import TraceError
 from planner.graph.compact import canonical, decode, encode
-from planner.graph.network import placement_units, to_networkx
+from planner.graph.groups import placement_units
+from planner.graph.network import to_networkx
 from planner.graph.schema import ModuleGraph
 from planner.tracing.placement import TracedPlacement, trace_placement
 from planner.tracing.trace import trace
