@@ -111,7 +111,8 @@ def price_given_config(
     if not isinstance(config, dict):
         raise InvalidInputError(f"{name} must be an object, as DeepSpeed's configurations are")
     findings = validate.findings(config, num_ranks=machine.num_gpus)
-    findings += user_ds_config.quantization_findings(model.graph, config)
+    if all(finding.kind == "ignored" for finding in findings):
+        findings += user_ds_config.quantization_findings(model.graph, config)
     sentences = tuple(finding.sentence for finding in findings)
     if any(finding.kind != "ignored" for finding in findings):
         raise InvalidInputError(f"{name}: {'; '.join(sentences)}")
