@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         plan,
         predict,
         read_plan,
-        report,
+        save_report,
         verify,
         what_if,
     )
@@ -52,7 +52,7 @@ __all__ = [
     "plan",
     "predict",
     "read_plan",
-    "report",
+    "save_report",
     "verify",
     "what_if",
 ]
@@ -68,7 +68,7 @@ _MODULES: Final = {
         "plan",
         "predict",
         "read_plan",
-        "report",
+        "save_report",
         "verify",
         "what_if",
     ),

@@ -1,6 +1,6 @@
 """The Python interface of the planner, which the command line goes through as well.
 
-Every function takes values and returns values; `emit`, `report` and `verify` write files or run processes.
+Functions take values and return values; `emit`, `save_report` and `verify` write files or run processes.
 What only one function needs is imported there, so that planning starts quickly.
 """
 
@@ -41,7 +41,7 @@ __all__ = [
     "plan",
     "predict",
     "read_plan",
-    "report",
+    "save_report",
     "verify",
     "what_if",
 ]
@@ -238,7 +238,7 @@ def read_plan(folder: _PathLike) -> Plan:
     return read(Path(folder))
 
 
-def report(
+def save_report(
     plan: Plan,
     path: _PathLike,
     *,

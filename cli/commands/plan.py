@@ -99,7 +99,7 @@ def command(
     traced = planner.load_model(model, trust_remote_code=trust_remote_code)
     plan = planner.plan(traced, profile, request, server=server)
     if report is not None:
-        planner.report(plan, report, model=traced, row_files=row_files)
+        planner.save_report(plan, report, model=traced, row_files=row_files)
     files = planner.emit(plan, out, model=traced, server=server) if out is not None else ()
     if as_json:
         show_json(plan)
