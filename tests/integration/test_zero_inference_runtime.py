@@ -85,7 +85,7 @@ def test_exactly_what_the_plan_keeps_stays(store: str, weight_bits: int | None, 
     for moment in there["whole"]:
         assert set(moment) == kept
     # What stays on the device is as large there as the plan says, packed where it is quantized.
-    by_module = {p.module: p.num_bytes for p in plan.placements if p.lives == p.executes and p.num_bytes}
+    by_module = {p.module: p.num_bytes for p in plan.placements if p.stored_on == p.runs_on and p.num_bytes}
     itemsize = 2 if weight_bits else 4
     vectors = {one.fqn: one.num_elements * itemsize for one in parameters(graph) if one.is_vector}
     measured = {

@@ -50,10 +50,12 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch, error: Exception, message: st
 
 
 def test_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "opt"}')
-    calls = _answer(monkeypatch, str(tmp_path / "config.json"))
-    assert fetch_config("org/name") == '{"model_type": "opt"}'
-    assert calls[0]["local_files_only"] is False
+    snapshot = tmp_path / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text('{"model_type": "opt"}')
+    calls = _answer(monkeypatch, str(snapshot / "config.json"))
+    assert fetch_config("org/name", "main") == ('{"model_type": "opt"}', "0123abc")
+    assert (calls[0]["local_files_only"], calls[0]["revision"]) == (False, "main")
 
 
 def test_cache_serves_when_the_hub_is_not_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -64,5 +66,5 @@ def test_cache_serves_when_the_hub_is_not_reached(monkeypatch: pytest.MonkeyPatc
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=unreachable))
-    assert fetch_config("org/name") == "{}"
+    assert fetch_config("org/name").text == "{}"
     assert calls[0]["local_files_only"] is True
