@@ -148,8 +148,8 @@ def test_usage_errors_end_with_status_two(arguments: list[str], message: str, pr
         (["--tp", "4", "--format", "transformers"], "degrees that work: 1, 2"),
         (["--tp", "2", "--dtype", "int8"], "a checkpoint is cast to float16, bfloat16 or float32"),
         (["--tp", "2", "--dtype", "float61"], "unknown dtype 'float61'"),
-        (["--tp", "2", "--memory", "1MiB"], "--memory 1MiB is too little"),
-        (["--tp", "2", "--dry-run", "--memory", "1MiB"], "--memory 1MiB is too little"),
+        (["--tp", "2", "--memory", "1MiB"], "--memory of 1 MiB is too little"),
+        (["--tp", "2", "--dry-run", "--memory", "1MiB"], "--memory of 1 MiB is too little"),
         (["--verify"], "has no manifest to verify it by"),
     ],
 )

@@ -130,7 +130,7 @@ def _is_untouched(folder: Path) -> bool:
 
 @pytest.mark.parametrize("target", ["deepspeed", "transformers", "vllm", "megatron", "huggingface"])
 def test_formats_with_rules_of_their_own_refuse(target: str, cohere: Path) -> None:
-    says = f"--roles: {target} is cut by .*; formats that take roles: safetensors"
+    says = f"`roles`: {target} is cut by .*; formats that take roles: safetensors"
     with pytest.raises(UnsupportedTargetError, match=says):
         cut(cohere / "hf", cohere / "out", 1, format=target, roles=cohere / "roles.json")
     assert _is_untouched(cohere)
