@@ -158,5 +158,5 @@ def test_every_rank_refuses_shards_of_another_degree(root: Path, ranks: list[dic
         assert rank["wrong degree"]["error"] == "InconsistentShardsError"
         assert rank["wrong degree"]["sentence"] == (
             f"{root / 'llama-tp4'} was cut for tp_size=4, and the number of processes is 2; start 4, cut it "
-            "again with --tp 2, or pass reshard_on_load=True"
+            "again with tp_size=2, or pass reshard_on_load=True"
         )
