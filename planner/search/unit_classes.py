@@ -44,11 +44,16 @@ class Counts:
 
 
 def classes_of(problem: Problem, staged: Mapping[int, str]) -> tuple[UnitClass, ...]:
-    """The units not yet staged elsewhere, grouped."""
-    groups: dict[tuple[bytes, bool], list[int]] = {}
+    """The units not yet staged elsewhere, grouped.
+
+    Equal structures are not enough: a runtime that fetches ahead stages more for the block before a large
+    head than for the blocks before it.
+    """
+    groups: dict[tuple[object, ...], list[int]] = {}
     for index, unit in enumerate(problem.units):
         if index not in staged:
-            groups.setdefault((unit.unit.key, unit.unit.pinned_to_main), []).append(index)
+            peaks = tuple(tuple(leaf.streamed_peak.values()) for leaf in unit.leaves)
+            groups.setdefault((unit.unit.key, unit.unit.pinned_to_main, peaks), []).append(index)
     return tuple(
         UnitClass(
             indices=tuple(indices),
