@@ -1,4 +1,4 @@
-"""The module graph as networkx sees it: a DiGraph to read and export, and what must stay together."""
+"""The module graph in networkx: a DiGraph for reading and export, and the placement units."""
 
 from itertools import pairwise
 from typing import Any
@@ -11,8 +11,9 @@ from planner.graph.schema import ModuleGraph, Node
 def to_networkx(graph: ModuleGraph) -> "nx.DiGraph[str]":
     """The modules as a DiGraph.
 
-    Nodes are fqns with scalar attributes: class, execution order, block, parameters, and costs of one
-    token at batch 1; edges carry `bytes_per_token`. The graph's own attributes say what was traced.
+    Nodes are fqns with scalar attributes: class, execution order, block, number of parameters, and costs of
+    one token at batch 1; edges have `bytes_per_token`. Attributes of the graph name the model that was
+    traced.
     """
     result: nx.DiGraph[str] = nx.DiGraph(
         model_class=graph.model_class,
@@ -48,7 +49,7 @@ def _attributes(node: Node) -> dict[str, Any]:
 def placement_units(graph: ModuleGraph) -> tuple[tuple[str, ...], ...]:
     """Tensor-owning modules that must execute on one device, as groups in execution order.
 
-    The groups are the connected components of: same no-split block, co-located, tied.
+    The groups are the connected components of three relations: in one no-split block, co-located, tied.
     """
     together: nx.Graph[str] = nx.Graph()
     owners = {node.name: node for node in graph.nodes if node.tensors}
@@ -69,5 +70,5 @@ def placement_units(graph: ModuleGraph) -> tuple[tuple[str, ...], ...]:
 
 
 def _join(together: "nx.Graph[str]", names: list[str]) -> None:
-    for one, other in pairwise(names):
-        together.add_edge(one, other)
+    for first, second in pairwise(names):
+        together.add_edge(first, second)
