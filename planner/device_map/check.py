@@ -207,7 +207,7 @@ class _View:
         ]
 
     def split_blocks(self) -> list[str]:
-        problems, before = [], self.main
+        problems, previous = [], self.main
         for block in self.graph.blocks:
             members = [n for n in self.owners if covers(block, n) and self.keys_of(n)]
             devices = sorted({self.runs_on(n) for n in members}, key=str)
@@ -225,13 +225,13 @@ class _View:
                     f"block {block!r} runs on {_name(device)}, but the map has only keys of its submodules,"
                     f" so no hook moves its input there: list {block!r} itself."
                 )
-            elif not is_hooked and before != device:
+            elif not is_hooked and previous != device:
                 problems.append(
-                    f"block {block!r} gets its input from {_name(before)}, but the map has only keys of its"
+                    f"block {block!r} gets its input from {_name(previous)}, but the map has only keys of its"
                     f" submodules, so no hook moves the input to {_name(device)}: list {block!r} itself, or"
                     " place it before the blocks on other devices."
                 )
-            before = device
+            previous = device
         return problems
 
     def split_groups(self) -> list[str]:

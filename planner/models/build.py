@@ -91,14 +91,14 @@ def _build_remote(spec: ModelSpec) -> "tuple[PreTrainedConfig, type]":
     from transformers import AutoConfig
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    place = str(spec.folder) if spec.folder is not None else str(spec.hub_id)
+    source = str(spec.folder) if spec.folder is not None else str(spec.hub_id)
     auto_model = _AUTO_MODEL[spec.auto_class]
     reference = spec.config["auto_map"].get(auto_model)
     if reference is None:
         raise ModelError(f"{spec.name}: its auto_map names no {auto_model}, so no class is known to build it")
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(place, trust_remote_code=True)
-        model_class: type = get_class_from_dynamic_module(reference, place)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=True)
+        model_class: type = get_class_from_dynamic_module(reference, source)
     except Exception as error:  # Python code of the model's authors may raise anything
         raise ModelError(
             f"{spec.name}: the Python code that comes with the model failed ({type(error).__name__}: {error})"

@@ -90,13 +90,13 @@ def _bases(graph: ModuleGraph, cuts: Mapping[str, ModuleCut]) -> dict[str, _Base
     for node in graph.nodes:
         if node.block is not None and node.tensors and not cuts[node.name].inside:
             whole.setdefault(node.block, []).append(node)
-    known: dict[tuple[int, ...], _Base] = {}
+    base_of_costs: dict[tuple[int, ...], _Base] = {}
     result = {}
     for block, nodes in whole.items():
         key = tuple(id(n.costs) for n in nodes)
-        if key not in known:
-            known[key] = _base(nodes)
-        result[block] = known[key]
+        if key not in base_of_costs:
+            base_of_costs[key] = _base(nodes)
+        result[block] = base_of_costs[key]
     return result
 
 

@@ -1,7 +1,4 @@
-"""Runs a model's forward and observes every module call and every aten operation; equal layers run once.
-
-`ForwardTracer` tracks which module is running and replays equal layers; its subclasses record.
-"""
+"""Runs a model's forward and observes every module call and every aten operation; equal layers run once."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -25,8 +22,7 @@ class OutputSpec:
 
     Attributes:
         source: index of the input leaf that it is or aliases, or None.
-        shape, stride, offset: layout of a tensor that is not itself an input; `shape` is None otherwise.
-        dtype, device: of a new tensor.
+        shape, stride, offset, dtype, device: of a tensor that is not itself an input; else `shape` is None.
         value: the object, when it is not a tensor.
         label: what the subclass's `label` returned for the tensor.
     """
@@ -123,15 +119,12 @@ class ForwardTracer(TorchDispatchMode):
 
     # ---- for subclasses
     def on_enter(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Called before a module's own forward.
+        """Called before a module's own forward; returns the arguments to call it with.
 
         Args:
             name: fqn of the module.
             args: positional arguments of the call.
             kwargs: keyword arguments of the call.
-
-        Returns:
-            The arguments to call it with.
         """
         return args, kwargs
 
@@ -139,15 +132,12 @@ class ForwardTracer(TorchDispatchMode):
         """Called after a module's own forward."""
 
     def on_op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Called for each aten operation.
+        """Called for each aten operation; runs it and returns its result.
 
         Args:
             func: the overload to run.
             args: its positional arguments.
             kwargs: its keyword arguments.
-
-        Returns:
-            The result of the operation.
         """
         return func(*args, **kwargs)
 
@@ -259,13 +249,11 @@ class ForwardTracer(TorchDispatchMode):
             renamed = replay.rename(name)
             self.order.setdefault(renamed, len(self.order))
             self.calls[renamed] = max(self.calls[name], self.calls[renamed])
-        share_cache_layers(leaves, template.layer, layer)
+        share_cache_layers(leaves, ran=template.layer, skipped=layer)
         self.on_replay(replay, leaves)
-        results = []
         self._paused = True
         try:
-            for spec in template.outputs:
-                results.append(self._again(spec, replay, leaves))
+            results = [self._again(spec, replay, leaves) for spec in template.outputs]
         finally:
             self._paused = False
         assert template.structure is not None

@@ -48,11 +48,11 @@ def _describe(
     counting = _counting_keys(facts)
     per_layer = _config_lists(_config_of(model, name), len(layers))
     described, keys = [], []
-    for position, known in enumerate(facts):
-        indices = tuple(known[key] for key in counting if key in known)
-        rest = frozenset((key, value) for key, value in known.items() if key not in counting)
+    for position, layer_facts in enumerate(facts):
+        indices = tuple(layer_facts[key] for key in counting if key in layer_facts)
+        structure = frozenset((key, value) for key, value in layer_facts.items() if key not in counting)
         described.append((f"{name}.{position}", indices))
-        keys.append((rest, tuple(values[position] for values in per_layer)))
+        keys.append((structure, tuple(values[position] for values in per_layer)))
     return described, keys
 
 
@@ -80,8 +80,8 @@ def _counting_keys(facts: list[dict[tuple[str, ...], Any]]) -> list[tuple[str, .
     index.
     """
     seen: dict[tuple[str, ...], list[tuple[int, Any]]] = defaultdict(list)
-    for position, known in enumerate(facts):
-        for key, value in known.items():
+    for position, layer_facts in enumerate(facts):
+        for key, value in layer_facts.items():
             seen[key].append((position, value))
     return [
         key

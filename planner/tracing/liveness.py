@@ -67,9 +67,9 @@ class StorageLedger:
         address = memory._cdata
         if address in self._ignored:
             return None
-        known = self._alive.get(address)
-        if known is not None:
-            return known
+        existing = self._alive.get(address)
+        if existing is not None:
+            return existing
         storage = Storage(num_bytes=memory.nbytes(), creator=creator, born=born)
         storage.reference = weakref.ref(memory, lambda _: self._free(address))
         self._alive[address] = storage

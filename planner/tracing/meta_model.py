@@ -38,11 +38,15 @@ def build(config: PreTrainedConfig, model_class: type, dtype: torch.dtype, devic
         raise TraceError(
             f"{model_class.__name__} cannot be built from its configuration: {type(error).__name__}: {error}"
         ) from error
-    kept = [name for name, target in model._get_dtype_plan(dtype).items() if target is torch.float32]
+    in_float32 = [name for name, target in model._get_dtype_plan(dtype).items() if target is torch.float32]
     for name, module in model.named_modules():
         for key, parameter in module._parameters.items():
             parts = f"{name}.{key}".split(".")
-            if parameter is not None and parameter.is_floating_point() and any(k in parts for k in kept):
+            if (
+                parameter is not None
+                and parameter.is_floating_point()
+                and any(k in parts for k in in_float32)
+            ):
                 parameter.data = parameter.data.to(torch.float32)
     return model
 

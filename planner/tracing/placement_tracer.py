@@ -193,9 +193,9 @@ class PlacementTracer(ForwardTracer):
             device = self._device.get(renamed, device)
             self._resident[device] = renamed
         else:
-            for before, now in zip(replay.template.input_labels, replay.input_labels, strict=True):
-                if before is not None and now is not None and before[0] == device:
-                    device = now[0]
+            for template_label, label in zip(replay.template.input_labels, replay.input_labels, strict=True):
+                if template_label is not None and label is not None and template_label[0] == device:
+                    device = label[0]
         assert spec.shape is not None
         return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=device)
 

@@ -39,10 +39,10 @@ class Samples:
 
 def prompt_step(config: Any) -> int:
     """Prompt tokens whose multiples are sampled: whole chunks, within the model's positions and windows."""
-    text = config.get_text_config(decoder=True)
-    chunks = [getattr(text, n, None) for n in _CHUNK_NAMES]
+    text_config = config.get_text_config(decoder=True)
+    chunks = [getattr(text_config, n, None) for n in _CHUNK_NAMES]
     step = max([_DEFAULT_STEP, *(c for c in chunks if isinstance(c, int))])
-    for limit in (max_positions(config), *_windows(text)):
+    for limit in (max_positions(config), *_windows(text_config)):
         if limit is not None and limit < 4 * step + 2:
             step = max(2, (limit - 2) // 4)
     return step
@@ -55,9 +55,9 @@ def _windows(text_config: Any) -> list[int]:
 
 def max_positions(config: Any) -> int | None:
     """The longest sequence that the configuration allows; None when it states no limit."""
-    text = config.get_text_config(decoder=True)
+    text_config = config.get_text_config(decoder=True)
     for name in _POSITION_NAMES:
-        longest = getattr(text, name, None)
+        longest = getattr(text_config, name, None)
         if isinstance(longest, int) and longest > 0:
             return longest
     return None
@@ -74,9 +74,9 @@ def sizes_to_sample(step: int) -> list[tuple[int, int]]:
 
 def sizes_past_windows(config: Any, step: int) -> list[tuple[int, int]]:
     """Such pairs past the longest sliding window; none without a window within the positions."""
-    text = config.get_text_config(decoder=True)
+    text_config = config.get_text_config(decoder=True)
     limit = max_positions(config)
-    windows = [w for w in _windows(text) if limit is None or w + 4 * step + 2 <= limit]
+    windows = [w for w in _windows(text_config) if limit is None or w + 4 * step + 2 <= limit]
     if not windows:
         return []
     return [(batch, max(windows) + prompt) for batch, prompt in sizes_to_sample(step)]

@@ -70,7 +70,7 @@ def trace(
     samples = {key: _samples(model, layers, generates) for key, model in models.items()}
     model = models["2"]
     is_encoder_decoder = bool(model.config.is_encoder_decoder)
-    text = model.config.get_text_config(decoder=True)
+    text_config = model.config.get_text_config(decoder=True)
     head = model.get_output_embeddings()
     return ModuleGraph(
         schema_version=SCHEMA_VERSION,
@@ -87,7 +87,7 @@ def trace(
         ties=placement.ties,
         leaks=placement.leaks,
         is_encoder_decoder=is_encoder_decoder,
-        vocab_size=0 if head is None else int(getattr(head, "out_features", text.vocab_size)),
+        vocab_size=0 if head is None else int(getattr(head, "out_features", text_config.vocab_size)),
         generates=generates,
         max_positions=max_positions(model.config),
     )
@@ -107,9 +107,9 @@ def _samples(model: Any, layers: dict[str, Layer], generates: bool) -> Samples:
 
 def _sample_all(model: Any, layers: dict[str, Layer], step: int, generates: bool) -> Samples:
     samples = sample(model, layers, sizes_to_sample(step), generates=generates)
-    past = sizes_past_windows(model.config, step)
-    if past and generates:
-        samples.past_windows = sample(model, layers, past, generates=True, decode=False)
+    sizes_past = sizes_past_windows(model.config, step)
+    if sizes_past and generates:
+        samples.past_windows = sample(model, layers, sizes_past, generates=True, decode=False)
     return samples
 
 
@@ -172,12 +172,14 @@ def _costs(
     decode: Mapping[str, PhaseCost] = {}
     if samples.decode:
         decode = phase_costs(list(samples.decode), decode_terms, list(samples.decode.values()))
-    past = samples.past_windows
-    if past is not None:
+    past_windows = samples.past_windows
+    if past_windows is not None:
         # Decode needs none: polynomials from below the window keep growing, and are an upper bound past it.
-        beyond = list(past.prefill.values())
-        costs = phase_costs(list(past.prefill), PREFILL_TERMS, beyond)
-        prefill = with_peaks_of(prefill, costs, beyond[0].replays, min(s.prompt for s in past.prefill))
+        beyond = list(past_windows.prefill.values())
+        costs = phase_costs(list(past_windows.prefill), PREFILL_TERMS, beyond)
+        prefill = with_peaks_of(
+            prefill, costs, beyond[0].replays, min(s.prompt for s in past_windows.prefill)
+        )
     return prefill, decode
 
 
@@ -196,14 +198,14 @@ def _tensors(models: dict[str, Any], name: str) -> tuple[Tensor, ...]:
     """Tensors that a module owns; one whose dtype follows the model's has dtype None."""
     two, four = (models[key].get_submodule(name) for key in _DTYPES)
     tensors: list[Tensor] = []
-    for kind, held, other in (
+    for kind, own, own_in_float32 in (
         ("parameter", two._parameters, four._parameters),
         ("buffer", two._buffers, four._buffers),
     ):
-        for key, tensor in held.items():
+        for key, tensor in own.items():
             if tensor is None:
                 continue
-            follows = tensor.dtype is _DTYPES["2"] and other[key].dtype is _DTYPES["4"]
+            follows = tensor.dtype is _DTYPES["2"] and own_in_float32[key].dtype is _DTYPES["4"]
             scratch = kind == "buffer" and key in two._non_persistent_buffers_set
             tensors.append(
                 Tensor(

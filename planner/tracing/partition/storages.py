@@ -107,11 +107,11 @@ class Storages:
         """Facts of the tensor's storage; new, empty ones when there are none."""
         memory = tensor.untyped_storage()
         address = memory._cdata
-        known = self._facts.get(address)
-        if known is None:
-            known = self._facts[address] = Facts(itemsize=tensor.itemsize)
-            known.reference = weakref.ref(memory, lambda _: self._facts.pop(address, None))
-        return known
+        facts = self._facts.get(address)
+        if facts is None:
+            facts = self._facts[address] = Facts(itemsize=tensor.itemsize)
+            facts.reference = weakref.ref(memory, lambda _: self._facts.pop(address, None))
+        return facts
 
     def find(self, tensor: torch.Tensor) -> Facts | None:
         """Facts of the tensor's storage, or None."""

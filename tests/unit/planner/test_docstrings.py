@@ -26,8 +26,7 @@ _NOT_YET = (
 )
 
 _ARGS = re.compile(r"^Args:\n(?P<body>(?:[ \t].*\n?|\n)*)", re.MULTILINE)
-#: A line such as `    prompt, context (int): tokens.` documents `prompt` and `context`.
-_ENTRY = re.compile(r"^[ ]{4}(?P<names>\*{0,2}\w+(?:, \*{0,2}\w+)*)(?: \([^)]*\))?:[ \n]", re.MULTILINE)
+_ENTRY = re.compile(r"^[ ]{4}\*{0,2}(?P<name>\w+)(?: \([^)]*\))?:[ \n]", re.MULTILINE)
 _SEE = re.compile(r"See `(?P<path>[\w.]+)`")
 
 
@@ -44,7 +43,7 @@ class _Function:
         """The parameters that the `Args:` section names."""
         section = _ARGS.search(self.docstring)
         entries = _ENTRY.finditer(section["body"]) if section is not None else ()
-        return {name.lstrip("*") for entry in entries for name in entry["names"].split(", ")}
+        return {entry["name"] for entry in entries}
 
 
 def _public_functions(tree: ast.Module, module: str) -> Iterator[_Function]:
@@ -158,7 +157,7 @@ def _found(source: str) -> list[str]:
 @pytest.mark.parametrize(
     "source,expected",
     [
-        (_source("scale(factor, base, limit)", "factor: a number.", "base, limit: bounds."), []),
+        (_source("scale(factor, base, limit)", "factor: x.", "base: y.", "limit: z."), []),
         (_source("scale(a, b, *c, **d)", "a: x.", "b (int): y.", "*c: z.", "**d: z."), []),
         (_source("scale(a, b, *, c)", "a: x.", "b: y."), ["m.scale: no Args for c"]),
         (_source("scale(a, b, c)", "a: x", "    b: y.", "c: z."), ["m.scale: no Args for b"]),
@@ -180,7 +179,9 @@ class Base:
         """Scale.
 
         Args:
-            factor, base, limit: numbers.
+            factor: a number.
+            base: another one.
+            limit: the largest result.
         """
 
 class Own(Base):
