@@ -1,16 +1,16 @@
-"""Every error of the planner: one class per cause, each message a sentence for the user.
+"""Every error of the planner: one class per cause. Messages are sentences for the user.
 
-*Infeasible* is a result about valid input; *invalid input* and *damaged file* are not.
+An infeasible plan is a valid result; invalid input and damaged files are not.
 The command line maps the classes to exit codes (`cli/exit_codes.py`).
 """
 
 
 class PlannerError(Exception):
-    """Base class of the package."""
+    """Base class of the planner's errors."""
 
 
 class InvalidInputError(PlannerError):
-    """What the user asked for makes no sense: a bad size, a bad option, a bad combination."""
+    """Input that is not valid: a size, an option, or a combination of options."""
 
 
 class UnknownNameError(InvalidInputError):
@@ -18,7 +18,7 @@ class UnknownNameError(InvalidInputError):
 
 
 class BadFileError(PlannerError):
-    """A file is missing, damaged, or contradicts what it should hold."""
+    """A file that is missing, damaged, or inconsistent."""
 
 
 class ModelError(BadFileError):
@@ -42,16 +42,28 @@ class TraceError(PlannerError):
 
 
 class InfeasibleError(PlannerError):
-    """Nothing fits. `deficit_bytes` is the smallest number of bytes short, on `device`."""
+    """No placement fits into the machine.
+
+    Attributes:
+        device: the device that lacks memory.
+        deficit_bytes: the smallest number of bytes that it lacks.
+    """
 
     def __init__(self, message: str, *, device: str, deficit_bytes: int) -> None:
+        """Create the error.
+
+        Args:
+            message: a sentence for the user.
+            device: the device that lacks memory.
+            deficit_bytes: the smallest number of bytes that it lacks.
+        """
         super().__init__(message)
         self.device = device
         self.deficit_bytes = deficit_bytes
 
 
 class VerificationError(PlannerError):
-    """The emitted plan ran, but not as the plain model does."""
+    """The emitted plan ran, but its results differ from those of the plain model."""
 
 
 class RuntimeFailure(PlannerError):

@@ -1,7 +1,7 @@
-"""Sizes and rates as people write them, and numbers as people read them. Only the command line speaks GB.
+"""Parses sizes and rates, and formats numbers for display. Only the command line uses GB and GiB.
 
-`GB` is 10⁹ bytes and `GiB` is 2³⁰. A number without a unit, a bare `G` and bits (`Gb`) are refused: each
-has been read as something else before.
+`GB` is 10⁹ bytes and `GiB` is 2³⁰. A number without a unit, `G` alone and bits (`Gb`) are refused, because
+they are ambiguous.
 """
 
 import re
@@ -21,7 +21,7 @@ def parse_bytes(text: str) -> int:
     """The bytes in `text`, as in `16GiB`, `500 MB` or `1.5TB`.
 
     Raises:
-        InvalidInputError: no number, no unit, bits, nothing above zero, or more than 10¹⁸ bytes.
+        InvalidInputError: not a number with a unit of bytes, not above zero, or more than 10¹⁸ bytes.
     """
     return int(_parse(text, text, example="16GiB"))
 
@@ -30,7 +30,7 @@ def parse_rate(text: str) -> float:
     """The bytes per second in `text`, as in `3GB/s`.
 
     Raises:
-        InvalidInputError: as `parse_bytes`, or no `/s` at the end.
+        InvalidInputError: as in `parse_bytes`, or without `/s` at the end.
     """
     match = _PER_SECOND.fullmatch(text)
     if match is None or match["per"] is None:
@@ -51,12 +51,12 @@ def parse_nvme(text: str) -> tuple[int, float]:
 
 
 def format_bytes(num_bytes: float) -> str:
-    """Bytes with a binary prefix and one decimal, as in `14.9 GiB`; below 1 KiB whole bytes."""
+    """Bytes with a binary prefix and one decimal, as in `14.9 GiB`; whole bytes below 1 KiB."""
     if round(abs(num_bytes)) < 1024:
         return f"{round(num_bytes)} B"
     value, prefixes = num_bytes / 1024, "KMGTPE"
     index = 0
-    # What would be rounded to 1024.0 belongs to the next prefix.
+    # A value that would be rounded to 1024.0 takes the next prefix.
     while round(abs(value), 1) >= 1024 and index < len(prefixes) - 1:
         value, index = value / 1024, index + 1
     return f"{value:.1f} {prefixes[index]}iB"
@@ -75,7 +75,7 @@ def format_flops(flops: float) -> str:
 
 
 def format_count(count: float) -> str:
-    """A count in three digits, as models are named: `774M`, `6.05B`, `1.02T`; below a thousand as it is."""
+    """A count with three digits, as in model names: `774M`, `6.05B`, `1.02T`; exact below 1,000."""
     if abs(count) < 1000:
         return f"{count:g}"
     value, prefix = _scaled(count, ("", "K", "M", "B", "T", "Q"))
@@ -83,7 +83,7 @@ def format_count(count: float) -> str:
 
 
 def format_seconds_briefly(seconds: float) -> str:
-    """Seconds in one unit and three digits, for a narrow column: `92.4 ms`, `6.24 min`, `13 h`."""
+    """A time with three digits and one unit, for narrow columns: `92.4 ms`, `6.24 min`, `13 h`."""
     for limit, unit, size in ((60.0, "", 1.0), (3600.0, "min", 60.0), (float("inf"), "h", 3600.0)):
         if seconds < limit:
             return f"{seconds / size:.3g} {unit}" if unit else format_seconds(seconds)
@@ -91,7 +91,7 @@ def format_seconds_briefly(seconds: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A time in three digits, as in `25.0 µs`, `64.0 ms`, `1.77 s`; minutes and hours above 100 s."""
+    """A time with three digits, as in `25.0 µs`, `64.0 ms`, `1.77 s`; in minutes and hours above 100 s."""
     if seconds == 0:
         return "0 s"
     if abs(seconds) < 99.95:
@@ -106,14 +106,17 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_dollars(dollars: float) -> str:
-    """An amount without its sign: cents from a dollar on, three digits below, as in `11.18` or `0.00439`."""
+    """Dollars without the sign: with cents from one dollar on, else three digits: `11.18`, `0.00439`."""
     return f"{dollars:,.2f}" if dollars >= 1 or dollars <= 0 else f"{dollars:#.3g}"
 
 
 def format_by_unit(name: str, number: float, *, plain: str = "g") -> str:
-    """A number in the unit that its field's name ends in, as `memory_bytes`; `plain` formats one of none.
+    """A number in the unit that its field's name states.
 
-    Rates may be by dtype, as in `flops_per_s.float16`.
+    Args:
+        name: the field, as in `memory_bytes`; rates may be by dtype, as in `flops_per_s.float16`.
+        number: its value, in the SI unit of the name.
+        plain: format specification for a name that states no unit.
     """
     if "flops_per_s" in name:
         return f"{format_flops(number)}/s"
@@ -125,7 +128,7 @@ def format_by_unit(name: str, number: float, *, plain: str = "g") -> str:
 
 
 def _parse(text: str, whole: str, *, example: str) -> Decimal:
-    """The number of bytes; `whole` is what the message quotes, `example` what it recommends."""
+    """The number of bytes in `text`; error messages quote `whole` and recommend `example`."""
     match = _SIZE.fullmatch(text)
     if match is None:
         raise InvalidInputError(f"{whole!r} is not a size; write a number and a unit, as in {example}")
@@ -161,7 +164,7 @@ def _factor(number: str, unit: str, whole: str, example: str) -> int:
 
 
 def _scaled(value: float, prefixes: tuple[str, ...]) -> tuple[str, str]:
-    """Three digits and the prefix they go with."""
+    """The value with three digits, and its prefix."""
     index = 0
     while abs(value) >= 999.5 and index < len(prefixes) - 1:
         value, index = value / 1000, index + 1

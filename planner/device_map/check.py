@@ -1,7 +1,7 @@
-"""Device maps: what one says about a model, everything that is wrong with it, and the shortest that is right.
+"""Device maps: checking one against a model, with all its errors at once, and shortening a correct one.
 
-A map places the *weights* of modules. Where a module *executes* follows from it: on its own GPU, or, when
-its weights are on the CPU or on disk, on the main device: the first GPU of the map, else the CPU.
+A map says where the *weights* of modules are stored. A module *executes* on its own GPU, or, when its weights
+are on the CPU or on disk, on the main device: the first GPU of the map, else the CPU.
 """
 
 import difflib
@@ -16,19 +16,19 @@ from planner.graph.schema import ModuleGraph, Node
 def check(
     device_map: Mapping[str, Device], graph: ModuleGraph, *, num_gpus: int | None = None
 ) -> dict[str, Device]:
-    """The device of every module that owns tensors, once the map is known to be right.
+    """Check a device map and return the device of every module that owns tensors.
 
     Args:
         device_map: as `from_pretrained(device_map=…)` takes it.
         graph: the model.
-        num_gpus: GPUs that the machine has; None allows any index.
+        num_gpus: number of GPUs of the machine; None allows any index.
 
     Returns:
-        Module fqn → GPU index, `cpu` or `disk`. Modules that keep only scratch buffers and that no key
+        Module fqn → GPU index, `cpu` or `disk`. Modules that own only scratch buffers and that no key
         covers are on the main device, and so are the root's own tensors.
 
     Raises:
-        DeviceMapError: one sentence for every problem, all together.
+        DeviceMapError: the map is wrong; the message has one sentence for every problem.
     """
     view = _View(device_map=dict(device_map), graph=graph, num_gpus=num_gpus)
     problems = view.bad_devices() or [
@@ -47,14 +47,14 @@ def check(
 
 
 def compress(device_map: Mapping[str, Device], graph: ModuleGraph) -> dict[str, Device]:
-    """The shortest equal map that still names every block: what agrees in a block becomes one entry.
+    """The shortest equivalent map that still names every block.
 
-    More than brevity: a block that is one entry gets a hook of its own, which brings its inputs to the GPU
-    that it runs on; and a map with one device is written as `{"": device}`, because otherwise buffers
-    that no key covers stay on the CPU.
+    It also executes correctly where a longer map may not: Accelerate hooks a block that is one entry, and the
+    hook moves its inputs to the GPU that it runs on. A map with one device is written as `{"": device}`,
+    because otherwise buffers that no key covers stay on the CPU.
 
     Args:
-        device_map: disjoint keys.
+        device_map: a map in which no key covers another.
         graph: the model.
     """
     view = _View(device_map=dict(device_map), graph=graph, num_gpus=None)
@@ -79,7 +79,7 @@ def compress(device_map: Mapping[str, Device], graph: ModuleGraph) -> dict[str, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _View:
-    """A map beside its graph; each method that returns a list looks for one kind of problem."""
+    """A map and its graph; each method that returns a list of sentences checks for one kind of problem."""
 
     device_map: dict[str, Device]
     graph: ModuleGraph
@@ -166,17 +166,17 @@ class _View:
                     if t.kind != "scratch" and t.name not in self.device_map
                 ]
             elif any(t.kind != "scratch" for t in node.tensors):
-                problems.append(f"{name!r} is left out: give it, or a module above it, a device.")
+                problems.append(f"{name!r} is left out: give it, or a module that contains it, a device.")
             elif node.block is not None and self.main != "cpu":
                 names = ", ".join(t.name for t in node.tensors)
                 problems.append(
-                    f"{name!r} keeps buffers ({names}) that no key covers; they would stay on the CPU while"
+                    f"{name!r} owns buffers ({names}) that no key covers; they would stay on the CPU while"
                     f" it runs on {_name(self._near(name))}: make {name!r} one entry."
                 )
         return problems
 
     def _near(self, module: str) -> Device:
-        """Where a module without a key runs: with the modules below it."""
+        """Where a module that no key covers runs: where its submodules do."""
         below = [other for other in self.owners if covers(module, other) and self.keys_of(other)]
         return self.runs_on(below[0]) if below else self.main
 
@@ -188,7 +188,7 @@ class _View:
             if len(keys) > 1 and (len(devices) > 1 or not isinstance(self.device_map[keys[0]], int)):
                 problems.setdefault(tuple(keys))
         return [
-            f"{_listed(keys)} cover each other ({', '.join(_name(self.device_map[k]) for k in keys)}):"
+            f"{_listed(keys)} overlap ({', '.join(_name(self.device_map[k]) for k in keys)}):"
             " keep the outer one, or list the inner ones without it."
             for keys in problems
         ]
@@ -201,13 +201,13 @@ class _View:
             if text and self.keys_of(module) and device != self.device_of(module):
                 wrong.setdefault((text, module, device, self.device_of(module)))
         return [
-            f"{text!r} also captures {module!r}, because transformers compares beginnings of names: it would"
-            f" load onto {_name(device)} instead of {_name(meant)}; give {module!r} a key of its own."
+            f"{text!r} also matches {module!r}, because transformers compares prefixes of names: it would be"
+            f" loaded onto {_name(device)} instead of {_name(meant)}; give {module!r} a key of its own."
             for text, module, device, meant in wrong
         ]
 
     def split_blocks(self) -> list[str]:
-        problems, before = [], self.main
+        problems, previous = [], self.main
         for block in self.graph.blocks:
             members = [n for n in self.owners if covers(block, n) and self.keys_of(n)]
             devices = sorted({self.runs_on(n) for n in members}, key=str)
@@ -222,15 +222,16 @@ class _View:
             device, is_hooked = devices[0], any(covers(k, block) for k in self.device_map)
             if not is_hooked and device != self.main:
                 problems.append(
-                    f"block {block!r} runs on {_name(device)} but is listed in parts, so nothing brings its"
-                    f" input there: list {block!r} itself."
+                    f"block {block!r} runs on {_name(device)}, but the map has only keys of its submodules,"
+                    f" so no hook moves its input there: list {block!r} itself."
                 )
-            elif not is_hooked and before != device:
+            elif not is_hooked and previous != device:
                 problems.append(
-                    f"block {block!r} is listed in parts and gets its input from {_name(before)}, so nothing"
-                    f" brings that to {_name(device)}: list {block!r} itself, or run it earlier."
+                    f"block {block!r} gets its input from {_name(previous)}, but the map has only keys of its"
+                    f" submodules, so no hook moves the input to {_name(device)}: list {block!r} itself, or"
+                    " place it before the blocks on other devices."
                 )
-            before = device
+            previous = device
         return problems
 
     def split_groups(self) -> list[str]:
@@ -259,8 +260,8 @@ class _View:
 
 
 def _is_dropout(key: str, known: set[str]) -> bool:
-    # Accelerate's automatic maps list dropouts. They own nothing and do nothing when generating, so the graph
-    # does not have them, and a key for one moves nothing.
+    # Accelerate's automatic maps list dropouts. The graph does not have them, because they own no tensors and
+    # do nothing in evaluation mode, so a key for one has no effect.
     parent, _, last = key.rpartition(".")
     return parent in known and "drop" in last
 
@@ -283,5 +284,5 @@ def _together(problems: list[str]) -> str:
     return f"the device map is wrong in {len(problems)} places:\n{lines}{rest}"
 
 
-#: A map that belongs to another model is wrong in thousands of places.
+#: A limit, because a map of another model has thousands of errors.
 _MOST_SHOWN = 40

@@ -1,20 +1,20 @@
-"""How transformers and Accelerate read the keys of a device map, restated without either.
+"""How transformers and Accelerate interpret the keys of a device map, computed without either library.
 
-Accelerate places modules: a key covers the module of that name and everything below it. transformers,
-when it loads, places tensors: it joins all keys into one regular expression and takes the first that
-matches the beginning of a tensor's name, so that `h.1` also captures `h.10.weight` unless a longer key
-does. A map is right only when both readings agree.
+Accelerate places modules: a key covers the module of that name and all its submodules. transformers places
+tensors while it loads: it joins all keys into one regular expression and takes the first that matches a
+prefix of a tensor's name, so that `h.1` also matches `h.10.weight` unless a longer key does. A map is correct
+only when both interpretations agree.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 
-#: A device as a map writes it: a GPU's index, `cpu` or `disk`.
+#: A device in a map: a GPU's index, `cpu` or `disk`.
 Device = str | int
 
 
 def join(module: str, name: str) -> str:
-    """The fqn of something called `name` inside `module`; the root module is ""."""
+    """The fqn of the tensor or submodule `name` of `module`; the root module is ""."""
     return f"{module}.{name}" if module else name
 
 
@@ -24,7 +24,7 @@ def covers(key: str, fqn: str) -> bool:
 
 
 def ancestors(fqn: str) -> list[str]:
-    """Every module above `fqn`, the root "" first."""
+    """Every module that contains `fqn`, the root "" first."""
     parts = fqn.split(".")
     return [".".join(parts[:depth]) for depth in range(len(parts))] if fqn else []
 
@@ -38,7 +38,8 @@ def loaded_onto(device_map: Mapping[str, Device], tensors: Iterable[str]) -> dic
     """Where transformers puts each tensor while loading: tensor fqn → (text that matched, device).
 
     Source: transformers.integrations.accelerate.expand_device_map (5.23): keys with more dots first, longer
-    ones first among those, unescaped, matched at the beginning; what nothing matches goes to "" or the CPU.
+    ones first among those, unescaped, matched as prefixes; a tensor that no key matches goes to the device of
+    "", else to the CPU.
     """
     by_depth = sorted(device_map, key=lambda key: (key.count("."), len(key)), reverse=True)
     pattern = re.compile("|".join(f"({key})" for key in by_depth))

@@ -1,8 +1,8 @@
-"""A module graph as a small file: equal modules once, layers as runs of numbers.
+"""Compact JSON of a module graph: equal modules are stored once, equal layers as arithmetic sequences.
 
-The JSON holds a table of *kinds* (what equal modules share) and *runs*: a name with `*` for the layer
-number, the arithmetic sequence of numbers it stands for, and of execution ranks. Nothing is lost:
-`decode(encode(graph)) == canonical(graph)`.
+The JSON has a table of *kinds* (what equal modules share) and a list of *runs*: a name with `*` for the layer
+number, and the arithmetic sequences of its layer numbers and of its ranks in execution order. Nothing is
+lost: `decode(encode(graph)) == canonical(graph)`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -35,7 +35,7 @@ class _Kind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class _Run(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """`count` modules whose numbers and ranks grow in equal steps; `block` may hold a `*` too."""
+    """`count` modules whose layer numbers and ranks grow in equal steps; `block` may contain a `*` too."""
 
     name: str
     block: str | None
@@ -60,6 +60,8 @@ class _EdgeRun(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file; `head` has the fields of the graph besides its nodes and edges."""
+
     schema_version: int
     head: dict[str, Any]
     kinds: tuple[_Kind, ...]
@@ -68,6 +70,8 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class _Versioned(msgspec.Struct):
+    """The version alone, read before the rest so that another version gets an error of its own."""
+
     schema_version: int
 
 
@@ -77,7 +81,7 @@ _HEAD = tuple(
 
 
 def canonical(graph: ModuleGraph) -> ModuleGraph:
-    """The same graph with nodes by execution order and edges by their ends."""
+    """The same graph with its nodes in execution order and its edges sorted by source and target."""
     return msgspec.structs.replace(
         graph,
         nodes=tuple(sorted(graph.nodes, key=lambda n: (n.order, n.name))),
@@ -127,10 +131,10 @@ def decode(payload: bytes, *, origin: str = "graph") -> ModuleGraph:
 
     Args:
         payload: bytes that `encode` wrote.
-        origin: what to call them in an error.
+        origin: what an error message calls the file.
 
     Raises:
-        BadFileError: not such a file, or one of another version.
+        BadFileError: the payload is no module graph, or has another schema version.
     """
     try:
         version = msgspec.json.decode(payload, type=_Versioned).schema_version
@@ -147,7 +151,7 @@ def decode(payload: bytes, *, origin: str = "graph") -> ModuleGraph:
 
 
 def _pattern(name: str) -> tuple[str, int | None]:
-    """`h.3.attn` → (`h.*.attn`, 3): the first number in a name stands for its layer."""
+    """`h.3.attn` → (`h.*.attn`, 3): the first number in a name is its layer number."""
     parts = name.split(".")
     for index, part in enumerate(parts):
         if part.isdecimal() and str(int(part)) == part:
@@ -175,7 +179,7 @@ def _runs(name: str, block: str | None, kind: int, members: list[tuple[int, int]
 
 
 def _arithmetic_end(members: list[tuple[int, int]], start: int) -> int:
-    """Where the longest arithmetic sequence of pairs from `start` ends."""
+    """End (exclusive) of the longest arithmetic sequence of pairs that begins at `start`."""
     end = start + 1
     while end < len(members) and (
         end == start + 1
@@ -190,12 +194,14 @@ def _arithmetic_end(members: list[tuple[int, int]], start: int) -> int:
 def _edge_runs(edges: Iterable[Edge]) -> Iterator[_EdgeRun]:
     groups: dict[tuple[str, str, float], list[tuple[int, int]]] = {}
     for edge in edges:
-        source, one = _pattern(edge.source)
-        target, other = _pattern(edge.target)
-        if one is None or other is None:
+        source, source_number = _pattern(edge.source)
+        target, target_number = _pattern(edge.target)
+        if source_number is None or target_number is None:
             yield _EdgeRun(edge.source, edge.target, edge.bytes_per_token)
         else:
-            groups.setdefault((source, target, edge.bytes_per_token), []).append((one, other))
+            groups.setdefault((source, target, edge.bytes_per_token), []).append(
+                (source_number, target_number)
+            )
     for (source, target, num_bytes), members in groups.items():
         members.sort()
         start = 0
@@ -204,8 +210,8 @@ def _edge_runs(edges: Iterable[Edge]) -> Iterator[_EdgeRun]:
             step = members[start + 1][0] - members[start][0] if end > start + 1 else 0
             if end > start + 1 and step != members[start + 1][1] - members[start][1]:
                 end, step = start + 1, 0
-            one, other = members[start]
-            yield _EdgeRun(source, target, num_bytes, end - start, one, other, step)
+            source_number, target_number = members[start]
+            yield _EdgeRun(source, target, num_bytes, end - start, source_number, target_number, step)
             start = end
 
 

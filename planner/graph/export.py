@@ -1,4 +1,4 @@
-"""Writes a module graph for other programs and for people; the file's suffix says which form."""
+"""Writes a module graph as JSON, GraphML or SVG; the file's suffix selects the format."""
 
 import io
 import json
@@ -14,15 +14,15 @@ from planner.graph.schema import ModuleGraph, Node, Poly
 
 
 def export(graph: ModuleGraph, path: Path) -> None:
-    """Write `graph` to `path`: all of it, or nothing.
+    """Write `graph` to `path` atomically.
 
     - `.json`: networkx's node-link form (`networkx.node_link_graph(data, edges="edges")` reads it back), each
       node with its tensors, its cost polynomials in both phases and its cache.
-    - `.graphml`: the same nodes and edges with one-token costs; GraphML knows only scalars.
+    - `.graphml`: the same nodes and edges with one-token costs, because GraphML has only scalar attributes.
     - `.svg`: a picture with equal blocks drawn once.
 
     Raises:
-        InvalidInputError: another suffix, or a place that cannot be written.
+        InvalidInputError: another suffix, or the file cannot be written.
     """
     writer = _WRITERS.get(path.suffix.lower())
     if writer is None:
@@ -48,7 +48,7 @@ def _json(graph: ModuleGraph) -> bytes:
         "versions": graph.versions,
         "leaks": list(graph.leaks),
         "main_device": list(graph.main_device),
-        # The order of the numbers in each polynomial: b batch, p prompt and c context length.
+        # Names the coefficients of each polynomial, in order: b is batch, p prompt and c context length.
         "cost_terms": list(Poly.__struct_fields__),
     }
     for node in graph.nodes:
@@ -71,7 +71,7 @@ def _graphml(graph: ModuleGraph) -> bytes:
     for key, value in network.graph.items():
         if isinstance(value, list):
             network.graph[key] = json.dumps(value)
-    # Readers take an empty id for a missing one.
+    # GraphML readers treat an empty id as a missing one.
     if "" in network:
         network = nx.relabel_nodes(network, {"": "(root)"})
     buffer = io.BytesIO()

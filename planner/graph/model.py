@@ -1,4 +1,4 @@
-"""A model as a plan needs it: by name, with its graph. Pure."""
+"""A model with its name, configuration and graph: the input of planning. Pure."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,14 @@ from planner.schema.plan import ModelRef
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model(ShownInNotebook):
-    """A model as a plan needs it: its name, how to load it, and its graph.
+    """A model with its name, how to load it, and its graph.
 
     Attributes:
         name: what the user typed.
         auto_class: `causal-lm`, `seq2seq-lm` or `masked-lm`.
-        dtype: what its checkpoint is saved in, or None.
-        graph: traced.
-        spec: the configuration that it was traced from; None for one that was built by hand.
+        dtype: dtype of its checkpoint, or None when the configuration does not state one.
+        graph: its traced modules.
+        spec: the configuration that was traced; None for a graph that was constructed directly.
     """
 
     name: str
@@ -29,25 +29,25 @@ class Model(ShownInNotebook):
 
     @classmethod
     def of(cls, spec: ModelSpec, graph: ModuleGraph) -> "Model":
-        """A model by its specification and the graph that was traced of it."""
+        """The model of a specification and of the graph that was traced from it."""
         return cls(name=spec.name, auto_class=spec.auto_class, dtype=spec.dtype, graph=graph, spec=spec)
 
     @property
     def known_spec(self) -> ModelSpec:
-        """The configuration, for what builds the model anew.
+        """The configuration, for callers that build the model again.
 
         Raises:
-            ModelError: the model was built by hand.
+            ModelError: there is none, because the graph was constructed directly.
         """
         if self.spec is None:
-            raise ModelError(f"{self.name} was built by hand, so it has no configuration")
+            raise ModelError(f"{self.name} has no configuration, because its graph was constructed directly")
         return self.spec
 
     def check_lengths(self, prompt_tokens: int, new_tokens: int) -> None:
-        """See that the model has positions for a prompt and, in the same sequence, what is generated.
+        """Check that the model has enough positions for a prompt and, where they follow it, the new tokens.
 
         Raises:
-            InvalidInputError: it has fewer.
+            InvalidInputError: the sequence would be longer than the model allows.
         """
         graph = self.graph
         follow = new_tokens if graph.generates and not graph.is_encoder_decoder else 0
@@ -60,7 +60,7 @@ class Model(ShownInNotebook):
             )
 
     def ref(self) -> ModelRef:
-        """As a plan records it."""
+        """The reference to this model that a plan records."""
         by_name = {node.name: node.class_name for node in self.graph.nodes}
         return ModelRef(
             name=self.name,

@@ -10,8 +10,9 @@ from planner.graph.schema import ModuleGraph, Node
 def to_networkx(graph: ModuleGraph) -> "nx.DiGraph[str]":
     """The modules as a DiGraph.
 
-    Nodes are fqns with scalar attributes: class, execution order, block, parameters, and costs of one
-    token at batch 1; edges carry `bytes_per_token`. The graph's own attributes say what was traced.
+    Nodes are fqns with scalar attributes: class, execution order, block, number of parameters, and costs of
+    one token at batch 1; edges have `bytes_per_token`. Attributes of the graph name the model that was
+    traced.
     """
     result: nx.DiGraph[str] = nx.DiGraph(
         model_class=graph.model_class,

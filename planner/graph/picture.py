@@ -1,6 +1,6 @@
 """Draws a module graph as SVG: one box per stage, top to bottom, with its bytes and operations.
 
-Written out directly: a column of boxes needs no layout engine, and the same graph gives the same file.
+The SVG is written directly: a column of boxes needs no layout engine, and equal graphs give equal files.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from planner.sizes import format_bytes, format_count, format_flops
 
 _FONT_PX: Final = 14
 _SMALL_PX: Final = 12
-# A monospace glyph is 0.6 em wide; the margin covers fonts that are a little wider.
+# A monospace glyph is 0.6 em wide; the excess is for fonts that are slightly wider.
 _EM_WIDTH: Final = 0.63
 _LINE_PX: Final = 18
 _PAD_PX: Final = 14
@@ -32,7 +32,7 @@ _STYLE: Final = (
 
 
 def draw(graph: ModuleGraph) -> str:
-    """The SVG document: title and totals, then a box for each stage with arrows between."""
+    """The SVG document: title and totals, then a box for each stage, with arrows between them."""
     shown = stages(graph)
     texts = [_lines(stage) for stage in shown]
     header = _header(graph, shown)
@@ -65,7 +65,7 @@ def _header(graph: ModuleGraph, shown: Sequence[Stage]) -> list[str]:
     return [
         f"{graph.model_class}, {format_count(graph.num_parameters)} parameters",
         "{} of weights, {} of KV cache per token, {} per new token".format(*sums),
-        f"2 bytes an element; operations at batch 1 behind {CONTEXT - 1:,} tokens; bars: share of weights",
+        f"2 bytes an element; operations at batch 1 after {CONTEXT - 1:,} tokens; bars: share of weights",
     ]
 
 

@@ -1,12 +1,12 @@
-"""The module graph: what a traced forward says about each module. No torch here.
+"""The module graph: costs, tensors and constraints of each module, from traced forwards. Needs no torch.
 
-Costs are closed forms in three lengths, so that a graph is traced once and priced for any workload:
+Costs are polynomials in three lengths, so that a graph is traced once and priced for any workload:
 
 - `batch`: sequences in the batch.
 - `prompt`: tokens of the prompt (the encoder's input, for an encoder-decoder).
 - `context`: tokens that a decode step's self-attention sees, its own included. In prefill it is not used.
 
-The graph speaks of *prefill* (one forward over the prompt; for an encoder-decoder the encoder and the
+The phases are *prefill* (one forward over the prompt; for an encoder-decoder the encoder and the
 decoder's first token) and *decode* (one forward of one new token with a cache of `context - 1` tokens).
 """
 
@@ -18,7 +18,7 @@ SCHEMA_VERSION: Final = 2
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Frozen, keyword-only; an unknown key in a file is an error; defaults stay out of the JSON."""
+    """Frozen, keyword-only; an unknown key in a file is an error; default values are not written to JSON."""
 
 
 class Poly(msgspec.Struct, frozen=True, array_like=True):
@@ -37,20 +37,26 @@ class Poly(msgspec.Struct, frozen=True, array_like=True):
     bc: float = 0.0
 
     def __call__(self, *, batch: int, prompt: int, context: int = 0) -> float:
-        """The value at these lengths."""
+        """The value at these lengths.
+
+        Args:
+            batch: sequences in the batch.
+            prompt: tokens of the prompt.
+            context: tokens that a decode step's self-attention sees, its own included; 0 in prefill.
+        """
         per_batch = self.b + self.bp * prompt + self.bp2 * prompt * prompt + self.bc * context
         return self.const + self.p * prompt + self.p2 * prompt * prompt + self.c * context + batch * per_batch
 
 
 class PhaseCost(_Strict, frozen=True, kw_only=True):
-    """What one call of a module's own code costs in one phase (its children's code is theirs).
+    """Cost of one call of a module's own code in one phase, without the code of its submodules.
 
     Attributes:
-        num_ops: aten operations dispatched (kernel launches, near enough; views not counted).
+        num_ops: aten operations dispatched, an estimate of kernel launches (views are not counted).
         flops: floating-point operations; a multiply-add is 2.
         moved_bytes: activation bytes that those operations read and write (weights and KV not counted).
-        peak_bytes: live activation bytes on the whole model at the worst moment while this module's own
-            code runs: the maximum over these forms. Weights and KV cache are not in it; the residual
+        peak_bytes: highest number of live activation bytes of the whole model while this module's own code
+            runs: the maximum over these polynomials. Weights and KV cache are not included; the residual
             stream, masks and everything else still referenced are, and so is a cache's copy-on-append.
     """
 
@@ -68,7 +74,7 @@ class ItemsizeCost(_Strict, frozen=True, kw_only=True):
 
 
 class KvCost(_Strict, frozen=True, kw_only=True):
-    """Bytes that a module leaves in the cache, from the cache object itself, at 2 bytes an element.
+    """Bytes that a module adds to the KV cache, read from the cache object, at 2 bytes an element.
 
     Total for a batch: batch · (per_sequence + per_token · min(context, window) + per_prompt_token · prompt).
 
@@ -116,10 +122,10 @@ class ModuleRole(_Strict, frozen=True, kw_only=True):
 
     Attributes:
         role: `column` (cut along its outputs) or `row` (cut along its inputs: an all-reduce follows). A
-            module that holds weights of both kinds, as experts in one tensor do, is a row.
-        num_groups: index sets that can live on different ranks: heads, KV groups, features. A degree
-            works when it divides them.
-        sharded: share of the weight that is cut; the rest (keys and values of too few heads) is on
+            module with weights of both kinds, such as experts in one tensor, has the role `row`.
+        num_groups: groups of indices that can be on different ranks: heads, KV groups, features. A degree
+            works when it divides this number.
+        sharded: fraction of the weight that is cut; the rest (keys and values of too few heads) is on
             every rank.
     """
 
@@ -136,12 +142,12 @@ class Node(_Strict, frozen=True, kw_only=True):
         class_name: its Python class.
         order: rank in execution order of the first forward.
         block: fqn of the no-split block it belongs to (its own fqn when it is one), or None.
-        tensors: what it owns directly.
+        tensors: parameters and buffers that it owns directly.
         costs: by element size in bytes ("2" and "4") of the model's dtype.
-        kv: what it leaves in the cache, or None.
+        kv: what it adds to the KV cache, or None.
         num_calls: forwards of this module in one model forward (a shared module may run twice;
             0 when its tensors are used without calling it).
-        tensor_parallel: how it may be cut over ranks; None: every rank holds it whole.
+        tensor_parallel: how it may be cut over ranks; None when every rank holds it whole.
     """
 
     name: str
@@ -177,13 +183,14 @@ class ModuleGraph(_Strict, frozen=True, kw_only=True):
         config_sha256: of the canonical configuration JSON (keys sorted, no private or version keys).
         versions: `{"torch": …, "transformers": …}` that traced it.
         nodes: in execution order.
-        edges: data flow.
+        edges: activation flow between modules.
         blocks: fqns of the no-split blocks, in execution order.
         block_classes: the Python class of each of them; a block need not be a node.
         co_located: groups of fqns that must share one device (besides blocks and ties).
         main_device: fqns that the runtime keeps with the root module, whatever a map says.
         ties: groups of tensor fqns that are one tensor; the first is the canonical one.
-        leaks: mixes that happen inside a hooked leaf and that no placement mends; sentences.
+        leaks: sentences about operations that combine devices inside a hooked module, which no placement can
+            prevent.
         is_encoder_decoder: whether there is an encoder.
         vocab_size: rows of the output head; 0 for a model without one.
         generates: whether `generate()` applies (False for an encoder such as BERT).

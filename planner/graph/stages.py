@@ -1,4 +1,4 @@
-"""A module graph as the short chain that people draw: embeddings, a stack of blocks, a norm, a head."""
+"""A module graph as a short chain of stages: embeddings, a stack of blocks, a norm, a head."""
 
 from itertools import groupby
 
@@ -7,7 +7,7 @@ import msgspec
 from planner.graph.schema import ModuleGraph, Node, Tensor
 from reshard.dtypes import dtype
 
-# Lengths at which the picture quotes operations: one new token behind a prompt of a page or so.
+# Context at which the picture states operations: one new token after a prompt of 1,024 tokens.
 CONTEXT = 1025
 _MODEL_ITEMSIZE_BYTES = 2
 

@@ -1,4 +1,4 @@
-"""A module graph in a few lines: kinds of blocks, what stands outside them, and what limits placement."""
+"""Summary of a module graph: kinds of blocks, modules outside them, and constraints on placement."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from planner.graph.schema import ModuleGraph, Node
 
 
 class BlockKind(msgspec.Struct, frozen=True, kw_only=True):
-    """No-split blocks that are alike.
+    """No-split blocks with equal class, size and costs.
 
     Attributes:
         class_name: Python class of the block.
@@ -36,18 +36,18 @@ class Outside(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GraphSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What `planner graph` shows.
+    """The output of `planner graph`.
 
     Attributes:
         model_class: the transformers class.
         num_parameters: of the whole model, ties counted once.
         num_modules: nodes of the graph.
         kv_bytes_per_token: of the whole model, at 2 bytes an element.
-        block_kinds: the blocks, alike ones together.
+        block_kinds: the blocks, equal ones together.
         outside: modules with tensors that belong to no block.
         co_located: groups that must share a device.
-        ties: groups of tensors that are one.
-        leaks: mixes that no placement mends.
+        ties: groups of tensors that are one tensor.
+        leaks: operations that combine devices whatever the placement.
         versions: of the libraries that traced it.
     """
 

@@ -1,4 +1,4 @@
-"""Pure: a machine's file, with the processor, GPU and defaults it refers to, as a `HardwareProfile`."""
+"""Builds a `HardwareProfile` from a machine's file and the files that it refers to. Pure."""
 
 from collections.abc import Mapping
 from math import ceil
@@ -31,11 +31,11 @@ def profile(
     """The profile of `machine`.
 
     Args:
-        name: what the profile is called.
-        machine: its file.
-        gpu_machine: the file that `machine.gpu` names, when it names one.
-        cpu: the file that `machine.host.cpu` names, when it names one.
-        defaults: what neither states.
+        name: name of the profile.
+        machine: the machine's file.
+        gpu_machine: the file that `machine.gpu` names; None when it names none.
+        cpu: the file that `machine.host.cpu` names; None when it names none.
+        defaults: values of what these files do not state.
 
     Raises:
         ProfileError: the machine has GPUs without a link, or a link is needed and not stated.
@@ -65,9 +65,14 @@ def profile(
 
 
 def scaled(single: HardwareProfile, num_gpus: int, name: str) -> HardwareProfile:
-    """`num_gpus` of a one-GPU machine in one host: cores, DRAM and its rates grow with the GPUs.
+    """A host with several GPUs of one kind: cores, DRAM and its rates grow with the number of GPUs.
 
-    The host of a GPU's own profile is one GPU's share of a typical machine. The disk stays one.
+    The host of a GPU's own profile is one GPU's share of a typical machine. The disk does not grow.
+
+    Args:
+        single: a profile with one GPU.
+        num_gpus: number of GPUs, at least 2.
+        name: name of the resulting profile.
     """
     host = single.host
     return HardwareProfile(
@@ -146,7 +151,7 @@ def _host(spec: HostSpec, cpu: CpuFile | None, defaults: Defaults) -> Host:
 
 
 def _usable_memory(installed: Quantity, defaults: Defaults) -> Quantity:
-    """What is left of the installed DRAM when the kernel and the system have taken theirs."""
+    """The installed DRAM without the reserve of kernel and system."""
     fixed, share = defaults.reserved_memory_bytes, defaults.reserved_memory_share
     usable = installed.value * (1 - share.value) - fixed.value
     if usable <= 0:
@@ -162,7 +167,7 @@ def _usable_memory(installed: Quantity, defaults: Defaults) -> Quantity:
 
 
 def _dram_rate(num_cores: int, cpu: CpuFile) -> Quantity:
-    """Few cores cannot fill the memory channels; many share them."""
+    """DRAM read rate: bound by the cores where they are few, by the memory channels where they are many."""
     core, socket = cpu.core_memory_bandwidth_bytes_per_s, cpu.socket_memory_bandwidth_bytes_per_s
     sockets = ceil(num_cores / cpu.num_cores_per_socket)
     return Quantity(
@@ -189,7 +194,7 @@ def _link(spec: LinkSpec | None, defaults: Defaults) -> Link | None:
 
 
 def _fabric(stated: Fabric | None, peer: LinkSpec | None) -> Fabric | None:
-    """Without a word of NVLink the GPUs sum over PCIe, as fast as they copy to each other."""
+    """The stated fabric; without one, collectives use PCIe at the rate of copies between the GPUs."""
     if stated is not None or peer is None:
         return stated
     rate = peer.pinned_bytes_per_s

@@ -1,7 +1,7 @@
-"""What a profile's files hold, and reading them. A machine is one file; what machines share is named in it.
+"""Schema and reading of the hardware files. A machine is one file, which may refer to others.
 
-`gpus/`, `instances/` and `hosts/` hold machines, `cpus/` hold processors, `defaults.toml` the numbers that
-no machine has measured for itself.
+`gpus/`, `instances/` and `hosts/` contain machines, `cpus/` processors, and `defaults.toml` the values for
+machines that do not state their own.
 """
 
 import tomllib
@@ -24,7 +24,7 @@ class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class GpuSpec(_Strict, frozen=True, kw_only=True):
-    """`schema.Gpu`; an efficiency that is not stated is the default."""
+    """`schema.Gpu`; an efficiency that is not stated takes the default."""
 
     name: str
     memory_bytes: Quantity
@@ -36,7 +36,7 @@ class GpuSpec(_Strict, frozen=True, kw_only=True):
 
 
 class LinkSpec(_Strict, frozen=True, kw_only=True):
-    """`schema.Link`; without `latency_s` the default."""
+    """`schema.Link`; a latency that is not stated takes the default."""
 
     pinned_bytes_per_s: Quantity
     pageable_bytes_per_s: Quantity
@@ -44,7 +44,7 @@ class LinkSpec(_Strict, frozen=True, kw_only=True):
 
 
 class DiskSpec(_Strict, frozen=True, kw_only=True):
-    """`schema.Disk`; without `latency_s` the default."""
+    """`schema.Disk`; a latency that is not stated takes the default."""
 
     capacity_bytes: Quantity
     read_bytes_per_s: Quantity
@@ -55,12 +55,12 @@ class HostSpec(_Strict, frozen=True, kw_only=True):
     """`schema.Host`: rates stated, or those of `num_cores` cores of a named `cpu`.
 
     Attributes:
-        installed_memory_bytes: DRAM as sold.
-        memory_bytes: what a process may fill of it; without it, the installed less the default reserve of
-            kernel and system.
-        cpu: a file in `cpus/`.
-        gemv_bytes_per_s, few_rows_flops_per_s, attention_bytes_per_s: of `schema.Host`, by dtype; may be
-            left out.
+        installed_memory_bytes: nominal DRAM.
+        memory_bytes: the part of it that a process may fill; by default the installed DRAM without the
+            default reserve of kernel and system.
+        cpu: name of a file in `cpus/`.
+        gemv_bytes_per_s, few_rows_flops_per_s, attention_bytes_per_s: as in `schema.Host`, by dtype;
+            optional.
     """
 
     installed_memory_bytes: Quantity
@@ -93,12 +93,12 @@ class MachineFile(_Strict, frozen=True, kw_only=True):
 
     Attributes:
         gpu: its GPU, or the name of a file in `gpus/` whose GPU and links it has; None without GPUs.
-        num_gpus: 0 without GPUs.
-        host_to_device, device_to_host, peer, fabric: its own, before those of the named GPU's file. Without
-            any fabric, PCIe at the rate of `peer`.
-        gpus_per_host: the most GPUs of one host, `schema.DEFAULT_GPUS_PER_HOST` without it; ranks on more
-            are started on several hosts. A GPU's own file says it for counts of that GPU (`16xt4`), and not
-            for machines that name the GPU.
+        num_gpus: number of GPUs, 0 without any.
+        host_to_device, device_to_host, peer, fabric: its links; those of the named GPU's file by default.
+            Without any fabric, PCIe at the rate of `peer`.
+        gpus_per_host: the largest number of GPUs in one host, by default `schema.DEFAULT_GPUS_PER_HOST`; more
+            ranks are started on several hosts. In a GPU's own file it applies to counts of that GPU
+            (`16xt4`), and not to machines that name the GPU.
     """
 
     description: str
@@ -118,10 +118,10 @@ class CpuFile(_Strict, frozen=True, kw_only=True):
     """One processor model.
 
     Attributes:
-        num_cores_per_socket: physical cores.
-        socket_memory_bandwidth_bytes_per_s: DRAM read bandwidth that all cores of a socket reach.
-        core_memory_bandwidth_bytes_per_s: a core's share in a matrix-vector product.
-        core_flops_per_s: matrix rate that one of many busy cores reaches, by dtype name.
+        num_cores_per_socket: physical cores of one socket.
+        socket_memory_bandwidth_bytes_per_s: DRAM read bandwidth of all cores of a socket together.
+        core_memory_bandwidth_bytes_per_s: DRAM read bandwidth of one core in a matrix-vector product.
+        core_flops_per_s: rate of one core in matrix products while many cores are busy, by dtype name.
     """
 
     description: str
@@ -132,13 +132,14 @@ class CpuFile(_Strict, frozen=True, kw_only=True):
 
 
 class Defaults(_Strict, frozen=True, kw_only=True):
-    """`defaults.toml`: one place for what is the same everywhere until somebody measures it.
+    """`defaults.toml`: values for every machine that does not state its own.
 
     Attributes:
-        op_overhead_s, hook_overhead_s, tensor_move_overhead_s: of `schema.Host`.
-        gemm_efficiency, bandwidth_efficiency: of `schema.Gpu`.
-        reserved_memory_bytes, reserved_memory_share: DRAM that kernel, firmware and system keep.
-        link_latency_s, disk_latency_s: of `schema.Link` and `schema.Disk`.
+        op_overhead_s, hook_overhead_s, tensor_move_overhead_s: as in `schema.Host`.
+        gemm_efficiency, bandwidth_efficiency: as in `schema.Gpu`.
+        reserved_memory_bytes, reserved_memory_share: DRAM of kernel, firmware and system, as a number of
+            bytes and a fraction of the installed DRAM; both are subtracted.
+        link_latency_s, disk_latency_s: as in `schema.Link` and `schema.Disk`.
     """
 
     op_overhead_s: Quantity
@@ -153,10 +154,10 @@ class Defaults(_Strict, frozen=True, kw_only=True):
 
 
 def read(path: Path, kind: type[_T]) -> _T:
-    """The TOML file at `path` as a `kind`.
+    """The TOML file at `path`, validated as a `kind`.
 
     Raises:
-        ProfileError: it cannot be read, is not TOML, or a key is unknown, missing or out of range.
+        ProfileError: the file cannot be read, is not TOML, or a key is unknown, missing or out of range.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -165,7 +166,7 @@ def read(path: Path, kind: type[_T]) -> _T:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"hardware profile {path} is not valid TOML: {error}") from error
     try:
-        # Rows are numbers, and TOML's keys are words.
+        # TOML's keys are strings, and those of `Rows` are integers.
         return msgspec.convert(data, kind, str_keys=True)
     except msgspec.ValidationError as error:
         raise ProfileError(f"hardware profile {path}: {_named(str(error))}") from error
@@ -173,10 +174,10 @@ def read(path: Path, kind: type[_T]) -> _T:
 
 @cache
 def gpu_machine(name: str) -> MachineFile:
-    """The file `gpus/NAME.toml`; it states its GPU itself.
+    """The file `gpus/NAME.toml`.
 
     Raises:
-        ProfileError: there is none, or it does not.
+        ProfileError: there is none, or it does not state its GPU in a table.
     """
     machine = read(ROOT / "gpus" / f"{name}.toml", MachineFile)
     if not isinstance(machine.gpu, GpuSpec):
@@ -206,16 +207,16 @@ def known(folder: str) -> tuple[str, ...]:
 
 
 def _named(message: str) -> str:
-    """The message of msgspec with its `$.a.b` as `key a.b`."""
+    """A message of msgspec with its path `$.a.b` written as `key a.b`."""
     text, _, path = message.partition(" - at `$")
     return f"key {path.strip('.`')}: {text}" if path.strip(".`") else text
 
 
 def check(profile: HardwareProfile, where: str) -> None:
-    """Refuse capacities and rates of zero: they would only surface as a division later.
+    """Refuse capacities and rates of zero, which would cause a division by zero later.
 
     Raises:
-        ProfileError: naming the key.
+        ProfileError: a quantity is zero; the message names its key.
     """
     for path, quantity in quantities(profile):
         if quantity.value == 0 and not path.endswith(("latency_s", "overhead_s")):
@@ -223,7 +224,7 @@ def check(profile: HardwareProfile, where: str) -> None:
 
 
 def quantities(value: object, path: str = "") -> list[tuple[str, Quantity]]:
-    """Every quantity in a profile with its dotted path."""
+    """Every quantity in a profile, as (dotted path, quantity)."""
     if isinstance(value, Quantity):
         return [(path, value)]
     if isinstance(value, msgspec.Struct):
@@ -232,4 +233,4 @@ def quantities(value: object, path: str = "") -> list[tuple[str, Quantity]]:
         items = list(value.items())
     else:
         return []
-    return [found for key, item in items for found in quantities(item, f"{path}.{key}".lstrip("."))]
+    return [pair for key, item in items for pair in quantities(item, f"{path}.{key}".lstrip("."))]

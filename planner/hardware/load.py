@@ -1,9 +1,9 @@
-"""From what people type to a `HardwareProfile`: a name, a count such as `8xa100-80g`, or a TOML file.
+"""From user input to a `HardwareProfile`: a name, a count such as `8xa100-80g`, or the path of a TOML file.
 
 A name is a file's name under `profiles/`, in any case, with or without vendor words: `rtx4090`, `4090` and
-`NVIDIA GeForce RTX 4090` are `rtx-4090`; `V100-SXM2-16GB` is `v100-16g`. A name that could be several
-machines (`v100`) is refused, and they are listed. `NxGPU` is N of a GPU in a host of N times the cores and
-the memory of that GPU's typical host; for a host of your own, write a file or override it.
+`NVIDIA GeForce RTX 4090` are `rtx-4090`; `V100-SXM2-16GB` is `v100-16g`. An ambiguous name (`v100`) is
+refused with a list of the candidates. `NxGPU` is N GPUs in a host with N times the cores and memory of that
+GPU's typical host; for another host, write a file or override its numbers.
 """
 
 import re
@@ -26,7 +26,7 @@ _MAX_GPUS: Final = 1024
 
 
 def names() -> tuple[str, ...]:
-    """Every profile that comes with the planner: GPUs, then cloud instances, then hosts without GPU."""
+    """Every profile in the package: GPUs, then cloud instances, then hosts without a GPU."""
     return tuple(name for folder in _FOLDERS for name in files.known(folder))
 
 
@@ -34,9 +34,9 @@ def load(name: str) -> HardwareProfile:
     """The profile called `name`.
 
     Raises:
-        UnknownNameError: no profile is called so, or several are; the message lists the nearest.
-        InvalidInputError: a count that makes no sense.
-        ProfileError: a file that cannot be used; the message names it and the key.
+        UnknownNameError: the name is unknown or ambiguous; the message lists the nearest.
+        InvalidInputError: the count is out of range, or the counted name is not a GPU.
+        ProfileError: the file cannot be used; the message names it and the key.
     """
     text = name.strip()
     if text.endswith(".toml") or "/" in text:
@@ -108,15 +108,15 @@ def _several(count: int, gpu: str, text: str) -> HardwareProfile:
 
 
 def _resolve(text: str, known: tuple[str, ...]) -> str:
-    """The one profile that `text` names."""
+    """The name of the only profile that `text` matches."""
     plain = text.lower()
     if plain in known:
         return plain
     wanted = _bare(plain)
-    same = [name for name in known if wanted and _bare(name) == wanted]
-    same = same or [name for name in known if _words(name) == _words(plain)]
-    if len(same) == 1:
-        return same[0]
+    matches = [name for name in known if wanted and _bare(name) == wanted]
+    matches = matches or [name for name in known if _words(name) == _words(plain)]
+    if len(matches) == 1:
+        return matches[0]
     starting = [name for name in known if wanted and _bare(name).startswith(wanted)]
     if len(starting) > 1:
         raise UnknownNameError(
@@ -136,7 +136,7 @@ def _bare(name: str) -> str:
 
 
 def _words(name: str) -> list[str]:
-    """The same in no order: vendors write A100-PCIe-80GB, people a100-80g-pcie."""
+    """The words of a name, sorted, because their order varies: A100-PCIe-80GB, a100-80g-pcie."""
     return sorted(_split(name))
 
 

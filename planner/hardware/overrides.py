@@ -1,4 +1,4 @@
-"""Pure: a profile with some of its numbers replaced by what the user states."""
+"""Replaces numbers of a profile by those that the user states. Pure."""
 
 from typing import Final
 
@@ -23,18 +23,20 @@ def apply(
     nvme: tuple[int, float] | None = None,
     link_bytes_per_s: float | None = None,
 ) -> HardwareProfile:
-    """`profile` with what is not None replaced; everything else stays, the host too.
+    """`profile` with the numbers that are not None replaced; the rest, the host included, stays.
 
     Args:
         profile: the machine to start from.
-        num_gpus: GPUs used. 0 leaves the CPU alone; more than the profile has drops its price.
+        num_gpus: number of GPUs to use. 0 removes them; with more than the profile has, its price is unknown.
         gpu_memory_bytes: memory a process can use on each GPU, its CUDA context included.
         cpu_memory_bytes: DRAM a process may fill.
         nvme: capacity in bytes and read rate in bytes per second of a local disk.
-        link_bytes_per_s: pinned rate between host and each GPU, both ways; pageable never exceeds it.
+        link_bytes_per_s: rate of pinned copies between the host and each GPU, in both directions; the rate of
+            pageable copies is lowered to it where it exceeds it.
 
     Raises:
-        InvalidInputError: zero or negative sizes, or GPU options for a machine without GPUs.
+        InvalidInputError: a size or rate is not positive, or a GPU option is given for a machine without
+            GPUs.
     """
     _check(gpu_memory_bytes=gpu_memory_bytes, cpu_memory_bytes=cpu_memory_bytes, link=link_bytes_per_s)
     result = profile if num_gpus is None else _with_gpus(profile, num_gpus)
@@ -80,7 +82,7 @@ def _with_gpus(profile: HardwareProfile, num_gpus: int) -> HardwareProfile:
     _need_gpus(profile, "the number of GPUs")
     if num_gpus > 1 and profile.peer is None:
         raise InvalidInputError(
-            f"{profile.name} says nothing of a link between GPUs; add a [peer] table to its file"
+            f"{profile.name} does not state a link between GPUs; add a [peer] table to its file"
         )
     price = profile.usd_per_hour if num_gpus <= profile.num_gpus else None
     return msgspec.structs.replace(profile, num_gpus=num_gpus, usd_per_hour=price)
@@ -120,7 +122,7 @@ def _with_link(profile: HardwareProfile, bytes_per_s: float) -> HardwareProfile:
 
 
 def _relinked(link: Link | None, bytes_per_s: float) -> Link | None:
-    """The link at a stated pinned rate. Pageable copies are bound by the CPU until the link is slower."""
+    """The link at a stated pinned rate. The CPU bounds pageable copies, unless the link is slower."""
     if link is None:
         return None
     pageable = link.pageable_bytes_per_s

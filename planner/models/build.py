@@ -15,13 +15,13 @@ _AUTO_MODEL: Final[dict[AutoClass, str]] = {
 }
 
 # Families whose configuration class sets `tie_word_embeddings` whatever the file says, although checkpoints
-# that say false hold a head of their own, and loading them keeps the two apart.
+# that say false have a separate head, and loading them unties it again.
 _TIE_OVERRIDDEN: Final = frozenset({"t5", "mt5", "umt5"})
 _HEAD: Final = "lm_head.weight"
 
 
 def build(spec: ModelSpec) -> "tuple[PreTrainedConfig, type]":
-    """The configuration object and the concrete class, as the auto class of `spec` would choose them.
+    """The configuration object and the concrete class that the auto class of `spec` selects.
 
     The class builds the parameters that a checkpoint of `spec` holds: where transformers would tie the head
     of T5 1.1 to its embeddings until the weights arrive, a subclass of the same name leaves it untied.
@@ -33,7 +33,7 @@ def build(spec: ModelSpec) -> "tuple[PreTrainedConfig, type]":
         ModelError: a family that transformers does not know, values that its configuration refuses, or an
             auto class that does not cover the family.
     """
-    # Imported here: planning a shipped model comes this far without transformers.
+    # Imported here, because planning a shipped model needs no transformers.
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if spec.config.get("auto_map") and spec.trust_remote_code:
@@ -49,7 +49,7 @@ def build(spec: ModelSpec) -> "tuple[PreTrainedConfig, type]":
         config: PreTrainedConfig = config_class.from_dict(
             config_class._decode_special_floats(dict(spec.config))
         )
-    except Exception as error:  # each family validates in its own way and raises what it likes
+    except Exception as error:  # each family has its own validation and exceptions
         raise ModelError(
             f"{spec.name}: transformers refuses the configuration ({type(error).__name__}: {error})"
         ) from error
@@ -65,9 +65,9 @@ def _class_of(spec: ModelSpec, config: "PreTrainedConfig") -> type:
             f"{spec.name}: transformers has no {spec.auto_class} class for model_type {spec.model_type!r}; "
             "plans are for causal, sequence-to-sequence and masked language models"
         )
-    found = mapping[type(config)]
+    listed = mapping[type(config)]
     # A few families list several classes; the configuration names one, and the first is the default.
-    candidates: tuple[type, ...] = tuple(found) if isinstance(found, list | tuple) else (found,)
+    candidates: tuple[type, ...] = tuple(listed) if isinstance(listed, list | tuple) else (listed,)
     named = [c for name in spec.config.get("architectures") or [] for c in candidates if c.__name__ == name]
     return (named or list(candidates))[0]
 
@@ -91,15 +91,15 @@ def _build_remote(spec: ModelSpec) -> "tuple[PreTrainedConfig, type]":
     from transformers import AutoConfig
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    place = str(spec.folder) if spec.folder is not None else str(spec.hub_id)
+    source = str(spec.folder) if spec.folder is not None else str(spec.hub_id)
     auto_model = _AUTO_MODEL[spec.auto_class]
     reference = spec.config["auto_map"].get(auto_model)
     if reference is None:
         raise ModelError(f"{spec.name}: its auto_map names no {auto_model}, so no class is known to build it")
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(place, trust_remote_code=True)
-        model_class: type = get_class_from_dynamic_module(reference, place)
-    except Exception as error:  # somebody else's Python runs here
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=True)
+        model_class: type = get_class_from_dynamic_module(reference, source)
+    except Exception as error:  # Python code of the model's authors may raise anything
         raise ModelError(
             f"{spec.name}: the Python code that comes with the model failed ({type(error).__name__}: {error})"
         ) from error

@@ -1,4 +1,4 @@
-"""Reads what a `config.json` says, without transformers: which auto class, which dtype, is it usable."""
+"""Reads a `config.json` without transformers: auto class, dtype, and whether the model can be planned."""
 
 import json
 from collections.abc import Mapping
@@ -63,7 +63,7 @@ _ENCODERS: Final = frozenset(
     )
 )
 
-# Heads on a language model's body that no auto class here builds.
+# Other heads on a language model, which none of these auto classes builds.
 _OTHER_HEADS: Final = (
     "ForSequenceClassification",
     "ForTokenClassification",
@@ -74,7 +74,7 @@ _OTHER_HEADS: Final = (
 
 
 def parse_config(text: str, where: str) -> dict[str, Any]:
-    """The configuration in `text`; `where` names the file in errors.
+    """The configuration in `text`; `where` names the file in error messages.
 
     Raises:
         ModelError: not JSON, not an object, without `model_type`, or quantized.
@@ -113,10 +113,10 @@ def auto_class_of(config: Mapping[str, Any], where: str) -> AutoClass:
                 "plans are for causal, sequence-to-sequence and masked language models"
             )
         if name.endswith("WithLMHeadModel"):
-            break  # the ending of T5's first releases, of XLM and of others: the family decides
+            break  # first releases of T5, XLM and others: the family decides
         for ending, auto_class in _BY_CLASS_NAME:
             if name.endswith(ending):
-                # Conditional generation without an encoder-decoder: a decoder that also sees images.
+                # Conditional generation without an encoder-decoder is a decoder that also takes images.
                 conditional = auto_class == "seq2seq-lm" and not is_encoder_decoder
                 return "causal-lm" if conditional and not _is_t5(config) else auto_class
     return _by_family(config, is_encoder_decoder)
@@ -139,7 +139,7 @@ def dtype_of(config: Mapping[str, Any], where: str) -> str | None:
     """Torch's name of the stored dtype, or None when the configuration does not say.
 
     Raises:
-        ModelError: a dtype that no table knows.
+        ModelError: the dtype is unknown.
     """
     sections = (config, config.get("text_config"), config.get("decoder"))
     for section in sections:

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from planner.errors import ModelError
 
-# A user who is offline should read a sentence, not watch a cursor.
+# Short, so that a user without a network soon gets an error message.
 _TIMEOUT_S: Final = 10.0
 _CONFIG: Final = "config.json"
 _INSTEAD: Final = "use a shipped name (`planner models list`) or a local folder with a config.json"
@@ -22,7 +22,7 @@ def fetch_config(hub_id: str, revision: str | None = None) -> HubConfig:
     """`config.json` of a repository; the local cache serves when there is no network.
 
     Args:
-        hub_id: the repository.
+        hub_id: the repository, as `org/name`.
         revision: a commit, tag or branch; the default branch for None.
 
     Raises:
@@ -59,7 +59,7 @@ def fetch_config(hub_id: str, revision: str | None = None) -> HubConfig:
         raise ModelError(
             f"the hub shows no model {hub_id}: check the spelling, log in if it is private, or {_INSTEAD}"
         ) from error
-    # A subclass of the next one, so it comes first: here the hub was not reached at all.
+    # A subclass of EntryNotFoundError, so it is handled first: the hub was not reached at all.
     except LocalEntryNotFoundError as error:
         raise ModelError(
             f"the hub could not be reached ({obstacle or error}) and the {_CONFIG} of {hub_id} is not in the "
@@ -72,14 +72,15 @@ def fetch_config(hub_id: str, revision: str | None = None) -> HubConfig:
 
 
 def _obstacle(hub_id: str) -> str | None:
-    """Why the hub does not answer, or None when it answers, whatever the answer is.
+    """Why the hub does not answer; None for any answer, errors included.
 
-    Asked first because the client retries for twenty seconds, and logs each attempt, before it says so.
+    Checked before the download, because the client retries for twenty seconds, and logs each attempt, before
+    it raises.
     """
     from huggingface_hub import get_session, hf_hub_url
 
     try:
         get_session().head(hf_hub_url(hub_id, _CONFIG), timeout=_TIMEOUT_S)
-    except Exception as error:  # the classes are those of the client's transport, which changes with releases
+    except Exception as error:  # the client's HTTP library, and so its exceptions, differ by release
         return str(error) or type(error).__name__
     return None

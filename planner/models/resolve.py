@@ -15,15 +15,15 @@ _CONFIG: Final = "config.json"
 
 
 def resolve(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> ModelSpec:
-    """The model that `name` means.
+    """The model that `name` refers to.
 
-    A short name, or the hub id of a shipped model, needs neither network nor torch. To plan a folder that is
-    called like a shipped model, write `./gpt2`.
+    A short name, or the hub id of a shipped model, needs neither network nor torch. To plan a folder that has
+    the name of a shipped model, write `./gpt2`.
 
     Args:
         name: a short name (case does not matter), a folder with a `config.json`, or a hub id `org/name`.
         trust_remote_code: whether Python code that comes with the model may be imported later.
-        revision: of a hub's repository: a commit, tag or branch; the default branch for None.
+        revision: commit, tag or branch of a hub repository; the default branch for None.
 
     Raises:
         UnknownNameError: `name` is none of these; the nearest short names are in the message.
@@ -75,18 +75,18 @@ def _read(file: Path) -> str:
 
 
 def _from_hub(hub_id: str, trust_remote_code: bool, revision: str | None) -> ModelSpec:
-    # Imported here: only hub ids need the hub's client.
+    # Imported here, because only hub ids need the hub's client.
     from planner.models.hub import fetch_config
 
-    found = fetch_config(hub_id, revision)
+    fetched = fetch_config(hub_id, revision)
     return _spec(
         hub_id,
         "hub",
-        found.text,
+        fetched.text,
         f"the {_CONFIG} of {hub_id}",
         hub_id=hub_id,
         trust_remote_code=trust_remote_code,
-        revision=found.revision,
+        revision=fetched.revision,
     )
 
 
@@ -122,8 +122,9 @@ def _spec(
 def _refuse_remote_code(config: Mapping[str, Any], where: str) -> None:
     if not config.get("auto_map"):
         return
-    # Many published folders (Falcon, Phi-3) still carry the code of a family that transformers has taken in
-    # since; transformers then uses its own class, and so does the planner. Imported here: only these need it.
+    # Many published folders (Falcon, Phi-3) still contain code of a family that transformers supports by now;
+    # transformers then uses its own class, and so does the planner. Imported here: other models need no
+    # import.
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if config["model_type"] not in CONFIG_MAPPING:

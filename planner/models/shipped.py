@@ -1,4 +1,4 @@
-"""The configurations in the package: one JSON per model, and one table of published parameter counts."""
+"""The configurations in the package: one JSON per model, and a table of published parameter counts."""
 
 import functools
 import json
@@ -32,12 +32,12 @@ def _data() -> Traversable:
 
 
 def shipped_names() -> tuple[str, ...]:
-    """Every short name, families together and each from small to large."""
+    """Every short name, ordered by family and then by size."""
     return tuple(_table())
 
 
 def shipped_name(name: str) -> str | None:
-    """The short name that `name` means, or None: case does not matter, and a hub id counts too."""
+    """The short name for `name`, which is a short name or hub id in any case; None when there is none."""
     wanted = name.lower()
     for short, entry in _table().items():
         if wanted == short or (entry.hub_id is not None and wanted == entry.hub_id.lower()):
@@ -46,7 +46,7 @@ def shipped_name(name: str) -> str | None:
 
 
 def hub_id(short: str) -> str | None:
-    """Where the weights of the shipped model called exactly `short` are; None when they are not on the hub.
+    """Hub id of the weights of the shipped model `short`; None when they are not on the hub.
 
     Raises:
         KeyError: no such model.
@@ -55,7 +55,7 @@ def hub_id(short: str) -> str | None:
 
 
 def shipped_spec(short: str) -> ModelSpec:
-    """The spec of the shipped model called exactly `short`.
+    """The specification of the shipped model `short`.
 
     Raises:
         KeyError: no such model.
@@ -76,6 +76,6 @@ def shipped_spec(short: str) -> ModelSpec:
 
 
 def shipped_config(short: str) -> dict[str, Any]:
-    """The configuration of the shipped model called exactly `short`; each call reads it afresh."""
+    """The configuration of the shipped model `short`, read from its file at each call."""
     config: dict[str, Any] = json.loads((_data() / _FOLDER / f"{short}.json").read_text(encoding="utf-8"))
     return config

@@ -1,4 +1,4 @@
-"""What the planner knows of a model before anything is built: its configuration and where that came from."""
+"""Specification of a model before anything is built: its configuration and the origin of it."""
 
 import hashlib
 import json
@@ -13,22 +13,22 @@ from planner.schema.quantity import Source
 AutoClass = Literal["causal-lm", "seq2seq-lm", "masked-lm"]
 Origin = Literal["shipped", "folder", "hub"]
 
-# Keys that say how a configuration was saved or loaded, never what is computed. Token ids, dropout rates and
-# `use_cache` stay in the hash: a needless difference costs one trace, a wrong match would give wrong costs.
-# `architectures` is left out because the class it selects is hashed in its place.
+# Keys that describe how a configuration was saved or loaded, and not what is computed. Token ids, dropout
+# rates and `use_cache` are hashed: an unnecessary difference costs one trace, a wrong match gives wrong
+# costs. `architectures` is not, because the auto class that it selects is hashed instead.
 _BOOKKEEPING: Final = frozenset(
     {"transformers_version", "torch_dtype", "dtype", "architectures", "auto_map", "task_specific_params"}
 )
 
 
 class PublishedCount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many parameters a model's publishers, or independent readers of its checkpoint, count.
+    """Number of parameters that a model's publishers, or independent readers of its checkpoint, state.
 
     Attributes:
-        num_parameters: each tied tensor once, of the class that is planned.
-        source: `published` when an exact figure was found outside this project, else `assumed`.
+        num_parameters: parameters of the class that is planned, each tied tensor counted once.
+        source: `published` when an exact number was found outside this project, else `assumed`.
         where: who states it.
-        note: how it differs from other figures in circulation, or why it is assumed.
+        note: how it differs from other published numbers, or why it is assumed.
     """
 
     num_parameters: int
@@ -42,20 +42,20 @@ class PublishedCount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A model by its configuration.
+    """A model, specified by its configuration.
 
     Attributes:
         name: the short name, the folder's name or the hub id.
         origin: where the configuration was read.
         config: the content of `config.json`.
-        config_sha256: of `config` and `auto_class`; see `config_sha256`.
+        config_sha256: hash of `config` and `auto_class`; see the function `config_sha256`.
         auto_class: which of transformers' auto classes builds it.
         hub_id: the repository that holds weights; None for a folder and for an unreleased model.
         folder: the local folder; None unless `origin` is "folder".
-        dtype: torch's name of the dtype that the checkpoint is stored in; None when it is not said.
+        dtype: torch's name of the checkpoint's dtype; None when the configuration does not state it.
         published: the published parameter count of a shipped model, else None.
-        trust_remote_code: the user's word that Python code beside the configuration may run.
-        revision: the commit of a hub's repository that the configuration was read at, or None.
+        trust_remote_code: whether the user allows the Python code that comes with the model to run.
+        revision: the commit of the hub repository that the configuration was read from, or None.
     """
 
     name: str
@@ -72,7 +72,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def location(self) -> str:
-        """What `resolve` finds it by from anywhere: a shipped name, a folder's whole path, or a hub id."""
+        """A name that `resolve` accepts in any working directory: a short name, absolute path, or hub id."""
         return str(self.folder) if self.folder is not None else self.name
 
     @property
@@ -82,7 +82,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def config_sha256(config: Mapping[str, Any], auto_class: AutoClass) -> str:
-    """Hash of what is computed: equal for two configurations that differ only in how they were saved.
+    """Hash of an architecture: equal for two configurations that differ only in how they were saved.
 
     The hash is of the JSON with keys sorted, without private keys (a leading underscore) and without
     bookkeeping (version, dtype, remote-code map, architectures), at every depth, and of the auto class.

@@ -1,1 +1,1 @@
-"""What one rank of a model cut over GPUs holds and computes, and what the sums between ranks cost. Pure."""
+"""Tensor parallelism: what one rank holds and computes, and what the collectives between ranks cost. Pure."""

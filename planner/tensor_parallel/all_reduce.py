@@ -1,4 +1,4 @@
-"""Time of NCCL's collectives within one machine, as NCCL's own tuning model has it.
+"""Time of NCCL's collectives within one machine, by the formulas of NCCL's own tuning model.
 
 For every protocol NCCL adds a base latency, a latency per step of the ring, and the bytes over the protocol's
 share of the bus bandwidth, and runs the fastest. Source: nccl/src/graph/tuning.cc (2.18): `baseLat`, `hwLat`,
@@ -14,12 +14,12 @@ from planner.schema.hardware import Fabric
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protocol:
-    """One of NCCL's ways to hand data on.
+    """One of NCCL's transfer protocols.
 
     Attributes:
         base_s: latency of any collective.
-        step_s: latency of one step of the ring, by kind of link.
-        share: of the bus bandwidth that it reaches.
+        step_s: latency of one step of the ring, by kind of link (`nvlink`, `pcie`).
+        share: fraction of the bus bandwidth that it reaches.
         most_bytes_per_s: bus bandwidth that it never exceeds, or None.
     """
 
@@ -46,17 +46,29 @@ _CHANNELS: Final = {"nvlink": 24, "pcie": 4}
 
 
 def communicator_bytes(num_ranks: int, fabric: Fabric) -> int:
-    """What NCCL keeps on every GPU for one group of ranks."""
+    """Bytes that NCCL allocates on every GPU for one group of ranks; 0 for a single rank."""
     return _CHANNELS[fabric.kind] * _CONNECTIONS * _CONNECTION_BYTES if num_ranks > 1 else 0
 
 
 def all_reduce_s(num_bytes: float, num_ranks: int, fabric: Fabric) -> float:
-    """Summing `num_bytes` that every rank has into all of them."""
+    """Seconds of an all-reduce.
+
+    Args:
+        num_bytes: size of the tensor that every rank contributes and receives.
+        num_ranks: ranks in the group; a single one takes no time.
+        fabric: what connects the GPUs.
+    """
     return _ring_s(num_bytes, num_ranks, fabric, passes=2)
 
 
 def all_gather_s(num_bytes: float, num_ranks: int, fabric: Fabric) -> float:
-    """Bringing the ranks' parts of `num_bytes` together on all of them."""
+    """Seconds of an all-gather.
+
+    Args:
+        num_bytes: size of the gathered tensor, of which every rank contributes an equal part.
+        num_ranks: ranks in the group; a single one takes no time.
+        fabric: what connects the GPUs.
+    """
     return _ring_s(num_bytes, num_ranks, fabric, passes=1)
 
 

@@ -1,4 +1,4 @@
-"""What the ranks of one forward send each other: sums after row-parallel products, and the vocabulary's."""
+"""Collectives of one forward: all-reduces after row-parallel products, and those of embedding and head."""
 
 from collections.abc import Iterator
 
@@ -15,14 +15,17 @@ from planner.tensor_parallel.rules import CutRules
 def communication_s(
     graph: ModuleGraph, workload: Workload, rules: CutRules, num_ranks: int, fabric: Fabric
 ) -> dict[str, float]:
-    """Phase → seconds of one forward.
+    """Seconds that the collectives of one forward take.
 
     Args:
         graph: one rank's, from `planner.tensor_parallel.shard.sharded`.
-        workload: the sequences that all ranks work on.
-        rules: the runtime's.
-        num_ranks: how many sum.
-        fabric: what they sum over.
+        workload: the sequences that all ranks compute together.
+        rules: how the runtime cuts embedding, head and experts.
+        num_ranks: ranks in the group.
+        fabric: what connects their GPUs.
+
+    Returns:
+        Phase (`prefill`, `decode`) → seconds; 0 for a single rank.
     """
     return {
         phase: sum(_module_s(graph, workload, rules, num_ranks, fabric, phase)) if num_ranks > 1 else 0.0
@@ -51,9 +54,9 @@ def _module_s(
 
 
 def _rows(node: Node, graph: ModuleGraph, workload: Workload, phase: str) -> float:
-    """Rows of activations that come out of a module: a product's operations say it, whichever stack it is in.
+    """Rows of a module's output. They follow from its FLOPs, so that encoder and decoder need no distinction.
 
-    Experts add their results up before they leave the rank.
+    Stacked experts sum their results on the rank, so that one row per token is sent.
     """
     if is_stack(node):
         return _tokens(workload, phase)

@@ -1,4 +1,4 @@
-"""What becomes of each module on a rank: which dimension of its weight is cut, and what exists in shares."""
+"""How each module is cut: which dimension of its weight, and whether its activations are cut as well."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ from typing import Final
 from planner.graph.schema import ModuleGraph, Node, Poly
 from planner.tensor_parallel.rules import CutRules, Vocabulary
 
-#: Modules that keep their weight as (inputs, outputs).
+#: Modules whose weight has the shape (inputs, outputs).
 _TRANSPOSED: Final = frozenset({"Conv1D", "Embedding"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleCut:
-    """What becomes of one module on a rank.
+    """How one module is cut.
 
     Attributes:
         dim: dimension along which its weight is cut, or None.
-        bias: whether a one-dimensional tensor is cut too.
-        share: fraction of its weight and operations that the rank keeps.
-        inside: whether its results, or what it works on, exist in shares.
+        bias: whether its one-dimensional tensors are cut too.
+        share: fraction of its weight and operations that one rank has.
+        inside: whether its inputs or results are cut over the ranks as well.
     """
 
     dim: int | None = None
@@ -29,7 +29,16 @@ class ModuleCut:
 
 
 def cuts_of(graph: ModuleGraph, degree: int, rules: CutRules) -> dict[str, ModuleCut]:
-    """Every module's cut, by fqn."""
+    """How every module is cut.
+
+    Args:
+        graph: the whole model.
+        degree: number of ranks, at least 2.
+        rules: what the runtime does beyond the graph's roles.
+
+    Returns:
+        Module fqn → its cut, for every node of the graph.
+    """
     result = {}
     inside: dict[str | None, bool] = {}
     below = _descendants(graph)
@@ -88,13 +97,13 @@ def _works_on_shares(node: Node, children: Iterable[Node]) -> bool:
 
 
 def features(node: Node) -> tuple[int, int]:
-    """Inputs and outputs of a module that owns a matrix, on this rank; of each expert's last one."""
+    """Input and output features of the matrix that a module owns (of stacked experts, of the last one)."""
     outputs, inputs = [t.shape for t in node.tensors if len(t.shape) >= 2][-1][-2:]
     return (outputs, inputs) if node.class_name in _TRANSPOSED else (inputs, outputs)
 
 
 def is_row(node: Node) -> bool:
-    """Whether a module holds some of a weight's inputs, so that the ranks' results must be summed."""
+    """Whether a module is row-parallel, so that an all-reduce must sum the ranks' results."""
     return node.tensor_parallel is not None and node.tensor_parallel.role == "row"
 
 
@@ -104,12 +113,24 @@ def is_stack(node: Node) -> bool:
 
 
 def is_head(node: Node, graph: ModuleGraph, parts: int = 1) -> bool:
-    """Whether a module turns hidden states into logits, or its share of them into one of `parts`."""
+    """Whether a module computes logits.
+
+    Args:
+        node: the module.
+        graph: the model that it belongs to.
+        parts: ranks over which its rows may have been cut already; 1 asks for the whole vocabulary.
+    """
     return node.block is None and _over(node, graph, parts) and "Embedding" not in node.class_name
 
 
 def is_embedding(node: Node, graph: ModuleGraph, parts: int = 1) -> bool:
-    """Whether a module looks tokens up, in a whole table or in one of `parts`."""
+    """Whether a module is the token embedding.
+
+    Args:
+        node: the module.
+        graph: the model that it belongs to.
+        parts: ranks over which its rows may have been cut already; 1 asks for the whole vocabulary.
+    """
     return node.block is None and _over(node, graph, parts) and "Embedding" in node.class_name
 
 

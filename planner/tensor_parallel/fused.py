@@ -1,4 +1,4 @@
-"""A runtime that replaces whole blocks: what the host still issues, and what still passes through memory."""
+"""Runtimes with fused blocks: how many kernels the host launches, and which bytes they move."""
 
 import msgspec
 
@@ -9,10 +9,14 @@ from planner.tensor_parallel.rules import CutRules, FusedBlock
 
 
 def fused(graph: ModuleGraph, rules: CutRules) -> ModuleGraph:
-    """The graph with its blocks as the runtime runs them.
+    """The graph with the costs of the runtime's fused blocks.
 
-    Products stay one operation each, and take norms and biases along. An activation function is one kernel
-    that reads and writes the inner features once. Weights, cache and what is alive do not change.
+    A matrix product stays one operation, and norms and biases are fused into it. An activation function is
+    one kernel that reads and writes the inner features once. Weights, cache and live bytes do not change.
+
+    Args:
+        graph: one rank's.
+        rules: the runtime's; without fused blocks the graph stays as it is.
     """
     block = rules.block(graph.model_type)
     if block is None:
@@ -33,7 +37,7 @@ def fused(graph: ModuleGraph, rules: CutRules) -> ModuleGraph:
 
 
 def _num_ops(node: Node, block: FusedBlock) -> int | None:
-    """Operations of a module that the block still has; None for one whose work is in the block's own."""
+    """Operations of a module inside the fused block; None where they are part of the block's `other_ops`."""
     if node.kv is not None:
         return block.attention_ops
     if any(len(t.shape) >= 2 for t in node.tensors):
@@ -52,7 +56,7 @@ def _inner_features(graph: ModuleGraph) -> dict[str, int]:
 
 def _replaced(node: Node, num_ops: int, inner: int, *, in_place: bool) -> Node:
     elementwise = not node.tensors and node.kv is None
-    # What the time model adds for an append by copy.
+    # What the time model adds for a cache that is copied to append to it.
     copied = APPENDING_PASSES * node.kv.per_token / 2 if in_place and node.kv is not None else 0.0
 
     def phase(cost: PhaseCost, itemsize_bytes: int) -> PhaseCost:
@@ -72,5 +76,5 @@ def _replaced(node: Node, num_ops: int, inner: int, *, in_place: bool) -> Node:
 
 
 def _capped(poly: Poly, per_token: float) -> Poly:
-    """At most so many bytes for each token."""
+    """`poly` with at most `per_token` bytes for each token of the batch."""
     return msgspec.structs.replace(poly, b=min(poly.b, per_token), bp=min(poly.bp, per_token))

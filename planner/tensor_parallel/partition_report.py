@@ -1,4 +1,4 @@
-"""What `planner roles` shows of a model: one line per kind of weight."""
+"""The output of `planner roles`: one line per kind of weight."""
 
 import msgspec
 
@@ -19,8 +19,8 @@ class WeightLine(msgspec.Struct, frozen=True, kw_only=True):
         name: a parameter, or a pattern with `*` for numbers.
         role: `column`, `row` or `elementwise`.
         dim: the dimension that is cut.
-        num_groups: the degrees that work divide it.
-        sharded: share of the weight that is cut.
+        num_groups: groups of features that can be on different ranks; a degree works when it divides them.
+        sharded: fraction of the weight that is cut.
         meets: the row-parallel weight that sums over these groups.
     """
 
@@ -37,12 +37,12 @@ class PartitionReport(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model_class: the transformers class.
-        lines: by kind of weight.
-        bias_once: added once, after the all-reduce.
-        replicated: weights of which every rank holds outputs so that others can be cut.
-        constants: modules with a tensor that is no parameter and is cut with the heads.
+        lines: one for each kind of weight.
+        bias_once: biases that are added once, after the all-reduce.
+        replicated: weights with outputs that every rank holds, so that other weights can be cut.
+        constants: modules with a tensor that is not a parameter and is cut with the heads.
         policy: DeepSpeed's injection policy: class of block → row-parallel Linears.
-        unknown: operations without a rule; what they touch stays together.
+        unknown: operations without a rule; the features that they combine are kept on one rank.
     """
 
     model_class: str
@@ -62,7 +62,7 @@ class Derivation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def derivation(spec: ModelSpec) -> Derivation:
-    """Derives the roles of a model now. Imports torch and transformers.
+    """Traces a model and derives its roles. Imports torch and transformers.
 
     Raises:
         TraceError: the model cannot be built or traced without weights.

@@ -13,15 +13,20 @@ def scaled(poly: Poly, factor: float) -> Poly:
 
 
 def lowest(polys: Iterable[Poly]) -> Poly:
-    """The least of each coefficient; zero for none."""
-    given = list(polys)
-    return Poly(*(min((getattr(p, name) for p in given), default=0.0) for name in _FIELDS))
+    """The smallest value of each coefficient over `polys`; zero when there are none."""
+    every = list(polys)
+    return Poly(*(min((getattr(p, name) for p in every), default=0.0) for name in _FIELDS))
 
 
 def shrunk(poly: Poly, base: Poly, degree: int) -> Poly:
-    """What exceeds `base` divided by `degree`, coefficient by coefficient; what does not stays.
+    """Divides what exceeds `base`, coefficient by coefficient.
 
-    A negative coefficient takes something off another one, which is divided, so it is divided as well.
+    A negative coefficient is a correction to another one that is divided, so it is divided as well.
+
+    Args:
+        poly: the cost of the whole module.
+        base: the part of it that every rank has in full.
+        degree: number of ranks.
     """
     return Poly(*(_shrunk(getattr(poly, name), getattr(base, name), degree) for name in _FIELDS))
 

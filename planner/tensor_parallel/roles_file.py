@@ -1,4 +1,4 @@
-"""Derived roles as the file that `reshard` cuts by. Pure."""
+"""Derived roles in the form of the roles file that `reshard` reads. Pure."""
 
 import math
 from collections.abc import Iterable
@@ -10,9 +10,9 @@ import reshard.roles as files
 from planner.tensor_parallel.patterns import folded
 from planner.tracing.partition.schema import ParameterPartition, PartitionSpec
 
-#: Where there are more groups than this, neighbours are put together.
+#: Where there are more groups than this, neighbours are merged.
 _MANY: Final = 1024
-#: Every degree up to this one stays possible then.
+#: Degrees up to this one stay possible after merging.
 _LARGEST_DEGREE: Final = 256
 
 
@@ -22,21 +22,21 @@ def export(roles: PartitionSpec, names: Iterable[str], *, config_sha256: str | N
     Args:
         roles: from `planner.tracing.partition.derive`.
         names: all parameters of the model.
-        config_sha256: of its configuration, for the record.
+        config_sha256: hash of its configuration, recorded in the file; None leaves it out.
     """
     every = list(names)
-    made: dict[tuple[object, ...], files.WeightRoles] = {}
+    weight_by_key: dict[tuple[object, ...], files.WeightRoles] = {}
     keys = {name: _key(role) for name, role in roles.parameters.items()}
     weights = {}
     for name, role in roles.parameters.items():
         key = (tuple(id(family) for family in role.families), role.dim)
-        weights[name] = made.setdefault(key, made.get(key) or _weight(role))
-    once = dict.fromkeys(roles.biases, True)
+        weights[name] = weight_by_key.setdefault(key, weight_by_key.get(key) or _weight(role))
+    added_once = dict.fromkeys(roles.biases, True)
     return files.Roles(
         model_type=roles.model_type,
         config_sha256=config_sha256,
         weights=folded(weights, keys, every),
-        bias_once=tuple(folded(once, dict.fromkeys(once, True), every)),
+        bias_once=tuple(folded(added_once, dict.fromkeys(added_once, True), every)),
     )
 
 
@@ -58,7 +58,11 @@ def _weight(role: ParameterPartition) -> files.WeightRoles:
 
 
 def coarse(num_groups: int) -> int:
-    """As many groups as all degrees of practice need: 57,344 single features become fewer runs."""
+    """The number of groups after neighbours are merged, so that the file stays small.
+
+    Every degree up to 256 that divides `num_groups` divides the result. Merging matters where the groups are
+    single features: one weight may have 57,344 of them.
+    """
     if num_groups <= _MANY:
         return num_groups
     return math.lcm(*(degree for degree in range(1, _LARGEST_DEGREE + 1) if num_groups % degree == 0))

@@ -1,4 +1,4 @@
-"""One rank's graph: shapes, bytes, operations, cache and live activations of its share of the model."""
+"""One rank's graph: shapes, bytes, operations, cache and live activations of its part of the model."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,14 +14,14 @@ _MAX_DEGREE = 1024
 
 
 def degrees(graph: ModuleGraph) -> tuple[int, ...]:
-    """Numbers of ranks, above one, over which every cut module divides; empty when nothing can be cut."""
+    """Numbers of ranks above one that divide the groups of every cut module; empty when none is cut."""
     groups = {n.tensor_parallel.num_groups for n in graph.nodes if n.tensor_parallel is not None}
     most = min(_MAX_DEGREE, min(groups, default=0))
     return tuple(d for d in range(2, most + 1) if all(g % d == 0 for g in groups))
 
 
 def refusal(graph: ModuleGraph, degree: int) -> str | None:
-    """Why the model cannot be cut over so many ranks, as a clause; None when it can."""
+    """Why the model cannot be cut over `degree` ranks, as a clause; None when it can."""
     possible = degrees(graph)
     if degree == 1 or degree in possible:
         return None
@@ -37,11 +37,16 @@ def refusal(graph: ModuleGraph, degree: int) -> str | None:
 def sharded(graph: ModuleGraph, degree: int, rules: CutRules) -> ModuleGraph:
     """What one of `degree` ranks holds and computes.
 
-    Products are divided exactly; what a block keeps alive is divided where it exceeds what its norms keep
-    alive, since the residual stream and the masks are whole on every rank.
+    Matrix products are divided exactly. Live activations of a block are divided only where they exceed
+    those of its norms, because every rank has the whole residual stream and the whole masks.
+
+    Args:
+        graph: the whole model.
+        degree: number of ranks; 1 returns the graph as it is.
+        rules: what the runtime does beyond the graph's roles.
 
     Raises:
-        InvalidInputError: the model does not divide so; the message has the degrees that work.
+        InvalidInputError: the model cannot be cut over so many ranks; the message names degrees that work.
     """
     reason = refusal(graph, degree)
     if reason is not None:
@@ -51,18 +56,18 @@ def sharded(graph: ModuleGraph, degree: int, rules: CutRules) -> ModuleGraph:
     graph = graph if rules.experts else _with_whole_experts(graph)
     cuts = cuts_of(graph, degree, rules)
     bases = _bases(graph, cuts)
-    # Layers are alike, and share their costs: each kind is worked out once.
-    known: dict[tuple[object, ...], dict[str, ItemsizeCost]] = {}
+    # Equal layers share one costs object: each kind is computed once.
+    costs_of_kind: dict[tuple[object, ...], dict[str, ItemsizeCost]] = {}
     caches = _divided_caches(graph)
     nodes = []
     for node in graph.nodes:
         cut, base = cuts[node.name], bases.get(node.block or "", {})
         extra = rules.row_parallel_ops if _sums(node, graph, cut) else 0
         key = (id(node.costs), cut, id(base), extra, node.tensors)
-        if key not in known:
-            known[key] = _rank_costs(node, cut, base, degree, extra)
+        if key not in costs_of_kind:
+            costs_of_kind[key] = _rank_costs(node, cut, base, degree, extra)
         divided = degree if node.name in caches else 1
-        nodes.append(_rank_node(node, cut, degree, known[key], divided))
+        nodes.append(_rank_node(node, cut, degree, costs_of_kind[key], divided))
     ties = tuple(group for group in graph.ties if _alike(group, cuts))
     return msgspec.structs.replace(graph, nodes=tuple(nodes), ties=ties)
 
@@ -75,23 +80,23 @@ def _with_whole_experts(graph: ModuleGraph) -> ModuleGraph:
     return msgspec.structs.replace(graph, nodes=nodes)
 
 
-#: Itemsize → what is alive in prefill and in decode.
+#: Itemsize → live bytes in prefill and in decode.
 _Base = dict[str, tuple[Poly, Poly]]
 
 
 def _bases(graph: ModuleGraph, cuts: Mapping[str, ModuleCut]) -> dict[str, _Base]:
-    """Block → what its whole modules (its norms) keep alive; alike blocks share one."""
+    """Block → live bytes of its modules that are not cut (its norms); equal blocks share one object."""
     whole: dict[str, list[Node]] = {}
     for node in graph.nodes:
         if node.block is not None and node.tensors and not cuts[node.name].inside:
             whole.setdefault(node.block, []).append(node)
-    known: dict[tuple[int, ...], _Base] = {}
+    base_of_costs: dict[tuple[int, ...], _Base] = {}
     result = {}
     for block, nodes in whole.items():
         key = tuple(id(n.costs) for n in nodes)
-        if key not in known:
-            known[key] = _base(nodes)
-        result[block] = known[key]
+        if key not in base_of_costs:
+            base_of_costs[key] = _base(nodes)
+        result[block] = base_of_costs[key]
     return result
 
 
@@ -107,7 +112,7 @@ def _base(nodes: Sequence[Node]) -> _Base:
 
 
 def _sums(node: Node, graph: ModuleGraph, cut: ModuleCut) -> bool:
-    """Whether the ranks' results of a module are added up."""
+    """Whether an all-reduce sums the ranks' results of a module."""
     return is_row(node) or (is_head(node, graph) and cut.dim == 1)
 
 
@@ -134,7 +139,7 @@ def _rank_node(
 
 
 def _rank_tensor(tensor: Tensor, node: Node, cut: ModuleCut, degree: int) -> Tensor:
-    """A matrix loses rows or columns, a bias entries; a rank's part is never less than its even share."""
+    """One rank's part of a matrix or bias, rounded up to a whole number of rows, columns or entries."""
     if cut.dim is None or tensor.kind != "parameter":
         return tensor
     if len(tensor.shape) == 1 and not cut.bias:
@@ -147,7 +152,7 @@ def _rank_tensor(tensor: Tensor, node: Node, cut: ModuleCut, degree: int) -> Ten
 
 
 def _dim(tensor: Tensor, node: Node, cut: ModuleCut) -> int:
-    """Experts are cut along the inputs of the matrix that ends them, and along the outputs of the others."""
+    """The dimension to cut: of stacked experts the inputs of the last matrix, else the outputs."""
     if len(tensor.shape) == 3:
         return 2 if tensor is node.tensors[-1] else 1
     return 0 if len(tensor.shape) == 1 or cut.dim is None else cut.dim
@@ -171,7 +176,7 @@ def _phase(
 
 
 def _moved_share(node: Node, cut: ModuleCut) -> float:
-    """Inputs of a column-parallel Linear and outputs of a row-parallel one are whole."""
+    """Fraction of the moved bytes: column-parallel Linears read, row-parallel ones write whole rows."""
     if cut.dim is None:
         return cut.share
     if "Embedding" in node.class_name:
@@ -183,7 +188,7 @@ def _moved_share(node: Node, cut: ModuleCut) -> float:
 
 
 def _divided_caches(graph: ModuleGraph) -> set[str]:
-    """Modules whose cache is divided with the keys and values that fill it, not whole on every rank."""
+    """Modules whose cache is divided, because the weights of its keys and values are."""
     above: dict[str, list[Node]] = {}
     for node in graph.nodes:
         if any(len(t.shape) == 2 for t in node.tensors) and "Embedding" not in node.class_name:
@@ -194,7 +199,7 @@ def _divided_caches(graph: ModuleGraph) -> set[str]:
 
 
 def _all_cut(linears: Sequence[Node]) -> bool:
-    """Whether an attention's Linears are all cut whole: otherwise its keys and values are on every rank."""
+    """Whether no part of an attention's Linears is replicated; else every rank has all keys and values."""
     return bool(linears) and all(n.tensor_parallel and n.tensor_parallel.sharded == 1.0 for n in linears)
 
 
@@ -210,5 +215,5 @@ def _rank_kv(kv: KvCost | None, parts: int) -> KvCost | None:
 
 
 def _alike(group: tuple[str, ...], cuts: Mapping[str, ModuleCut]) -> bool:
-    """Tied tensors stay one only if all their owners are cut alike."""
+    """Whether all owners of tied tensors are cut alike; only then does the rank keep one tensor."""
     return len({cuts[fqn.rpartition(".")[0]].dim for fqn in group}) == 1

@@ -1,7 +1,7 @@
-"""Answers for a forward that asks for data when there is none.
+"""Results of data-dependent operations in a forward without data.
 
-Prompts are taken to be unpadded and every mask to be all true, so `all()` is true and `any()` (of what
-must not happen) is false. A count is 1, a selection by a mask selects everything.
+Prompts are assumed to be unpadded and masks to be true everywhere, so `all()` is true and `any()`, which
+models use to detect exceptions, is false. A count is 1, and a selection by a mask selects everything.
 """
 
 from typing import Any, Final
@@ -22,17 +22,23 @@ _OPPOSITE: Final = frozenset({_aten.logical_not, _aten.bitwise_not})
 
 
 def item_answer(tensor: torch.Tensor) -> bool | int | float:
-    """What reading one element of `tensor` is taken to give."""
+    """The assumed value of an element of `tensor` that the forward reads."""
     truth = getattr(tensor, _TRUTH, None)
     if tensor.dtype is torch.bool:
         return bool(truth)
-    if truth is not None:  # a count of what is true is taken to be the full count
+    if truth is not None:  # a sum of booleans: all are assumed to be counted
         return 1 if truth else 0
     return 0.0 if tensor.is_floating_point() else 1
 
 
 def note_truth(packet: Any, args: tuple[Any, ...], out: Any) -> None:
-    """Remembers on `out` what a later `item()` of it should say."""
+    """Marks the result of an operation with the value that a later `item()` of it returns.
+
+    Args:
+        packet: the aten operation.
+        args: its positional arguments.
+        out: its result; marked only when it is a tensor whose assumed truth is known.
+    """
     if not isinstance(out, torch.Tensor):
         return
     truth: bool | None = None
@@ -60,14 +66,14 @@ def data_answer(packet: Any, args: tuple[Any, ...]) -> tuple[bool, Any]:
 
 
 def selecting_everything(packet: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """`args` with boolean index masks turned into indices of every element, and impossible splits mended."""
+    """`args` with boolean masks replaced by indices of all elements, and split sizes that fit the tensor."""
     if packet is _aten.index and any(_is_mask(i) for i in args[1]):
         return (args[0], _as_indices(args[1]), *args[2:])
     if packet in (_aten.split_with_sizes, _aten.split_with_sizes_copy):
         dim = args[2] if len(args) > 2 else 0
         extent = args[0].shape[dim]
         sizes = list(args[1])
-        if sizes and sum(sizes) != extent:  # the sizes came from data: share the rows out evenly
+        if sizes and sum(sizes) != extent:  # the sizes came from data: divide the rows evenly
             share, rest = divmod(extent, len(sizes))
             sizes = [share + (i < rest) for i in range(len(sizes))]
             return (args[0], sizes, *args[2:])

@@ -1,4 +1,4 @@
-"""From device mixes to no-split blocks, co-location constraints and leaks."""
+"""From operations that combine devices to no-split blocks and other constraints on placement."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -13,11 +13,11 @@ _LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
 
 class Units(msgspec.Struct, frozen=True, kw_only=True):
-    """What must execute in one place.
+    """Modules that must execute on one device.
 
     Attributes:
-        units: smallest such modules.
-        blocks: the outermost stack elements that hold them: the no-split blocks.
+        units: the smallest such modules.
+        blocks: the outermost elements of layer stacks that contain them: the no-split blocks.
     """
 
     units: tuple[str, ...]
@@ -25,12 +25,15 @@ class Units(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Constraints(msgspec.Struct, frozen=True, kw_only=True):
-    """What is left to respect once the units are hooked.
+    """Constraints that remain when the blocks are hooked.
+
+    A placeable item is a leaf module with tensors, or a tensor of a module with submodules.
 
     Attributes:
-        co_located: groups of atoms that an operation of a splittable container combines.
-        main_device: atoms that are combined with the root's own tensors.
-        leaks: sentences on mixes inside a hooked module, which no placement mends.
+        co_located: groups of placeable items that one operation of a module that can be split combines.
+        main_device: placeable items that an operation combines with the root's own tensors.
+        leaks: sentences about operations that combine devices inside a hooked module, which no placement can
+            prevent.
     """
 
     co_located: tuple[tuple[str, ...], ...]
@@ -39,7 +42,13 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_units(model: nn.Module, atoms: Iterable[str], mixes: Mapping[Mix, set[str]]) -> Units:
-    """No-split units and blocks from a trace in which every atom had a device of its own."""
+    """The smallest modules that must execute on one device, and the no-split blocks.
+
+    Args:
+        model: the traced model.
+        atoms: the placeable items, each of which had a device of its own in the trace.
+        mixes: the operations of the trace that combined several devices, with the names of the operations.
+    """
     modules = dict(model.named_modules())
     mixing = _mixing_modules(atoms, mixes)
     elements, spine = _stacks(modules, mixing)
@@ -66,52 +75,52 @@ def find_units(model: nn.Module, atoms: Iterable[str], mixes: Mapping[Mix, set[s
 
 
 def find_constraints(mixes: Mapping[Mix, set[str]]) -> Constraints:
-    """What still mixes in a trace in which the blocks were hooked."""
+    """Constraints from the operations that combined devices in a trace with hooked blocks."""
     groups: dict[tuple[str, ...], None] = {}
-    main: dict[str, None] = {}
+    main_device: dict[str, None] = {}
     leaks: dict[str, None] = {}
     for mix, operations in mixes.items():
-        atoms = tuple(sorted(a for a in mix.atoms if a not in (ON_MAIN, ON_HOST)))
+        items = tuple(sorted(a for a in mix.atoms if a not in (ON_MAIN, ON_HOST)))
         if mix.hooked is not None:
             names = ", ".join(sorted(mix.atoms))
             where = f"{mix.module or 'the root'} (inside {mix.hooked})"
             leaks[f"{where} combines {names} in {', '.join(sorted(operations))}"] = None
         elif ON_MAIN in mix.atoms:
-            main.update(dict.fromkeys(atoms))
-        elif len(atoms) > 1:
-            groups[atoms] = None
-    return Constraints(co_located=_merged(groups), main_device=tuple(main), leaks=tuple(leaks))
+            main_device.update(dict.fromkeys(items))
+        elif len(items) > 1:
+            groups[items] = None
+    return Constraints(co_located=_merged(groups), main_device=tuple(main_device), leaks=tuple(leaks))
 
 
 def _mixing_modules(atoms: Iterable[str], mixes: Mapping[Mix, set[str]]) -> dict[str, bool]:
-    """Modules whose own forward mixes; True where something from outside the module is in the mix.
+    """Modules whose own forward combines devices; True where a tensor from outside the module is involved.
 
-    A mix in a module that holds no atom is its nearest ancestor's that does.
+    An operation in a module without placeable items is attributed to the nearest ancestor that has some.
     """
     holders = {ancestor for atom in atoms for ancestor in _upwards(atom)}
-    found: dict[str, bool] = defaultdict(bool)
+    from_outside: dict[str, bool] = defaultdict(bool)
     for mix in mixes:
         if mix.hooked is not None:
             continue
         module = next(name for name in _upwards(mix.module) if name in holders or not name)
         sources = {a for a in mix.atoms if a not in (ON_MAIN, ON_HOST)}
-        found[module] |= any(not is_under(a, module) for a in sources)
-    return found
+        from_outside[module] |= any(not is_under(a, module) for a in sources)
+    return from_outside
 
 
 def _stacks(modules: dict[str, nn.Module], mixing: dict[str, bool]) -> tuple[set[str], set[str]]:
     """Elements of layer stacks, and every module that contains a stack.
 
-    A stack is a list of modules of which two or more add to what came from outside (a residual).
+    A stack is a list of modules of which two or more have a residual connection: they add to their input.
     """
     residual = {a for name, outside in mixing.items() if outside for a in _upwards(name)}
     elements: set[str] = set()
     spine: set[str] = set()
     for name, module in modules.items():
         if isinstance(module, _LISTS):
-            found = [e for key in module._modules if (e := f"{name}.{key}") in residual]
-            if len(found) > 1:
-                elements.update(found)
+            with_residual = [e for key in module._modules if (e := f"{name}.{key}") in residual]
+            if len(with_residual) > 1:
+                elements.update(with_residual)
                 spine.update(_upwards(name))
     return elements, spine
 
@@ -126,7 +135,7 @@ def _upwards(name: str) -> list[str]:
 
 
 def _merged(groups: Iterable[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
-    """Groups with a common member become one."""
+    """Merges groups that have a common member."""
     merged: list[list[str]] = []
     for group in groups:
         touching = [m for m in merged if set(m) & set(group)]

@@ -1,4 +1,4 @@
-"""What a cache object holds, whatever its class, and how a replayed layer finds its share in it."""
+"""Tensors in a cache object of any class, and the cache entries of layers that are replayed."""
 
 from typing import Any, Final
 
@@ -13,12 +13,12 @@ _CACHE_HALVES: Final = ("self_attention_cache", "cross_attention_cache")
 
 
 class CachedTensor(msgspec.Struct, frozen=True, kw_only=True):
-    """A tensor that a cache keeps.
+    """A tensor in a cache.
 
     Attributes:
-        tensor: it.
-        window: tokens after which its layer stops growing, or None.
-        is_content: whether it is keys, values or a state; a cache keeps small counters as tensors too.
+        tensor: the tensor itself.
+        window: tokens after which its cache layer stops growing, or None.
+        is_content: whether it is keys, values or a state; caches also keep small counters as tensors.
     """
 
     tensor: torch.Tensor
@@ -27,10 +27,10 @@ class CachedTensor(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cached_tensors(cache: Any) -> list[CachedTensor]:
-    """Every tensor in `cache`, empty ones left out."""
-    found: list[CachedTensor] = []
+    """Every tensor in `cache` except empty ones."""
+    tensors: list[CachedTensor] = []
     seen: set[int] = set()
-    # A stack and no recursive closure: that would be a reference cycle, and keep the tensors alive.
+    # A recursive closure would be a reference cycle and keep the tensors alive.
     waiting: list[tuple[Any, int | None]] = [(cache, None)]
     while waiting:
         value, window = waiting.pop()
@@ -39,7 +39,7 @@ def cached_tensors(cache: Any) -> list[CachedTensor]:
         seen.add(id(value))
         if isinstance(value, torch.Tensor):
             if value.numel():
-                found.append(CachedTensor(tensor=value, window=window, is_content=value.dim() > 1))
+                tensors.append(CachedTensor(tensor=value, window=window, is_content=value.dim() > 1))
         elif isinstance(value, (list, tuple)):
             waiting.extend((item, window) for item in reversed(value))
         elif isinstance(value, dict):
@@ -48,11 +48,11 @@ def cached_tensors(cache: Any) -> list[CachedTensor]:
             own = _window(value)
             inner = window if own is None else own
             waiting.extend((item, inner) for item in reversed(vars(value).values()))
-    return found
+    return tensors
 
 
 def _window(layer: Any) -> int | None:
-    """The window of a sliding cache layer, by its own word."""
+    """The window that a sliding cache layer states; None for others."""
     if getattr(layer, "is_sliding", False) is not True:
         return None
     window = getattr(layer, "sliding_window", None)
@@ -60,7 +60,13 @@ def _window(layer: Any) -> int | None:
 
 
 def share_cache_layers(leaves: list[Any], ran: Layer, skipped: Layer) -> None:
-    """Gives a cache's layer of the element that did not run the content of the one that did."""
+    """Sets the cache entries of a layer that was not run to those of the equal layer that was.
+
+    Args:
+        leaves: arguments of the layer; the caches among them are changed.
+        ran: the layer that was run.
+        skipped: the layer that was not.
+    """
     pairs = [(a, b) for a, b in zip(ran.indices, skipped.indices, strict=True) if a != b]
     for leaf in leaves:
         for cache in (leaf, *(getattr(leaf, name, None) for name in _CACHE_HALVES)):

@@ -1,4 +1,4 @@
-"""Records what a forward costs: operations, FLOPs, bytes moved, bytes alive, cache and data flow."""
+"""Records the costs of a forward: operations, FLOPs, moved bytes, live bytes, cache and activation flow."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from planner.tracing.liveness import Storage, StorageLedger, live_bytes
 from planner.tracing.meta_model import CACHE_FIELDS, cache_of
 
 _aten: Final = torch.ops.aten
-# They launch nothing: a change of metadata that is not marked as a view, or memory that nobody has written.
+# They launch no kernel: changes of metadata that are not marked as views, and allocations.
 _FREE: Final = frozenset(
     {_aten._unsafe_view, _aten._reshape_alias, _aten.lift, _aten.empty, _aten.empty_like, _aten.new_empty}
     | {_aten.empty_strided, _aten.new_empty_strided}
@@ -28,9 +28,14 @@ _SOURCES: Final = "_planner_sources"
 
 @dataclass(slots=True)
 class Event:
-    """One operation: whose code, its FLOPs, and the storages it touched with the bytes of each.
+    """One operation, or a marker.
 
-    An event without a name is no operation: it marks where a layer starts, ends, or would have run.
+    Attributes:
+        name: fqn of the module whose own code ran it. None for a marker: where a layer starts, ends, or would
+            have run.
+        flops: its floating-point operations.
+        touched: storages that it read and wrote, with the bytes of each; inputs first.
+        num_inputs: how many of `touched` are inputs.
     """
 
     name: str | None = None
@@ -41,7 +46,14 @@ class Event:
 
 @dataclass(slots=True)
 class Cached:
-    """Bytes of one cached tensor: who made it, how many, in which dtype, under which window."""
+    """Bytes of one cached tensor.
+
+    Attributes:
+        name: fqn of the module that created it.
+        num_bytes: its size.
+        dtype: its dtype.
+        window: tokens after which it stops growing, or None.
+    """
 
     name: str
     num_bytes: int
@@ -51,15 +63,15 @@ class Cached:
 
 @dataclass(slots=True)
 class PhaseSample:
-    """One phase at one size.
+    """Costs of one phase at one size.
 
     Attributes:
         names: the module of each event; None for a marker.
-        flops, moved, live: of each event.
-        replays: layers that did not run.
-        shifts: bytes alive when each of them would have started, less those when its template did.
-        cached: the cache after the phase (templates only).
-        edges: bytes that flow from one module to another (templates only).
+        flops, moved, live: floating-point operations, moved bytes and live bytes of each event.
+        replays: layers that were not run.
+        shifts: for each of them, live bytes when it would have started minus those when its template started.
+        cached: the cache after the phase, of layers that were run.
+        edges: bytes that flow from one module to another.
     """
 
     names: list[str | None]
@@ -73,7 +85,7 @@ class PhaseSample:
 
 
 class CostTracer(ForwardTracer):
-    """Traces a model on the meta device. Run prefill, then decode with the cache that came out."""
+    """Traces a model on the meta device. Run prefill first, then decode with the resulting cache."""
 
     def __init__(self, model: nn.Module, layers: dict[str, Layer]) -> None:
         super().__init__(model, layers)
@@ -84,10 +96,15 @@ class CostTracer(ForwardTracer):
         self._flowed: set[tuple[int, str]] = set()
 
     def phase(self, inputs: dict[str, Any], sampled_vocabulary: bool) -> tuple[Any, PhaseSample]:
-        """Runs one phase; returns the model's output and what it cost.
+        """Runs one phase.
 
-        With `sampled_vocabulary`, a last event of the root stands for `generate()`'s float32 copy of the
-        last position's logits, made while the output is alive.
+        Args:
+            inputs: arguments of the forward by name.
+            sampled_vocabulary: whether to add an event of the root for `generate()`'s float32 copy of the
+                last position's logits, which is made while the output is alive.
+
+        Returns:
+            The model's output, and the costs.
         """
         self.ledger.restart()
         self.events, self.clock = [], 0
@@ -118,6 +135,7 @@ class CostTracer(ForwardTracer):
         self.clock += 1
 
     def on_op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `planner.tracing.forwards.ForwardTracer.on_op`; records the operation's costs as an event."""
         out = func(*args, **kwargs)
         packet = func._overloadpacket
         inputs = [t for t in _tensors((args, kwargs)) if t.is_meta]
@@ -161,8 +179,8 @@ class CostTracer(ForwardTracer):
 
     def on_template_end(self, template: Template, outputs: list[torch.Tensor]) -> None:
         self._append(Event())
-        found = [self.ledger.find(t) for t in outputs]
-        new = {id(s): s.num_bytes for s in found if s is not None and s.born >= template.first}
+        storages = [self.ledger.find(t) for t in outputs]
+        new = {id(s): s.num_bytes for s in storages if s is not None and s.born >= template.first}
         template.output_bytes = sum(new.values())
 
     def on_replay(self, replay: Replay, inputs: list[Any]) -> None:
@@ -250,10 +268,10 @@ def _num_bytes(tensor: torch.Tensor) -> int:
 
 
 def _sources(tensor: torch.Tensor) -> frozenset[str]:
-    found: frozenset[str] = getattr(tensor, _SOURCES, frozenset())
-    return found
+    sources: frozenset[str] = getattr(tensor, _SOURCES, frozenset())
+    return sources
 
 
 def _only(label: Any) -> Any:
-    """The one producer in a label, to be looked up by name."""
+    """The only producer in a label; None where there are several."""
     return next(iter(label)) if label and len(label) == 1 else None

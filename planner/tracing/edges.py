@@ -1,4 +1,4 @@
-"""Activation flow between modules, per token, from what prefill read at several sizes."""
+"""Activation flow between modules, per token, from prefill samples at several sizes."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ from planner.tracing.fits import PREFILL_TERMS, TERMS, Size, fit
 def flow(samples: Mapping[Size, PhaseSample]) -> tuple[Edge, ...]:
     """Edges between modules, from the bytes that flowed at each size.
 
-    What grows with the prompt is counted per token. What does not (an encoder-decoder's first token)
-    is counted as the one token it is. Masks grow with the square of the prompt and count as they grow
-    linearly, which is not at all; an edge that carries nothing else says 0.
+    Bytes per token are the coefficient of the prompt's length, or, where nothing grows with the prompt (an
+    encoder-decoder's first token), of the batch. Masks grow with the square of the prompt only, so an edge
+    with nothing but masks has 0.
     """
     pairs = list(dict.fromkeys(pair for sample in samples.values() for pair in sample.edges))
     if not pairs:
         return ()
     edges: list[Counter[tuple[str, str]]] = [sample.edges for sample in samples.values()]
-    matrix = np.array([[found[pair] for pair in pairs] for found in edges], np.float64)
+    matrix = np.array([[num_bytes[pair] for pair in pairs] for num_bytes in edges], np.float64)
     coefficients, _ = fit(list(samples), PREFILL_TERMS, matrix)
     rows = {term: coefficients[list(TERMS).index(term)] for term in TERMS}
     return tuple(

@@ -1,4 +1,4 @@
-"""Closed forms from samples: exact polynomials in batch, prompt and context, and which of them matter."""
+"""Fits polynomials in batch, prompt and context to samples, and finds those that can be the maximum."""
 
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -14,7 +14,7 @@ from planner.graph.schema import Poly
 
 Array = npt.NDArray[np.float64]
 
-# The exponents of batch, prompt and context in each of Poly's terms, in Poly's order.
+# Exponents of batch, prompt and context in each term of Poly, in Poly's order.
 TERMS: Final = {
     "const": (0, 0, 0),
     "b": (1, 0, 0),
@@ -28,12 +28,18 @@ TERMS: Final = {
 PREFILL_TERMS: Final = ("const", "b", "p", "bp", "p2", "bp2")
 DECODE_TERMS: Final = ("const", "b", "c", "bc")
 DECODE_TERMS_WITH_ENCODER: Final = ("const", "b", "p", "bp", "c", "bc")
-# Samples are integers, and so are the coefficients or simple fractions of them.
+# Samples are integers, so that exact coefficients are integers or simple fractions.
 _GRAIN: Final = 16
 
 
 class Size(msgspec.Struct, frozen=True):
-    """Where a sample was taken: sequences, prompt tokens, and tokens a decode step sees."""
+    """The size of a sample.
+
+    Attributes:
+        batch: sequences.
+        prompt: prompt tokens.
+        context: tokens that the decode step sees; 0 in prefill.
+    """
 
     batch: int
     prompt: int
@@ -41,7 +47,7 @@ class Size(msgspec.Struct, frozen=True):
 
 
 def design(sizes: Sequence[Size], terms: Sequence[str]) -> Array:
-    """One row per size, one column per term."""
+    """The design matrix: one row per size, one column per term."""
     rows = []
     for size in sizes:
         powers = [TERMS[t] for t in terms]
@@ -50,16 +56,17 @@ def design(sizes: Sequence[Size], terms: Sequence[str]) -> Array:
 
 
 def fit(sizes: Sequence[Size], terms: Sequence[str], samples: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """Coefficients of the columns of `samples`, and which columns they reproduce exactly.
+    """Fits a polynomial to every column of `samples`.
 
     Args:
         sizes: at least as many as there are terms, in general position.
         terms: names of Poly's fields to fit.
-        samples: (sizes, columns).
+        samples: values of shape (sizes, columns).
 
     Returns:
-        (8, columns) coefficients in Poly's order; one truth value per column. A column that is no
-        polynomial in these terms gets the least-squares form, raised until it is below no sample.
+        Coefficients of shape (8, columns) in Poly's order, and for each column whether they reproduce it
+        exactly. A column that is no polynomial in these terms gets a least-squares fit, raised by a constant
+        so that it is below no sample.
     """
     matrix = design(sizes, terms)
     scale = np.abs(matrix).max(axis=0)
@@ -77,20 +84,20 @@ def fit(sizes: Sequence[Size], terms: Sequence[str], samples: Array) -> tuple[Ar
 
 @cache
 def _counted_from(prompt: int) -> Array:
-    """The matrix that rewrites coefficients for batch = 1 + b, prompt = `prompt` + p, context = 1 + c."""
+    """The matrix that maps coefficients to those of batch = 1 + b, prompt = `prompt` + p, context = 1 + c."""
     matrix = np.zeros((len(TERMS), len(TERMS)))
     row_of = {powers: i for i, powers in enumerate(TERMS.values())}
     for column, (i, j, k) in enumerate(TERMS.values()):
         for lower in product(range(i + 1), range(j + 1), range(k + 1)):
-            ways = comb(i, lower[0]) * comb(j, lower[1]) * comb(k, lower[2])
-            matrix[row_of[lower], column] += ways * prompt ** (j - lower[1])
+            binomials = comb(i, lower[0]) * comb(j, lower[1]) * comb(k, lower[2])
+            matrix[row_of[lower], column] += binomials * prompt ** (j - lower[1])
     return matrix
 
 
 def undominated(coefficients: Array, shortest_prompt: int = 1) -> Array:
-    """The columns of `coefficients` (8, n) that matter.
+    """The columns of `coefficients`, of shape (8, n), that no other column dominates.
 
-    A column is left out when another is at least as high at every batch and context of at least 1 and
+    A column is dominated when another one is at least as high at every batch and context of at least 1 and
     every prompt of at least `shortest_prompt`.
     """
     columns = np.unique(coefficients, axis=1)
@@ -106,5 +113,5 @@ def undominated(coefficients: Array, shortest_prompt: int = 1) -> Array:
 
 
 def poly(column: Iterable[float]) -> Poly:
-    """The Poly with these eight coefficients."""
+    """The Poly with the eight coefficients of `column`."""
     return Poly(*(float(value) + 0.0 for value in column))

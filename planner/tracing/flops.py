@@ -1,4 +1,4 @@
-"""Floating-point operations of one aten call; a multiply-add is 2, anything but products is 0."""
+"""Floating-point operations of one aten call: 2 for a multiply-add of a product, 0 for other operations."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -21,7 +21,7 @@ def _product(left: int) -> Callable[[tuple[Any, ...], Any], int]:
 
 
 def _attention(args: tuple[Any, ...], out: Any) -> int:
-    """Both products over the full square: fused kernels compute what a causal mask hides, near enough."""
+    """Both products over all positions: fused kernels compute about as much as without a causal mask."""
     query, key, value = args[:3]
     rows = query.numel() // query.shape[-1]
     return int(2 * rows * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
@@ -48,7 +48,14 @@ for _namespace, _name in (("transformers", "grouped_mm_fallback"),):
 
 
 def flops_of(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
-    """FLOPs of the operation `packet` on these arguments, which gave `out`."""
+    """FLOPs of one operation.
+
+    Args:
+        packet: the aten operation.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        out: its result.
+    """
     own = _OWN.get(packet)
     if own is not None:
         return own(args, out)

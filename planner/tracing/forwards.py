@@ -1,7 +1,4 @@
-"""Runs a model's forward with every module call and every aten operation observed; equal layers run once.
-
-`ForwardTracer` knows who is running and replays equal layers; its subclasses say what to record.
-"""
+"""Runs a model's forward and observes every module call and every aten operation; equal layers run once."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -24,11 +21,10 @@ class OutputSpec:
     """One leaf of a layer's result: an input, a view of an input, a new tensor, or another object.
 
     Attributes:
-        source: index of the input leaf it is or aliases, or None.
-        shape, stride, offset: of a tensor that is not itself an input; `shape` is None otherwise.
-        dtype, device: of a new tensor.
-        value: the object, when it is no tensor.
-        label: what the recording subclass remembers of the tensor.
+        source: index of the input leaf that it is or aliases, or None.
+        shape, stride, offset, dtype, device: of a tensor that is not itself an input; else `shape` is None.
+        value: the object, when it is not a tensor.
+        label: what the subclass's `label` returned for the tensor.
     """
 
     source: int | None = None
@@ -46,14 +42,14 @@ class Template:
     """The first run of a layer on inputs of certain shapes.
 
     Attributes:
-        layer: which element ran.
-        input_labels: what the recording subclass remembers of each input leaf.
-        outputs: how to make the result again.
-        structure: the result's pytree.
-        first, last: events before and after the run (see `ForwardTracer.clock`).
-        called: modules inside it that ran, by first call; filled in by the first replay.
-        output_bytes: of its new tensors, where a subclass counts them.
-        edges: what flowed into its modules, where a subclass records it; filled in likewise.
+        layer: the layer that was run.
+        input_labels: what the subclass's `label` returned for each input leaf.
+        outputs: how to create the result again.
+        structure: pytree of the result.
+        first, last: numbers of events before and after the run (see `ForwardTracer.clock`).
+        called: modules inside it that ran, by first call; set by the first replay.
+        output_bytes: size of its new tensors, where a subclass counts them.
+        edges: bytes that flowed into its modules, where a subclass records them; set by the first replay.
     """
 
     layer: Layer
@@ -69,13 +65,13 @@ class Template:
 
 @dataclass(slots=True)
 class Replay:
-    """A layer that was not run because `template` was.
+    """A layer that was not run, because an equal layer was.
 
     Attributes:
-        template: whose run stands for it.
+        template: the run of the equal layer.
         target: fqn of the layer that was not run.
         input_labels: as in Template, for this call.
-        clock: the event at which it would have started.
+        clock: number of events before it would have started.
     """
 
     template: Template
@@ -85,11 +81,11 @@ class Replay:
 
     @property
     def source(self) -> str:
-        """Fqn of the layer that ran."""
+        """Fqn of the layer that was run."""
         return self.template.layer.name
 
     def rename(self, name: str) -> str:
-        """`name` inside the layer that ran, as it is called inside the one that did not."""
+        """The fqn in the layer that was not run for `name`, an fqn in the layer that was."""
         return self.target + name[len(self.source) :]
 
 
@@ -103,9 +99,9 @@ class ForwardTracer(TorchDispatchMode):
 
     Attributes:
         stack: fqns of the modules whose forwards are running, outermost first.
-        calls: forwards of each module, replayed ones included.
-        order: fqns by first call.
-        replays: in order of execution.
+        calls: number of forwards of each module, replayed ones included.
+        order: fqn → its rank by first call.
+        replays: layers that were not run, in order of execution.
         clock: number of events recorded so far.
     """
 
@@ -123,32 +119,44 @@ class ForwardTracer(TorchDispatchMode):
 
     # ---- for subclasses
     def on_enter(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Before a module's own forward; returns the arguments to call it with."""
+        """Called before a module's own forward; returns the arguments to call it with.
+
+        Args:
+            name: fqn of the module.
+            args: positional arguments of the call.
+            kwargs: keyword arguments of the call.
+        """
         return args, kwargs
 
     def on_leave(self, name: str) -> None:
-        """After a module's own forward."""
+        """Called after a module's own forward."""
 
     def on_op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One aten operation; runs it and returns its result."""
+        """Called for each aten operation; runs it and returns its result.
+
+        Args:
+            func: the overload to run.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+        """
         return func(*args, **kwargs)
 
     def on_template_begin(self, template: Template) -> None:
-        """Before a layer runs for the first time."""
+        """Called before a layer runs for the first time."""
 
     def on_template_end(self, template: Template, outputs: list[torch.Tensor]) -> None:
-        """After a layer has run for the first time; `outputs` are its new tensors."""
+        """Called after a layer has run for the first time; `outputs` are its new tensors."""
 
     def on_replay(self, replay: Replay, inputs: list[Any]) -> None:
-        """Before the results of a layer that does not run are made."""
+        """Called before the results of a layer that is not run are created."""
 
     def make_output(self, spec: OutputSpec, replay: Replay) -> torch.Tensor:
-        """A new tensor that stands for a result of a layer that does not run."""
+        """A new tensor for a result of a layer that is not run."""
         assert spec.shape is not None
         return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=spec.device)
 
     def label(self, tensor: torch.Tensor) -> Any:
-        """What to remember of a tensor at a layer's boundary."""
+        """What to record of an input or output tensor of a layer."""
         return None
 
     @property
@@ -241,13 +249,11 @@ class ForwardTracer(TorchDispatchMode):
             renamed = replay.rename(name)
             self.order.setdefault(renamed, len(self.order))
             self.calls[renamed] = max(self.calls[name], self.calls[renamed])
-        share_cache_layers(leaves, template.layer, layer)
+        share_cache_layers(leaves, ran=template.layer, skipped=layer)
         self.on_replay(replay, leaves)
-        results = []
         self._paused = True
         try:
-            for spec in template.outputs:
-                results.append(self._again(spec, replay, leaves))
+            results = [self._again(spec, replay, leaves) for spec in template.outputs]
         finally:
             self._paused = False
         assert template.structure is not None
@@ -279,7 +285,7 @@ class ForwardTracer(TorchDispatchMode):
 
 
 def _lacks_data(args: tuple[Any, ...]) -> bool:
-    """Whether the operation is on tensors of the trace, not on real ones a model made for itself."""
+    """Whether the operation is on tensors of the trace, not on real ones that the model created itself."""
     if not args or not isinstance(args[0], torch.Tensor):
         return True
     return args[0].is_meta or type(args[0]) is not torch.Tensor

@@ -1,11 +1,11 @@
-"""Stand-ins for operations that a trace on shapes would see wrongly, and a mode that puts them in.
+"""Replacements of operations that differ in a trace without data, and a mode that applies them.
 
-Attention: torch picks its kernel by device, and on a device without memory it picks the one that
-materialises the scores. A GPU runs a fused kernel, so the trace records one operation, and the bias in
-the model's dtype that the fused kernels make of a boolean mask.
-Grouped products: their shape function accepts bfloat16 alone.
+Attention: torch selects its kernel by device, and on a device without memory it selects one that materialises
+the scores. A GPU runs a fused kernel, so the trace records one operation, and the bias in the model's dtype
+that the fused kernels create from a boolean mask.
+Grouped products: their shape function accepts only bfloat16.
 Constructors: `torch.tensor(device="cpu:3")` drops the index of the fake device.
-`tolist()`: reads data in C++, where no mode can answer for it.
+`tolist()`: reads data in C++, where no mode can intercept it.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def _attention_shape(
     if query.dim() != 4:
         return query.new_empty((*query.shape[:-1], width))
     batch, heads, length, _ = query.shape
-    # The fused kernels write (batch, length, heads, width): merging the heads afterwards copies nothing.
+    # The fused kernels write (batch, length, heads, width), so that merging the heads afterwards is a view.
     return query.new_empty((batch, length, heads, width)).transpose(1, 2)
 
 
@@ -110,7 +110,7 @@ for _name, _place in (("grouped_mm", torch.nn.functional), ("_grouped_mm", torch
 
 
 class FusedOps(TorchFunctionMode):
-    """While active, the functions above run as the stand-ins when a tensor without data is involved."""
+    """While active, replaces the functions of `_REPLACED` when an argument is a tensor without data."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -131,5 +131,5 @@ def _on_asked_device(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], r
         device = args[0].device
     if device is None or not isinstance(result, FakeTensor) or torch.device(device) == result.device:
         return result
-    result.constant = None  # a remembered constant would win over the move
+    result.constant = None  # with a known constant, the move would be ignored
     return result.to(device)

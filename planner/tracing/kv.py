@@ -1,4 +1,4 @@
-"""Cache bytes by module, fitted over sizes, from what the cache object held after each decode step."""
+"""KV-cache bytes by module, fitted to the contents of the cache object after decode steps."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -14,7 +14,16 @@ from planner.tracing.forwards import is_under
 def kv_costs(
     two: Mapping[Size, PhaseSample], four: Mapping[Size, PhaseSample], terms: tuple[str, ...]
 ) -> dict[str, KvCost]:
-    """KvCost by module; `two` and `four` are decode samples at 2 and 4 bytes an element."""
+    """Cache bytes of every module that adds to the cache.
+
+    Args:
+        two: decode samples of the model with 2 bytes an element, by size.
+        four: the same with 4 bytes an element.
+        terms: names of Poly's fields to fit.
+
+    Returns:
+        Module fqn → its cache bytes; empty without decode samples.
+    """
     if not two:
         return {}
     at_two = {size: _bytes_by_module(sample) for size, sample in two.items()}
@@ -48,11 +57,13 @@ def _bytes_by_module(sample: PhaseSample) -> Counter[str]:
 
 
 def _windows(sample: PhaseSample) -> dict[str, int]:
-    """The window of each module whose cached tensors all slide."""
-    found: dict[str, set[int | None]] = defaultdict(set)
+    """The window of each module whose cached tensors all have the same one."""
+    windows: dict[str, set[int | None]] = defaultdict(set)
     for cached in sample.cached:
-        found[cached.name].add(cached.window)
+        windows[cached.name].add(cached.window)
     for replay in sample.replays:
-        for name in [n for n in found if is_under(n, replay.source)]:
-            found[replay.rename(name)] = found[name]
-    return {n: w for n, all_ in found.items() if len(all_) == 1 and (w := next(iter(all_))) is not None}
+        for name in [n for n in windows if is_under(n, replay.source)]:
+            windows[replay.rename(name)] = windows[name]
+    return {
+        n: w for n, values in windows.items() if len(values) == 1 and (w := next(iter(values))) is not None
+    }

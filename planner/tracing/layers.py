@@ -1,4 +1,4 @@
-"""Which elements of a layer list are structurally equal, so that one is traced and the others replayed."""
+"""Finds structurally equal elements of layer lists, so that one is traced and the others are replayed."""
 
 from collections import defaultdict
 from typing import Any
@@ -16,7 +16,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: fqn of the element.
         signature: number shared by the elements that are structurally equal.
-        indices: the values that merely count the layers (`layer_idx` and the like), in a fixed order.
+        indices: values of the attributes that count the layers (such as `layer_idx`), in a fixed order.
     """
 
     name: str
@@ -28,17 +28,17 @@ def equal_layers(model: nn.Module) -> dict[str, Layer]:
     """Every element of a ModuleList with at least two elements, by fqn.
 
     Two elements are equal when their submodules have the same classes, tensor shapes and scalar
-    attributes, apart from integers that count along with the position, and when no list in the
-    configuration that runs along the layers tells them apart.
+    attributes, except integers that count the layers, and when the configuration's lists about layers do not
+    distinguish them.
     """
-    found: dict[str, Layer] = {}
-    numbers: dict[Any, int] = {}
+    layers: dict[str, Layer] = {}
+    signatures: dict[Any, int] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) > 1:
             for layer, key in zip(*_describe(model, name, module), strict=True):
-                signature = numbers.setdefault((name, key), len(numbers))
-                found[layer[0]] = Layer(name=layer[0], signature=signature, indices=layer[1])
-    return found
+                signature = signatures.setdefault((name, key), len(signatures))
+                layers[layer[0]] = Layer(name=layer[0], signature=signature, indices=layer[1])
+    return layers
 
 
 def _describe(
@@ -48,22 +48,22 @@ def _describe(
     counting = _counting_keys(facts)
     per_layer = _config_lists(_config_of(model, name), len(layers))
     described, keys = [], []
-    for position, known in enumerate(facts):
-        indices = tuple(known[key] for key in counting if key in known)
-        rest = frozenset((key, value) for key, value in known.items() if key not in counting)
+    for position, layer_facts in enumerate(facts):
+        indices = tuple(layer_facts[key] for key in counting if key in layer_facts)
+        structure = frozenset((key, value) for key, value in layer_facts.items() if key not in counting)
         described.append((f"{name}.{position}", indices))
-        keys.append((rest, tuple(values[position] for values in per_layer)))
+        keys.append((structure, tuple(values[position] for values in per_layer)))
     return described, keys
 
 
 def _facts(layer: nn.Module) -> dict[tuple[str, ...], Any]:
-    """What decides a layer's structure, by (submodule, attribute)."""
+    """The attributes that determine a layer's structure, by (submodule, kind of attribute, name)."""
     facts: dict[tuple[str, ...], Any] = {}
     for path, module in layer.named_modules():
         facts[path, "class"] = type(module).__qualname__
         for key, value in vars(module).items():
             if isinstance(value, _SCALARS) and key != "training" and not key.startswith("_hf"):
-                # The size of a float changes no shape; whether it is zero may switch a branch.
+                # The value of a float changes no shape, but zero may disable a branch.
                 facts[path, "attribute", key] = bool(value) if isinstance(value, float) else value
             elif isinstance(value, (tuple, list)) and all(isinstance(v, _SCALARS) for v in value):
                 facts[path, "attribute", key] = tuple(value)
@@ -74,13 +74,14 @@ def _facts(layer: nn.Module) -> dict[tuple[str, ...], Any]:
 
 
 def _counting_keys(facts: list[dict[tuple[str, ...], Any]]) -> list[tuple[str, ...]]:
-    """Integer attributes that merely count the layers: they grow in equal steps along the positions.
+    """Integer attributes that count the layers: they grow in equal steps with the position.
 
-    With two layers any two integers do, so there the step must be 1 or the name must say it.
+    Two values always have equal steps, so with two layers the step must be 1 or the name must be that of an
+    index.
     """
     seen: dict[tuple[str, ...], list[tuple[int, Any]]] = defaultdict(list)
-    for position, known in enumerate(facts):
-        for key, value in known.items():
+    for position, layer_facts in enumerate(facts):
+        for key, value in layer_facts.items():
             seen[key].append((position, value))
     return [
         key
@@ -110,7 +111,7 @@ def _config_of(model: nn.Module, name: str) -> Any:
 
 
 def _config_lists(config: Any, num_layers: int) -> list[tuple[Any, ...]]:
-    """Lists of the configuration that say something per layer, as one value for each layer."""
+    """Lists of the configuration about layers, each as one value per layer."""
     if config is None:
         return []
     lists: list[tuple[Any, ...]] = []

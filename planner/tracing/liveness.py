@@ -1,4 +1,4 @@
-"""Which storages are alive at which operation, and how many bytes of them are activations."""
+"""Lifetimes of storages in a trace, and the live bytes of activations at each operation."""
 
 import weakref
 from collections.abc import Callable, Iterable
@@ -19,8 +19,9 @@ class Storage:
     Attributes:
         num_bytes: its size.
         creator: fqn of the module whose code made it.
-        born: event that allocated it; BEFORE when it was there at the start.
-        died: last event during which it was alive; None while it is.
+        born: event that allocated it; BEFORE when it existed at the start.
+        died: last event during which it was alive; None while it is alive.
+        reference: weak reference that notices its release.
     """
 
     num_bytes: int
@@ -31,7 +32,7 @@ class Storage:
 
 
 class StorageLedger:
-    """Every storage of a trace by identity. Python's reference counts decide liveness, as in eager mode."""
+    """Every storage of a trace. Python's reference counting frees storages, as in eager mode."""
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
@@ -40,7 +41,7 @@ class StorageLedger:
         self._ignored: set[int] = set()
 
     def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Weights: never counted."""
+        """Excludes the storages of `tensors` (weights) from the ledger."""
         self._ignored.update(t.untyped_storage()._cdata for t in tensors)
 
     def is_weight(self, tensor: torch.Tensor) -> bool:
@@ -48,18 +49,27 @@ class StorageLedger:
         return tensor.untyped_storage()._cdata in self._ignored
 
     def find(self, tensor: torch.Tensor) -> Storage | None:
-        """The storage of a tensor; None for a weight or a tensor from before the trace."""
+        """The storage of a tensor; None for a weight or a tensor that was never added."""
         return self._alive.get(tensor.untyped_storage()._cdata)
 
     def add(self, tensor: torch.Tensor, creator: str, born: int) -> Storage | None:
-        """The tensor's storage, entered when it is new; None for a weight."""
+        """The tensor's storage, which is added when it is new.
+
+        Args:
+            tensor: the tensor.
+            creator: fqn of the module whose code created it.
+            born: event that allocated it, or BEFORE.
+
+        Returns:
+            The storage; None for a weight.
+        """
         memory = tensor.untyped_storage()
         address = memory._cdata
         if address in self._ignored:
             return None
-        known = self._alive.get(address)
-        if known is not None:
-            return known
+        existing = self._alive.get(address)
+        if existing is not None:
+            return existing
         storage = Storage(num_bytes=memory.nbytes(), creator=creator, born=born)
         storage.reference = weakref.ref(memory, lambda _: self._free(address))
         self._alive[address] = storage
@@ -72,7 +82,7 @@ class StorageLedger:
             storage.died = self._clock() - 1
 
     def restart(self) -> None:
-        """Forgets the dead; the living were there before the next event."""
+        """Starts a new phase: removes freed storages; live ones count as allocated BEFORE it."""
         self.storages = list(self._alive.values())
         for storage in self.storages:
             storage.born = BEFORE
@@ -88,11 +98,14 @@ def live_bytes(
     """Bytes of activations alive at each event.
 
     Args:
-        storages: of the whole phase.
-        num_events: its events.
-        cached: bytes of a storage that are cache after the phase, by `id(storage)`; these do not count.
-        replaced: for a storage that was cache before the phase, the event at which its successor is
-            allocated (`num_events` when it has none), by id; it counts from then on.
+        storages: all storages of the phase.
+        num_events: number of events of the phase.
+        cached: by `id(storage)`, bytes that belong to the cache after the phase; these do not count.
+        replaced: by `id(storage)`, for a storage that was cache before the phase, the event at which its
+            successor is allocated (`num_events` when it has none); it counts from then on.
+
+    Returns:
+        Live bytes of shape (num_events,).
     """
     change = np.zeros(num_events + 1, np.int64)
     for storage in storages:

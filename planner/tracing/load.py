@@ -1,4 +1,4 @@
-"""A model by what a user calls it, or as a plan recorded it, with its graph."""
+"""Loads a model with its graph, by a name that the user gives or from the record in a plan."""
 
 from planner.errors import InvalidInputError, ModelError, UnknownNameError
 from planner.graph.model import Model
@@ -8,17 +8,18 @@ from planner.tracing.store import graph_for
 
 
 def load_model(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> Model:
-    """The model that a name means, traced without weights.
+    """The model that a name refers to, traced without weights.
 
-    A shipped model needs neither network nor torch; another is traced once and kept in the user's cache.
+    A shipped model needs neither network nor torch; another one is traced once and cached in the user's
+    folder.
 
     Args:
         name: a short name, a folder with a `config.json`, or a hub id `org/name`.
         trust_remote_code: whether Python code that comes with the model may be imported.
-        revision: of a hub's repository: a commit, tag or branch; the default branch for None.
+        revision: commit, tag or branch of a hub repository; the default branch for None.
 
     Raises:
-        UnknownNameError: the name is none of these.
+        UnknownNameError: the name is neither a short name, a folder nor a hub id.
         ModelError: its configuration cannot be read or used.
         TraceError: it cannot be built or traced without weights.
     """
@@ -27,15 +28,15 @@ def load_model(name: str, *, trust_remote_code: bool = False, revision: str | No
 
 
 def load_recorded(ref: ModelRef, *, name: str | None = None) -> Model:
-    """The model of a plan, wherever it lies.
+    """The model of a plan.
 
     Args:
-        ref: as the plan records it.
-        name: where it is now, if it has moved; None: where it was when it was planned.
+        ref: the reference to the model in the plan.
+        name: folder or hub id, if the model has been moved since; None for where it was planned from.
 
     Raises:
-        ModelError: it is not there any more, or cannot be used.
-        InvalidInputError: what is there has another configuration.
+        ModelError: there is no model any more, or it cannot be used.
+        InvalidInputError: the model has another configuration than the planned one.
     """
     try:
         model = load_model(name or ref.source or ref.name, revision=None if name else ref.revision)

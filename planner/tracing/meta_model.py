@@ -1,4 +1,4 @@
-"""Builds a transformers model that has shapes but no weights, and the inputs that `generate()` would pass."""
+"""Builds a transformers model with shapes but no weights, and the inputs that `generate()` passes to it."""
 
 import copy
 import inspect
@@ -10,15 +10,20 @@ from transformers.initialization import no_init_weights
 
 from planner.errors import TraceError
 
-# The output fields in which families hand back what the next step needs.
+# The output fields in which models return their cache or state for the next step.
 CACHE_FIELDS: Final = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 
 
 def build(config: PreTrainedConfig, model_class: type, dtype: torch.dtype, device: str = "meta") -> Any:
-    """The model of `config` in evaluation mode, its parameters on `device` and never initialised.
+    """The model in evaluation mode, with parameters that are not initialised.
 
-    `device` is `meta`, or `cpu` under a FakeTensorMode. Modules that the class keeps in float32 are, as
-    `from_pretrained` would leave them.
+    Modules that the class keeps in float32 are in float32, as after `from_pretrained`.
+
+    Args:
+        config: its configuration; not changed.
+        model_class: a transformers model class.
+        dtype: dtype of the parameters.
+        device: device of the parameters: `meta`, or `cpu` under a FakeTensorMode.
 
     Raises:
         TraceError: the class cannot be built from this configuration.
@@ -33,25 +38,35 @@ def build(config: PreTrainedConfig, model_class: type, dtype: torch.dtype, devic
         raise TraceError(
             f"{model_class.__name__} cannot be built from its configuration: {type(error).__name__}: {error}"
         ) from error
-    kept = [name for name, target in model._get_dtype_plan(dtype).items() if target is torch.float32]
+    in_float32 = [name for name, target in model._get_dtype_plan(dtype).items() if target is torch.float32]
     for name, module in model.named_modules():
         for key, parameter in module._parameters.items():
             parts = f"{name}.{key}".split(".")
-            if parameter is not None and parameter.is_floating_point() and any(k in parts for k in kept):
+            if (
+                parameter is not None
+                and parameter.is_floating_point()
+                and any(k in parts for k in in_float32)
+            ):
                 parameter.data = parameter.data.to(torch.float32)
     return model
 
 
 def takes(model: Any, argument: str) -> bool:
-    """Whether the model's forward has this argument by name."""
+    """Whether the model's forward has a parameter called `argument`."""
     return argument in inspect.signature(type(model).forward).parameters
 
 
 def prefill_inputs(model: Any, batch: int, prompt: int, device: torch.device) -> dict[str, Any]:
-    """The arguments of `generate()`'s first forward for `batch` prompts of `prompt` tokens, unpadded.
+    """The arguments of `generate()`'s first forward, for prompts without padding.
 
     `generate()` drops an all-ones mask for decoder-only models, keeps it for encoder-decoders, passes
-    position ids where the forward takes them and asks for the last position's logits alone.
+    position ids where the forward takes them and requests only the last position's logits.
+
+    Args:
+        model: a model with a language-model head.
+        batch: number of prompts.
+        prompt: tokens of each prompt.
+        device: device of the inputs.
     """
     ids = torch.zeros(batch, prompt, dtype=torch.long, device=device)
     inputs: dict[str, Any] = {"input_ids": ids}
@@ -68,7 +83,7 @@ def prefill_inputs(model: Any, batch: int, prompt: int, device: torch.device) ->
 
 
 def cache_of(output: Any) -> tuple[str, Any] | None:
-    """The field name and object that the next step takes back, or None when there is none."""
+    """Field name and value of the cache in a model's output, or None when there is none."""
     for field in CACHE_FIELDS:
         value = getattr(output, field, None)
         if value is not None:
@@ -79,7 +94,14 @@ def cache_of(output: Any) -> tuple[str, Any] | None:
 def decode_inputs(
     model: Any, prefill: dict[str, Any], cache: tuple[str, Any], encoder_state: torch.Tensor | None
 ) -> dict[str, Any]:
-    """The arguments of `generate()`'s next forward: one new token, the cache, the encoder's result."""
+    """The arguments of `generate()`'s next forward, for one new token.
+
+    Args:
+        model: a model with a language-model head.
+        prefill: arguments of the first forward, from `prefill_inputs`.
+        cache: field name and value of the cache, from `cache_of`.
+        encoder_state: the encoder's last hidden state; None for a model without an encoder.
+    """
     field, value = cache
     inputs: dict[str, Any] = {k: prefill[k] for k in ("use_cache", "logits_to_keep") if k in prefill}
     ids = prefill["input_ids"]
@@ -96,7 +118,7 @@ def decode_inputs(
         from transformers.modeling_outputs import BaseModelOutput
 
         encoded = BaseModelOutput(last_hidden_state=encoder_state)
-        # Encoders with experts hand their routing back as well; nothing in a decode step uses it.
+        # Encoders with experts return router logits as well; a decode step does not use them.
         encoded.router_logits = None
         inputs["encoder_outputs"] = encoded
     else:

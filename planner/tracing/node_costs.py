@@ -19,7 +19,7 @@ _logger: Final = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Entry:
-    """Something a module's own code did: `index` orders it; rows of the arrays are sizes or terms."""
+    """An operation, or a replayed layer's sum; `index` is its event. Rows of arrays are sizes or terms."""
 
     index: int
     num_ops: int
@@ -30,7 +30,7 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Totals:
-    """All that a module's own code did in a phase."""
+    """Sums over the operations of a module's own code in one phase."""
 
     num_ops: int
     flops: Array
@@ -43,8 +43,13 @@ def phase_costs(
 ) -> dict[str, PhaseCost]:
     """Costs by module, replayed layers included.
 
-    The sequence of operations is the same at every size for nearly every model, and then each
-    operation's numbers are fitted on their own. Where it is not, each module's totals are.
+    For nearly every model the sequence of operations is the same at every size; then each operation's numbers
+    are fitted separately. Otherwise each module's totals are fitted.
+
+    Args:
+        sizes: sizes of the samples.
+        terms: names of Poly's fields to fit.
+        samples: one sample for each size.
     """
     if len({_shape_of(sample) for sample in samples}) == 1:
         return _by_operation(sizes, terms, samples)
@@ -58,10 +63,16 @@ def with_peaks_of(
     replays: Sequence[Replay],
     shortest_prompt: int,
 ) -> dict[str, PhaseCost]:
-    """`costs`, with peaks that cover `other`'s too, which hold from `shortest_prompt` on.
+    """`costs` with the peaks of another fit added.
 
-    A layer gets the peaks of all its equals: beyond a window each layer leaves more behind than the one
-    before, and the last one's peak is the model's.
+    A layer gets the peaks of all layers equal to it: past a sliding window every layer leaves more bytes
+    alive than the one before, and the peak of the last one is the model's.
+
+    Args:
+        costs: module fqn → its costs.
+        other: the same, fitted past a sliding window.
+        replays: the replayed layers of `other`'s samples.
+        shortest_prompt: prompt tokens from which `other` is valid.
     """
     ran = {r.rename(name): name for r in replays for name in costs if is_under(name, r.source)}
     equals: dict[str, list[Poly]] = defaultdict(list)
@@ -121,11 +132,11 @@ def _by_module(
         per_size.append(_totals(sample.names, flops, moved, live, sample.replays, shifts, _highest))
     names = list(dict.fromkeys(name for totals in per_size for name in totals))
     nothing = _Totals(0, np.zeros(1), np.zeros(1), np.zeros((1, 1)))
-    found = [[totals.get(name, nothing) for name in names] for totals in per_size]
-    flops, _ = fit(sizes, terms, np.array([[t.flops[0] for t in row] for row in found]))
-    moved, _ = fit(sizes, terms, np.array([[t.moved[0] for t in row] for row in found]))
-    live, _ = fit(sizes, terms, np.array([[t.live[0, 0] for t in row] for row in found]))
-    num_ops = np.array([[t.num_ops for t in row] for row in found]).max(axis=0)
+    totals_of_sizes = [[totals.get(name, nothing) for name in names] for totals in per_size]
+    flops, _ = fit(sizes, terms, np.array([[t.flops[0] for t in row] for row in totals_of_sizes]))
+    moved, _ = fit(sizes, terms, np.array([[t.moved[0] for t in row] for row in totals_of_sizes]))
+    live, _ = fit(sizes, terms, np.array([[t.live[0, 0] for t in row] for row in totals_of_sizes]))
+    num_ops = np.array([[t.num_ops for t in row] for row in totals_of_sizes]).max(axis=0)
     return {
         name: PhaseCost(
             num_ops=int(num_ops[i]),
@@ -151,7 +162,7 @@ def _totals(
     shifts: Array,
     reduce: Callable[[Array], Array],
 ) -> dict[str, _Totals]:
-    """Sums by module; a replayed layer did what its template did, on top of what was alive then."""
+    """Sums by module; a replayed layer has its template's costs, with live bytes shifted to its position."""
     entries: dict[str, list[_Entry]] = defaultdict(list)
     for index, name in enumerate(names):
         if name is not None:
@@ -164,21 +175,21 @@ def _totals(
         if id(template) not in templates:
             templates[id(template)] = [
                 (name, _sum(inside, reduce))
-                for name, found in entries.items()
+                for name, own_entries in entries.items()
                 if is_under(name, replay.source)
-                and (inside := [e for e in found if template.first <= e.index < template.last])
+                and (inside := [e for e in own_entries if template.first <= e.index < template.last])
             ]
         for name, total in templates[id(template)]:
             raised = total.live + shifts[:, number : number + 1]
             entry = _Entry(replay.clock, total.num_ops, total.flops, total.moved, raised)
             entries[replay.rename(name)].append(entry)
-    return {name: _sum(found, reduce) for name, found in entries.items()}
+    return {name: _sum(own_entries, reduce) for name, own_entries in entries.items()}
 
 
 def _sum(entries: Sequence[_Entry], reduce: Callable[[Array], Array]) -> _Totals:
-    if len(entries) == 1 and entries[0].num_ops > 1:  # a replay alone is reduced already
-        only = entries[0]
-        return _Totals(only.num_ops, only.flops, only.moved, only.live)
+    if len(entries) == 1 and entries[0].num_ops > 1:  # a single replayed layer, which is a sum already
+        entry = entries[0]
+        return _Totals(entry.num_ops, entry.flops, entry.moved, entry.live)
     return _Totals(
         num_ops=sum(e.num_ops for e in entries),
         flops=np.sum([e.flops for e in entries], axis=0),

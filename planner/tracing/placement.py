@@ -1,4 +1,4 @@
-"""Where a model may be cut: blocks, co-location, ties and leaks, without costs. Cheap enough for surveys."""
+"""Constraints on placement: blocks, co-location, ties and leaks, without costs."""
 
 from collections import defaultdict
 from typing import Any, Final
@@ -23,15 +23,15 @@ class TracedPlacement(msgspec.Struct, frozen=True, kw_only=True):
     """What constrains a model's placement.
 
     Attributes:
-        units: smallest modules that must execute in one place.
-        blocks: the no-split blocks that hold them, in execution order.
+        units: smallest modules that must execute on one device.
+        blocks: the no-split blocks that contain them, in execution order.
         block_classes: class name of each block.
-        co_located: groups of module fqns that must share a device besides.
-        main_device: module fqns that the runtime keeps with the root.
+        co_located: groups of module fqns that must share a device as well.
+        main_device: module fqns that the runtime keeps on the root's device.
         ties: groups of parameter fqns that are one tensor, the canonical one first.
-        leaks: mixes that no placement mends.
-        uncalled_use: (owner, user): the user takes the owner's tensor without calling it.
-        library_no_split: what the class lists itself, restricted to modules that ran.
+        leaks: sentences about operations that combine devices whatever the placement.
+        uncalled_use: (owner, user): the user reads the owner's tensor without calling the owner.
+        library_no_split: classes that the model lists as not to be split, restricted to modules that ran.
     """
 
     units: tuple[str, ...]
@@ -51,10 +51,10 @@ def trace_placement(
     """Derives the placement constraints of an architecture from two forwards on fake devices.
 
     Args:
-        config: any configuration that the class builds from; two layers at least, or no stack is seen.
+        config: a configuration of the class, with at least two layers; a stack of one is not recognised.
         model_class: a transformers class with a language-model head.
         prompt: tokens of the traced prompt.
-        replay: run equal layers once.
+        replay: whether equal layers are run once.
 
     Raises:
         TraceError: the model cannot be built or its forward cannot be traced.
@@ -96,7 +96,7 @@ def _placement(
     by_order = sorted(units.blocks, key=lambda name: tracer.order.get(name, len(tracer.order)))
     owners = {name: name for name in modules}
     listed = set(model._no_split_modules or ())
-    # A replayed layer may hold a module that it shares with its template; that one is there already.
+    # A replayed layer may share a module with its template; the module is listed under the template's name.
     called = {type(modules[name]).__name__ for name in tracer.order if name in modules}
     root = ("",) if own_tensors(model) and any(True for _ in model.children()) else ()
     return TracedPlacement(
@@ -113,7 +113,7 @@ def _placement(
 
 
 def _modules_of(atoms: tuple[str, ...], modules: dict[str, str]) -> tuple[str, ...]:
-    """Atoms as modules: a container's own tensor stands for the container."""
+    """Modules of placeable items: a tensor is replaced by the module that owns it."""
     return tuple(dict.fromkeys(a if a in modules else a.rpartition(".")[0] for a in atoms))
 
 

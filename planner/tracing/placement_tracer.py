@@ -1,7 +1,8 @@
-"""Runs a forward with every tensor-owning module on a fake device of its own and notes what mixes devices.
+"""Runs a forward with every module on a fake device of its own and records operations that combine devices.
 
-Inputs of a hooked module are moved to its device, as Accelerate's hooks do. An operation that still meets
-two devices is the error a user would get; it is recorded, mended, and the forward goes on.
+Inputs of a hooked module are moved to its device, as Accelerate's hooks do. An operation that combines
+devices all the same would be an error on a real machine; here it is recorded, its inputs are moved to one
+device, and the forward continues.
 """
 
 from collections import defaultdict
@@ -22,19 +23,19 @@ ON_HOST: Final = "<host>"
 _aten: Final = torch.ops.aten
 _COPIES: Final = frozenset({_aten.copy_, _aten._to_copy, _aten._foreach_copy_})
 _INDEXING: Final = frozenset({_aten.index, _aten.index_put_, _aten.index_put, _aten._unsafe_index})
-# Accelerate is told by the models to leave these where they are.
+# Arguments that models tell Accelerate not to move.
 _NOT_MOVED: Final = frozenset(
     {"past_key_values", "past_key_value", "cache_params", "layer_past", "past_states", "state"}
 )
 
 
 class Mix(msgspec.Struct, frozen=True, kw_only=True):
-    """An operation that met several devices.
+    """An operation that combined several devices.
 
     Attributes:
-        module: fqn whose own forward ran it.
-        atoms: what had been placed on the devices it met; ON_MAIN and ON_HOST stand for those two.
-        hooked: the hooked module that was running, or None.
+        module: fqn of the module whose own forward ran it.
+        atoms: the placeable items on these devices; ON_MAIN and ON_HOST for the main device and the host.
+        hooked: the innermost hooked module that was running, or None.
     """
 
     module: str
@@ -43,9 +44,9 @@ class Mix(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def atoms_of(model: nn.Module, units: tuple[str, ...] = ()) -> list[str]:
-    """The finest placeable things outside `units`, and the units: modules, or tensors of a container.
+    """The placeable items: `units`, and outside them leaf modules with tensors and tensors of other modules.
 
-    The root's own tensors are none: Accelerate keeps them on the main device whatever the map says.
+    The root's own tensors are not placeable, because Accelerate keeps them on the main device.
     """
     atoms = list(units)
     for name, module in model.named_modules():
@@ -61,7 +62,7 @@ def atoms_of(model: nn.Module, units: tuple[str, ...] = ()) -> list[str]:
 
 
 def own_tensors(module: nn.Module) -> list[str]:
-    """Names of the parameters and buffers that a module holds directly."""
+    """Names of the parameters and buffers that a module owns directly."""
     named = (*module._parameters.items(), *module._buffers.items())
     return [key for key, tensor in named if tensor is not None]
 
@@ -70,12 +71,19 @@ class PlacementTracer(ForwardTracer):
     """Traces a model that was built under `fake_devices()`.
 
     Attributes:
-        atoms: what got a device of its own.
-        mixes: what was found, with the operations' names.
+        atoms: the placeable items, each on a device of its own.
+        mixes: operations that combined devices, with their names; without replayed layers.
         uncalled_use: (owner, user) where a module's tensor is used without calling the module.
     """
 
     def __init__(self, model: nn.Module, layers: dict[str, Layer], units: tuple[str, ...] = ()) -> None:
+        """Place the model's tensors.
+
+        Args:
+            model: a model that was built under `fake_devices()`.
+            layers: its equal layers, from `equal_layers`; empty to run every layer.
+            units: fqns of modules that are hooked as a whole.
+        """
         super().__init__(model, layers)
         self.atoms = atoms_of(model, units)
         self.mixes: dict[Mix, set[str]] = {}
@@ -85,7 +93,7 @@ class PlacementTracer(ForwardTracer):
         self._owner: dict[int, str] = {}
         self._copies: dict[tuple[int, torch.device], tuple[nn.Parameter, nn.Parameter]] = {}
         self._device = {a: torch.device("cpu", 1 + i % NUM_DEVICES) for i, a in enumerate(self.atoms)}
-        # Devices are fewer than atoms may be: whoever ran last on one is who lives there.
+        # There may be more items than devices: a device belongs to the item that ran on it last.
         self._resident: dict[torch.device, str] = {MAIN: ON_MAIN, HOST: ON_HOST}
         for atom, device in self._device.items():
             self._resident.setdefault(device, atom)
@@ -105,22 +113,23 @@ class PlacementTracer(ForwardTracer):
                 name, _, key = atom.rpartition(".")
                 self._move_own(name, modules[name], device, key)
 
-    def _move_own(self, name: str, module: nn.Module, device: torch.device, only: str | None) -> None:
+    def _move_own(self, name: str, module: nn.Module, device: torch.device, only_key: str | None) -> None:
         for key, parameter in module._parameters.items():
-            if parameter is not None and only in (None, key):
-                known = self._copies.get((id(parameter), device))
-                if known is None:  # the original is kept, or its id could be taken by another
+            if parameter is not None and only_key in (None, key):
+                copy = self._copies.get((id(parameter), device))
+                if copy is None:  # the original stays referenced, so that its id is not reused
                     moved = nn.Parameter(_like(parameter, device), requires_grad=False)
-                    known = self._copies[id(parameter), device] = (moved, parameter)
-                module._parameters[key] = known[0]
-                self._owner.setdefault(id(known[0]), name)
+                    copy = self._copies[id(parameter), device] = (moved, parameter)
+                module._parameters[key] = copy[0]
+                self._owner.setdefault(id(copy[0]), name)
         for key, buffer in module._buffers.items():
-            if buffer is not None and only in (None, key):
+            if buffer is not None and only_key in (None, key):
                 moved_buffer = module._buffers[key] = _like(buffer, device)
                 self._owner.setdefault(id(moved_buffer), name)
 
     # ---- recording
     def on_enter(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """See `planner.tracing.forwards.ForwardTracer.on_enter`; moves inputs of hooked modules."""
         device = self._hooked.get(name)
         if device is None:
             return args, kwargs
@@ -134,6 +143,7 @@ class PlacementTracer(ForwardTracer):
             self._hooks.pop()
 
     def on_op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `planner.tracing.forwards.ForwardTracer.on_op`; records operations that combine devices."""
         packet = func._overloadpacket
         flat, structure = tree_flatten((args, kwargs))
         for tensor in flat:
@@ -142,35 +152,35 @@ class PlacementTracer(ForwardTracer):
                 self.uncalled_use.add((owner, self.current))
         if packet in _COPIES:
             return func(*args, **kwargs)
-        found = devices_of(flat)
-        if packet in _INDEXING and len(found) > 1:
-            found = [d for d in found if d != HOST]  # indices may come from the host
-        if len(found) > 1:
-            return self._mended(func, flat, structure, found)
+        devices = devices_of(flat)
+        if packet in _INDEXING and len(devices) > 1:
+            devices = [d for d in devices if d != HOST]  # indices may come from the host
+        if len(devices) > 1:
+            return self._mended(func, flat, structure, devices)
         return func(*args, **kwargs)
 
-    def _mended(self, func: Any, flat: list[Any], structure: Any, found: list[torch.device]) -> Any:
-        self._note(func._overloadpacket.__name__, found)
-        device = self._innermost(found)
+    def _mended(self, func: Any, flat: list[Any], structure: Any, devices: list[torch.device]) -> Any:
+        self._note(func._overloadpacket.__name__, devices)
+        device = self._innermost(devices)
         if func._schema.is_mutable and isinstance(flat[0], FakeTensor):
             device = flat[0].device
         was_paused, self._paused = self._paused, True
         try:
-            same = [t.to(device) if devices_of([t]) not in ([], [device]) else t for t in flat]
+            moved = [t.to(device) if devices_of([t]) not in ([], [device]) else t for t in flat]
         finally:
             self._paused = was_paused
-        args, kwargs = tree_unflatten(same, structure)
+        args, kwargs = tree_unflatten(moved, structure)
         return func(*args, **kwargs)
 
-    def _note(self, operation: str, found: list[torch.device]) -> None:
-        atoms = frozenset(self._resident.get(d, str(d)) for d in found)
+    def _note(self, operation: str, devices: list[torch.device]) -> None:
+        atoms = frozenset(self._resident.get(d, str(d)) for d in devices)
         mix = Mix(module=self.current, atoms=atoms, hooked=self._hooks[-1] if self._hooks else None)
         self.mixes.setdefault(mix, set()).add(operation)
 
-    def _innermost(self, found: list[torch.device]) -> torch.device:
-        """The device to go on with: a residual stream takes its block's label, not its input's."""
-        inside = [d for d in found if is_under(self._resident.get(d, ON_HOST), self.current)]
-        return (inside or [d for d in found if d not in (MAIN, HOST)] or found)[0]
+    def _innermost(self, devices: list[torch.device]) -> torch.device:
+        """The device to move inputs to: the running module's; so a residual stream stays in its block."""
+        inside = [d for d in devices if is_under(self._resident.get(d, ON_HOST), self.current)]
+        return (inside or [d for d in devices if d not in (MAIN, HOST)] or devices)[0]
 
     # ---- layers
     def label(self, tensor: torch.Tensor) -> Any:
@@ -183,14 +193,14 @@ class PlacementTracer(ForwardTracer):
             device = self._device.get(renamed, device)
             self._resident[device] = renamed
         else:
-            for before, now in zip(replay.template.input_labels, replay.input_labels, strict=True):
-                if before is not None and now is not None and before[0] == device:
-                    device = now[0]
+            for template_label, label in zip(replay.template.input_labels, replay.input_labels, strict=True):
+                if template_label is not None and label is not None and template_label[0] == device:
+                    device = label[0]
         assert spec.shape is not None
         return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=device)
 
     def all_mixes(self) -> dict[Mix, set[str]]:
-        """What was found, with the layers that were replayed."""
+        """The operations that combined devices, those of replayed layers included."""
         mixes: dict[Mix, set[str]] = defaultdict(set)
         for mix, operations in self.mixes.items():
             mixes[mix] |= operations
@@ -208,7 +218,7 @@ class PlacementTracer(ForwardTracer):
 
 
 def _like(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A fake tensor of the same shape; one operation where detaching and moving would be several."""
+    """A fake tensor of the same shape and strides on `device`, created by one operation."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
 

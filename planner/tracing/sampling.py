@@ -1,4 +1,4 @@
-"""Runs the phases of a model at the sizes from which its closed forms are fitted."""
+"""Runs the phases of a model at the sizes that its cost polynomials are fitted to."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ _DEFAULT_STEP: Final = 64
 
 @dataclass(slots=True)
 class Samples:
-    """Both phases at several sizes, and what does not depend on the size.
+    """Samples of both phases at several sizes, and what does not depend on the size.
 
     Attributes:
-        prefill, decode: by size.
-        order: modules by first call in the first prefill.
-        calls: forwards of each module in it.
-        past_windows: the same at lengths beyond a sliding window, or None.
+        prefill, decode: samples by size.
+        order: module fqn → rank by first call in the first prefill.
+        calls: number of forwards of each module in it.
+        past_windows: samples at lengths past a sliding window, or None.
     """
 
     prefill: dict[Size, PhaseSample]
@@ -38,45 +38,45 @@ class Samples:
 
 
 def prompt_step(config: Any) -> int:
-    """A length whose first multiples are good samples: whole chunks, within positions and windows."""
-    text = config.get_text_config(decoder=True)
-    chunks = [getattr(text, n, None) for n in _CHUNK_NAMES]
+    """Prompt tokens whose multiples are sampled: whole chunks, within the model's positions and windows."""
+    text_config = config.get_text_config(decoder=True)
+    chunks = [getattr(text_config, n, None) for n in _CHUNK_NAMES]
     step = max([_DEFAULT_STEP, *(c for c in chunks if isinstance(c, int))])
-    for limit in (max_positions(config), *_windows(text)):
+    for limit in (max_positions(config), *_windows(text_config)):
         if limit is not None and limit < 4 * step + 2:
             step = max(2, (limit - 2) // 4)
     return step
 
 
 def _windows(text_config: Any) -> list[int]:
-    found = [getattr(text_config, name, None) for name in _WINDOW_NAMES]
-    return [w for w in found if isinstance(w, int) and not isinstance(w, bool) and w > 0]
+    values = [getattr(text_config, name, None) for name in _WINDOW_NAMES]
+    return [w for w in values if isinstance(w, int) and not isinstance(w, bool) and w > 0]
 
 
 def max_positions(config: Any) -> int | None:
-    """The longest sequence that the configuration allows; None when it does not say."""
-    text = config.get_text_config(decoder=True)
+    """The longest sequence that the configuration allows; None when it states no limit."""
+    text_config = config.get_text_config(decoder=True)
     for name in _POSITION_NAMES:
-        longest = getattr(text, name, None)
+        longest = getattr(text_config, name, None)
         if isinstance(longest, int) and longest > 0:
             return longest
     return None
 
 
 def sizes_to_sample(step: int) -> list[tuple[int, int]]:
-    """Six (batch, prompt) pairs that determine a prefill form, and a seventh to check it.
+    """Six (batch, prompt) pairs that determine a prefill polynomial, and a seventh to check it.
 
-    Batches start at 2: at 1 some copies turn into views, and a form fitted there would not hold above.
+    Batches start at 2: at batch 1 some copies are views, and a fit to them would be wrong for larger batches.
     """
     grid = [(batch, step * n) for batch in (2, 3) for n in (1, 2, 3)]
     return [*grid, (4, 4 * step if step > 2 else 3 * step - 1)]
 
 
 def sizes_past_windows(config: Any, step: int) -> list[tuple[int, int]]:
-    """The same beyond the longest sliding window; none without a window inside the positions."""
-    text = config.get_text_config(decoder=True)
+    """Such pairs past the longest sliding window; none without a window within the positions."""
+    text_config = config.get_text_config(decoder=True)
     limit = max_positions(config)
-    windows = [w for w in _windows(text) if limit is None or w + 4 * step + 2 <= limit]
+    windows = [w for w in _windows(text_config) if limit is None or w + 4 * step + 2 <= limit]
     if not windows:
         return []
     return [(batch, max(windows) + prompt) for batch, prompt in sizes_to_sample(step)]
@@ -90,13 +90,20 @@ def sample(
     generates: bool,
     decode: bool = True,
 ) -> Samples:
-    """Traces prefill, and decode where the model generates and `decode` asks for it, at (batch, prompt)s.
+    """Traces prefill, and decode where there is one, at several sizes.
+
+    Args:
+        model: from `planner.tracing.meta_model.build`.
+        layers: its equal layers; empty to run every layer.
+        sizes: (batch, prompt tokens) pairs; the last one checks the fit.
+        generates: whether `generate()` applies to the model.
+        decode: whether to trace decode as well, of a model that generates.
 
     Raises:
         TraceError: the forward needs data, or an operation has no shape function.
     """
     result = Samples(prefill={}, decode={}, order={}, calls=Counter())
-    # Decode forms have no squares: two prompts and the check determine them.
+    # Decode polynomials have no squares: two prompts determine them, and the last size checks them.
     stepped = set(sorted({prompt for _, prompt in sizes})[:2]) | {sizes[-1][1]} if decode else set()
     for batch, prompt in sizes:
         try:
@@ -133,7 +140,7 @@ def _sample_one(
     is_encoder_decoder = bool(model.config.is_encoder_decoder)
     encoder_state = output.encoder_last_hidden_state if is_encoder_decoder else None
     seen = 1 if is_encoder_decoder else prompt
-    # An encoder-decoder's context does not grow with its prompt: step further to see it grow.
+    # An encoder-decoder's context does not grow with its prompt, so a second step provides another context.
     for step in range(1, 3 if is_encoder_decoder else 2):
         following = decode_inputs(model, inputs, cache, encoder_state)
         del output

@@ -1,4 +1,4 @@
-"""`python -m planner.tracing.ship [NAME...]`: trace the shipped models and write their graphs."""
+"""`python -m planner.tracing.ship [NAME...]` traces the shipped models and writes their graphs."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from planner.tracing.store import trace_spec
 
 
 def main(names: list[str]) -> None:
-    """Trace `names` (all shipped models when empty) and rewrite the index."""
+    """Trace `names` (all shipped models when empty), and write their graphs and the index."""
     folder = Path(__file__).with_name("shipped")
     for name in names or shipped_names():
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Where graphs come from: the package for shipped models, a cache on disk, or a trace."""
+"""The source of a graph: the package for shipped models, a cache on disk, or a trace."""
 
 import hashlib
 import logging
@@ -22,13 +22,13 @@ _logger: Final = logging.getLogger(__name__)
 def graph_for(spec: ModelSpec, *, cache_dir: Path | None = None) -> ModuleGraph:
     """The graph of a model.
 
-    A shipped model's graph is in the package, and a folder or hub model with the same configuration
-    shares it: no torch is imported. Any other graph is traced once and cached by configuration and
-    versions; a damaged cache entry is reported, traced again and replaced.
+    A shipped model's graph is in the package and is used for every model with the same configuration, without
+    importing torch. Any other graph is traced once and cached by configuration and versions of the libraries;
+    a damaged cache entry is logged, traced again and replaced.
 
     Args:
-        spec: from `planner.models.resolve`.
-        cache_dir: folder of the cache; `$PLANNER_CACHE_DIR` or the user's cache folder for None.
+        spec: the model, from `planner.models.resolve`.
+        cache_dir: folder of the cache; for None `$PLANNER_CACHE_DIR`, else the user's cache folder.
 
     Raises:
         TraceError: the model's forward cannot be traced.
@@ -50,7 +50,7 @@ def graph_for(spec: ModelSpec, *, cache_dir: Path | None = None) -> ModuleGraph:
 
 
 def shipped_graph(spec: ModelSpec) -> ModuleGraph | None:
-    """The packaged graph of this very configuration, or None."""
+    """The packaged graph of a model with exactly this configuration, or None."""
     name = _shipped_index().get(spec.config_sha256)
     if name is None:
         return None
@@ -59,7 +59,7 @@ def shipped_graph(spec: ModelSpec) -> ModuleGraph | None:
 
 
 def trace_spec(spec: ModelSpec) -> ModuleGraph:
-    """Trace a model now. Imports torch and transformers."""
+    """Trace a model without using the cache. Imports torch and transformers."""
     from planner.models.build import build
     from planner.tracing.trace import trace
 
@@ -77,14 +77,14 @@ def _folder() -> "resources.abc.Traversable":
 
 
 def _shipped_index() -> dict[str, str]:
-    """Configuration hash → name, from one small file, so that no graph is read in vain."""
+    """Configuration hash → name, from one small file, so that only a matching graph is read."""
     import json
 
     index = _folder().joinpath("index.json")
     if not index.is_file():
         return {}
-    found: dict[str, str] = json.loads(index.read_bytes())
-    return found
+    name_of_hash: dict[str, str] = json.loads(index.read_bytes())
+    return name_of_hash
 
 
 def _cache_dir() -> Path:
@@ -97,7 +97,7 @@ def _cache_dir() -> Path:
 
 
 def _key(spec: ModelSpec) -> str:
-    """Hash of what a trace depends on: the configuration, the libraries, this file format."""
+    """Hash of everything a trace depends on: the configuration, the libraries, the file format."""
     parts = [spec.config_sha256, str(SCHEMA_VERSION)]
     parts += [f"{name}={metadata.version(name)}" for name in ("torch", "transformers", "offload-planner")]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""From a configuration and a class to a ModuleGraph, without weights."""
+"""Traces a configuration and a model class to a ModuleGraph, without weights."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ from planner.tracing.sampling import (
 )
 
 _logger: Final = logging.getLogger(__name__)
-# bfloat16 stands for both 2-byte dtypes: some shape functions accept no float16.
+# bfloat16 represents both 2-byte dtypes, because some shape functions do not accept float16.
 _DTYPES: Final = {"2": torch.bfloat16, "4": torch.float32}
 _NOTHING: Final = PhaseCost(num_ops=0)
 
@@ -59,7 +59,7 @@ def trace(
         config: its configuration; not changed.
         model_class: a transformers class with a language-model head.
         generates: whether `generate()` applies; False for an encoder such as BERT.
-        config_sha256: hash to record; computed from `config` when None.
+        config_sha256: hash of the configuration to record; computed from `config` when None.
 
     Raises:
         TraceError: the model cannot be built, or its forward cannot be traced without weights.
@@ -70,7 +70,7 @@ def trace(
     samples = {key: _samples(model, layers, generates) for key, model in models.items()}
     model = models["2"]
     is_encoder_decoder = bool(model.config.is_encoder_decoder)
-    text = model.config.get_text_config(decoder=True)
+    text_config = model.config.get_text_config(decoder=True)
     head = model.get_output_embeddings()
     return ModuleGraph(
         schema_version=SCHEMA_VERSION,
@@ -87,7 +87,7 @@ def trace(
         ties=placement.ties,
         leaks=placement.leaks,
         is_encoder_decoder=is_encoder_decoder,
-        vocab_size=0 if head is None else int(getattr(head, "out_features", text.vocab_size)),
+        vocab_size=0 if head is None else int(getattr(head, "out_features", text_config.vocab_size)),
         generates=generates,
         max_positions=max_positions(model.config),
     )
@@ -100,27 +100,27 @@ def _samples(model: Any, layers: dict[str, Layer], generates: bool) -> Samples:
     except TraceError as error:
         if not layers:
             raise
-        # Some forwards look into the cache of a layer that was replayed; running every layer is exact too.
+        # Some forwards read the cache of a layer that was replayed; running every layer gives the same costs.
         _logger.info("tracing every layer, because replaying equal ones failed: %s", error)
         return _sample_all(model, {}, step, generates)
 
 
 def _sample_all(model: Any, layers: dict[str, Layer], step: int, generates: bool) -> Samples:
     samples = sample(model, layers, sizes_to_sample(step), generates=generates)
-    past = sizes_past_windows(model.config, step)
-    if past and generates:
-        samples.past_windows = sample(model, layers, past, generates=True, decode=False)
+    sizes_past = sizes_past_windows(model.config, step)
+    if sizes_past and generates:
+        samples.past_windows = sample(model, layers, sizes_past, generates=True, decode=False)
     return samples
 
 
 def _hash(config: PreTrainedConfig, generates: bool) -> str:
     auto_class: AutoClass = "masked-lm" if not generates else "causal-lm"
-    written = json.loads(config.to_json_string(use_diff=False))  # as a config.json would say it: string keys
+    written = json.loads(config.to_json_string(use_diff=False))  # with string keys, as in a config.json
     return hash_config(written, "seq2seq-lm" if config.is_encoder_decoder else auto_class)
 
 
 def _tensor_parallel(model: Any, layers: dict[str, Layer]) -> dict[str, ModuleRole]:
-    """How each module may be cut over ranks; nothing where that cannot be derived."""
+    """How each module may be cut over ranks; empty where that cannot be derived."""
     try:
         return module_roles(derive(model, layers), model)
     except Exception as error:
@@ -136,12 +136,12 @@ def _nodes(
 ) -> tuple[Node, ...]:
     reference = samples["2"]
     terms = DECODE_TERMS_WITH_ENCODER if models["2"].config.is_encoder_decoder else DECODE_TERMS
-    costs = {key: _costs(found, terms) for key, found in samples.items()}
+    costs = {key: _costs(of_dtype, terms) for key, of_dtype in samples.items()}
     kv = kv_costs(samples["2"].decode, samples["4"].decode, terms)
     modules = dict(models["2"].named_modules())
     tensors = {name: _tensors(models, name) for name in modules}
     active = {name for phases in costs.values() for phase in phases for name in phase}
-    # A module that several layers share has one name there, and one more in each replayed layer.
+    # A module that several layers share is named once by torch, and once more in each replayed layer.
     modules |= {name: models["2"].get_submodule(name) for name in sorted(active - set(modules))}
     kept = [name for name in modules if tensors.get(name) or name in active]
     ranks = _ranks(kept, reference.order)
@@ -172,12 +172,14 @@ def _costs(
     decode: Mapping[str, PhaseCost] = {}
     if samples.decode:
         decode = phase_costs(list(samples.decode), decode_terms, list(samples.decode.values()))
-    past = samples.past_windows
-    if past is not None:
-        # Decode needs no such forms: those from below the window grow on and stay above the truth.
-        beyond = list(past.prefill.values())
-        costs = phase_costs(list(past.prefill), PREFILL_TERMS, beyond)
-        prefill = with_peaks_of(prefill, costs, beyond[0].replays, min(s.prompt for s in past.prefill))
+    past_windows = samples.past_windows
+    if past_windows is not None:
+        # Decode needs none: polynomials from below the window keep growing, and are an upper bound past it.
+        beyond = list(past_windows.prefill.values())
+        costs = phase_costs(list(past_windows.prefill), PREFILL_TERMS, beyond)
+        prefill = with_peaks_of(
+            prefill, costs, beyond[0].replays, min(s.prompt for s in past_windows.prefill)
+        )
     return prefill, decode
 
 
@@ -193,19 +195,19 @@ def _ranks(names: list[str], order: dict[str, int]) -> list[str]:
 
 
 def _tensors(models: dict[str, Any], name: str) -> tuple[Tensor, ...]:
-    """What a module owns; a tensor whose dtype follows the model's has none of its own."""
+    """Tensors that a module owns; one whose dtype follows the model's has dtype None."""
     two, four = (models[key].get_submodule(name) for key in _DTYPES)
-    found: list[Tensor] = []
-    for kind, held, other in (
+    tensors: list[Tensor] = []
+    for kind, own, own_in_float32 in (
         ("parameter", two._parameters, four._parameters),
         ("buffer", two._buffers, four._buffers),
     ):
-        for key, tensor in held.items():
+        for key, tensor in own.items():
             if tensor is None:
                 continue
-            follows = tensor.dtype is _DTYPES["2"] and other[key].dtype is _DTYPES["4"]
+            follows = tensor.dtype is _DTYPES["2"] and own_in_float32[key].dtype is _DTYPES["4"]
             scratch = kind == "buffer" and key in two._non_persistent_buffers_set
-            found.append(
+            tensors.append(
                 Tensor(
                     name=key,
                     shape=tuple(tensor.shape),
@@ -213,7 +215,7 @@ def _tensors(models: dict[str, Any], name: str) -> tuple[Tensor, ...]:
                     dtype=None if follows else str(tensor.dtype).removeprefix("torch."),
                 )
             )
-    return tuple(found)
+    return tuple(tensors)
 
 
 __all__ = ["trace", "trace_placement"]

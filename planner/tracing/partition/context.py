@@ -1,4 +1,4 @@
-"""What the rules of all operations share: one traced forward, and one operation of it."""
+"""State that the rules of all operations share: one traced forward, and one operation of it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_leaves
 from planner.tracing.partition.feature_sets import FeatureSets, Ids, distinct_pairs, without_repeats
 from planner.tracing.partition.storages import Axis, Storages
 
-#: How a parameter meets features: it makes them, it sums over them, or it goes with each of them.
+#: How a parameter is used with features: it computes them, sums over them, or is applied element by element.
 Kind: TypeAlias = Literal["output", "input", "elementwise"]
-#: Ids that an operation's results get: one array, or one for each result.
+#: Ids of an operation's results: one array, or one for each result.
 Result: TypeAlias = Ids | list[Ids | None] | None
 
 
@@ -23,9 +23,11 @@ class Call:
     """One aten operation that has run.
 
     Attributes:
-        packet: the operation, overloads together.
+        func: the overload.
+        packet: the operation without its overload.
+        args, kwargs: its arguments as passed.
         given: its arguments by the schema's names, defaults included.
-        inputs, outputs: the tensors among arguments and results.
+        inputs, outputs: the tensors among its arguments and results.
     """
 
     func: Any
@@ -48,7 +50,14 @@ class Call:
 
 
 def call_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Call:
-    """The call with its arguments named."""
+    """The call, with its arguments named.
+
+    Args:
+        func: the overload that ran.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        out: its result.
+    """
     given: dict[str, Any] = {}
     for place, argument in enumerate(func._schema.arguments):
         value = args[place] if place < len(args) else kwargs.get(argument.name, argument.default_value)
@@ -66,24 +75,25 @@ def call_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) 
 
 @dataclass(slots=True)
 class Context:
-    """Everything that the rules read and write.
+    """State that the rules read and write.
 
     Attributes:
-        sets: which features belong together.
+        sets: the features that must be on one rank.
         storages: ids and parameters by storage.
-        forced: parameter → which of its outputs every rank shall hold, although they could be cut.
-        unsplit: weights whose inputs shall stay together, although they are several sets by then.
-        module: fqn of the module whose code runs.
-        uses: (parameter, kind, dimension) → pairs of an index there and the id it meets.
-        constants: the same of tensors that are no parameters, by the module that uses them.
-        outputs: parameter → id of its first output feature.
-        inputs: parameter and dimensions → ids of the features it sums over, one per index.
+        module: returns the fqn of the module whose code runs.
+        shapes: parameter → its shape.
+        forced: parameter → mask of its outputs that every rank holds, although they could be cut.
+        unsplit: weights whose inputs stay on one rank, although they are several sets during the trace.
+        uses: (parameter, kind, dimension) → pairs of an index of that dimension and the id it is used with.
+        constants: (module that uses it, dimension) → the same for tensors that are not parameters.
+        outputs: parameter → dimensions of its outputs, and id of its first output feature.
+        inputs: (parameter, dimensions) → ids of the features that it sums over, one per index.
         row: parameters whose inputs are several sets.
         blocked: parameters whose inputs were several features and are one set.
-        held: features that must stay together and are all that their weights make, as a router's are. Every
-            rank holds them, and what is computed from all of them needs no ids.
-        biases: added to sums that need an all-reduce first.
-        unknown: operations without a rule; they unite all they touch.
+        held: features of one set that includes all outputs of their weights, as a router's are. Every rank
+            holds them, and what is computed from all of them needs no ids.
+        biases: parameters that are added to sums which need an all-reduce first.
+        unknown: operations without a rule → how often they ran; they unite all ids of their inputs.
     """
 
     sets: FeatureSets
@@ -107,12 +117,19 @@ class Context:
         return None if tensor is None else self.storages.ids(tensor)
 
     def note(self, name: str, kind: Kind, axis: Axis, ids: Ids) -> None:
-        """Remembers that a parameter meets `ids` along an axis; their first dimension runs along it."""
+        """Records that a parameter is used with features.
+
+        Args:
+            name: fqn of the parameter.
+            kind: how it is used with them.
+            axis: dimension of the parameter → its indices along the first dimension of `ids`.
+            ids: the features; the first dimension runs along the axis.
+        """
         for dim, coordinates in axis.items():
             self.uses.setdefault((name, kind, dim), []).append(_pairs(coordinates, ids))
 
     def note_elementwise(self, tensor: torch.Tensor, result: Ids) -> None:
-        """Remembers what a tensor that every rank has whole meets, element by element, in a result."""
+        """Records the ids of a result that are combined, element by element, with a tensor that has none."""
         sources = [(source.name, source.axes_of(tensor)) for source in self.storages.sources(tensor)]
         for dim in range(tensor.dim()):
             if tensor.shape[dim] < 2:
@@ -120,35 +137,35 @@ class Context:
             along = np.moveaxis(result, dim - tensor.dim(), 0)
             if along.shape[0] != tensor.shape[dim]:
                 continue
-            known = [(name, axes[dim]) for name, axes in sources if axes[dim]]
-            for name, axis in known:
+            axes_of_sources = [(name, axes[dim]) for name, axes in sources if axes[dim]]
+            for name, axis in axes_of_sources:
                 self.note(name, "elementwise", axis, along)
-            if not known:
+            if not axes_of_sources:
                 key = (self.module(), dim - result.ndim)
                 self.constants.setdefault(key, []).append(_pairs(np.arange(len(along)), along))
 
     def together(self, ids: Ids) -> Ids | None:
-        """Ids of a result that needs all of `ids`; None when every rank can as well hold what made them."""
+        """Ids of a result computed from all of `ids`; None when every rank can hold the weights."""
         labels = self.sets.labels()
-        met = np.unique(labels[ids])
-        met = met[met > 0]
-        if len(met) != 1:
+        combined = np.unique(labels[ids])
+        combined = combined[combined > 0]
+        if len(combined) != 1:
             return ids
         for name, (dims, first) in self.outputs.items():
             extent = int(np.prod([self.shapes[name][dim] for dim in dims]))
-            inside = labels[first : first + extent] == met[0]
+            inside = labels[first : first + extent] == combined[0]
             if inside.any() and not inside.all():
                 return ids
-        self.held.append(int(met[0]))
+        self.held.append(int(combined[0]))
         return None
 
     def blend(self, call: Call) -> Result:
-        """One set of everything that goes into an operation, on all that comes out."""
-        found = [ids.ravel() for ids in map(self.ids, call.inputs) if ids is not None]
-        if not found:
+        """Unites all ids of an operation's inputs, and gives its results ids of that set."""
+        of_inputs = [ids.ravel() for ids in map(self.ids, call.inputs) if ids is not None]
+        if not of_inputs:
             return None
-        one = self.sets.unite_all(np.concatenate(found))
-        return [np.full(tuple(out.shape), one) for out in call.outputs]
+        united = self.sets.unite_all(np.concatenate(of_inputs))
+        return [np.full(tuple(out.shape), united) for out in call.outputs]
 
 
 def _pairs(coordinates: Ids, ids: Ids) -> Ids:

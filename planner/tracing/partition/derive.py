@@ -1,4 +1,4 @@
-"""Derives roles from traced forwards, trying what every rank could hold whole so that more can be cut."""
+"""Derives roles from traced forwards, and searches for weights to replicate so that more can be cut."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,14 @@ _MOST_BLOCKED = 4
 
 @dataclass(slots=True)
 class Attempt:
-    """One traced forward, with `forced` outputs on every rank, and what it gave."""
+    """One traced forward.
+
+    Attributes:
+        forced: parameter → mask of its outputs that every rank holds.
+        tracer: the tracer after the forward.
+        parameters: the derived roles.
+        constants: modules with a constant that must be cut.
+    """
 
     forced: Forced
     tracer: PartitionTracer
@@ -37,15 +44,15 @@ class Attempt:
 
     @property
     def blocked(self) -> list[str]:
-        """Weights that sum over several features which must stay together."""
+        """Weights that sum over several features which must be on one rank."""
         context = self.tracer.context
         labels = context.sets.labels()
         shared = {int(labels[member]) for member in context.sets.shared}
-        found = set(context.blocked)
+        names = set(context.blocked)
         for (name, _), ids in context.inputs.items():
             if shared.intersection(np.unique(labels[ids]).tolist()):
-                found.add(name)
-        return [name for name in context.outputs if name in found and name not in self.row]
+                names.add(name)
+        return [name for name in context.outputs if name in names and name not in self.row]
 
 
 def derive(model: Any, layers: dict[str, Layer] | None = None, *, prompt: int = _PROMPT) -> PartitionSpec:
@@ -53,7 +60,7 @@ def derive(model: Any, layers: dict[str, Layer] | None = None, *, prompt: int = 
 
     Args:
         model: from `planner.tracing.meta_model.build`.
-        layers: its equal layers; found when None.
+        layers: its equal layers; determined when None.
         prompt: tokens of the traced prompt.
 
     Raises:
@@ -83,20 +90,20 @@ def derive(model: Any, layers: dict[str, Layer] | None = None, *, prompt: int = 
 
 
 def _replayed_names(names: set[str], tracer: PartitionTracer) -> frozenset[str]:
-    found = set(names)
+    every_name = set(names)
     for replay in tracer.replays:
-        found |= {replay.rename(name) for name in found if name.startswith(replay.source + ".")}
-    return frozenset(found)
+        every_name |= {replay.rename(name) for name in every_name if name.startswith(replay.source + ".")}
+    return frozenset(every_name)
 
 
 class _Search:
-    """Traces a model again and again, each time with other outputs on every rank."""
+    """Traces a model several times, each time with other outputs on every rank."""
 
     def __init__(self, model: Any, layers: dict[str, Layer], prompt: int) -> None:
         self._model = model
         self._layers = layers
         self._prompt = prompt
-        # Tables that are looked up stay whole; so does what later operations turn out to unite.
+        # Embedding tables stay whole; weights whose inputs a later operation unites are added.
         self._unsplit = _tables(model)
 
     def best(self) -> Attempt:
@@ -112,7 +119,7 @@ class _Search:
             wrong = attempt.tracer.context.row - attempt.row
             if not wrong:
                 break
-            # A later norm united what they summed over: their sums were no sums over ranks.
+            # A later norm united the features that they sum over, so they are not row-parallel.
             self._unsplit |= wrong
         return attempt
 
@@ -132,7 +139,7 @@ class _Search:
         return Attempt(forced, tracer, resolver.parameters(), resolver.constants())
 
     def _with_shared(self, start: Attempt) -> Attempt:
-        """One head of keys for all heads of queries: every rank holds it."""
+        """Replicates features that several sets share, as one head of keys for all heads of queries."""
         best = current = start
         for _ in range(_MOST_BLOCKED):
             forced = _sharing(current, current.blocked)
@@ -144,7 +151,7 @@ class _Search:
         return best
 
     def _freed(self, best: Attempt, name: str) -> Attempt:
-        """A norm over all heads, an index chosen from all: the smallest makers go to every rank first."""
+        """Replicates weights, the smallest first, until `name` is row-parallel."""
         current = best
         for _ in range(_MOST_ROUNDS):
             forced = _sharing(current, [name]) or _without_smallest(current, name)
@@ -156,8 +163,8 @@ class _Search:
         return current if name in current.row and len(current.row) > len(best.row) else best
 
     def _pruned(self, best: Attempt) -> Attempt:
-        """Gives back what need not be on every rank, the largest first."""
-        for name in sorted(best.forced, key=lambda one: -len(best.forced[one])):
+        """Cuts again what need not be replicated, the largest first."""
+        for name in sorted(best.forced, key=lambda parameter: -len(best.forced[parameter])):
             attempt = self._attempt({key: mask for key, mask in best.forced.items() if key != name})
             if len(attempt.row) >= len(best.row) and len(attempt.parameters) >= len(best.parameters):
                 best = attempt
@@ -165,22 +172,22 @@ class _Search:
 
 
 def _tables(model: Any) -> frozenset[str]:
-    """Parameters of embeddings, by every name."""
+    """Names of the parameters of embeddings, those of tied parameters included."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     named = model.named_parameters(remove_duplicate=False)
     return frozenset(name for name, parameter in named if id(parameter) in tables)
 
 
 def _sets_of(attempt: Attempt, blocked: list[str]) -> set[int]:
-    """Labels of what the blocked weights sum over."""
+    """Labels of the sets that the blocked weights sum over."""
     context = attempt.tracer.context
     labels = context.sets.labels()
-    met = [ids for (name, _), ids in context.inputs.items() if name in blocked]
-    return {int(label) for ids in met for label in np.unique(labels[ids])} - {0}
+    summed = [ids for (name, _), ids in context.inputs.items() if name in blocked]
+    return {int(label) for ids in summed for label in np.unique(labels[ids])} - {0}
 
 
 def _sharing(attempt: Attempt, blocked: list[str]) -> Forced | None:
-    """With the features that several sets share on every rank; None when that is nothing new."""
+    """`forced` with the features that several sets share; None when it has them already."""
     if not blocked:
         return None
     sets = attempt.tracer.context.sets
@@ -196,22 +203,22 @@ def _extended(attempt: Attempt, ids: npt.NDArray[np.int64]) -> Forced | None:
     changed = False
     for name, (dims, first) in attempt.tracer.context.outputs.items():
         mask = np.isin(first + np.arange(_extent(attempt, name, dims)), ids)
-        known = forced.get(name, np.zeros(len(mask), dtype=bool))
-        if (mask & ~known).any():
-            forced[name] = known | mask
+        already = forced.get(name, np.zeros(len(mask), dtype=bool))
+        if (mask & ~already).any():
+            forced[name] = already | mask
             changed = True
     return forced if changed else None
 
 
 def _without_smallest(attempt: Attempt, blocked: str) -> Forced | None:
-    """With the smallest of the weights that make what `blocked` sums over on every rank."""
+    """`forced` with the smallest weight that computes inputs of `blocked`; None when it is the last."""
     context = attempt.tracer.context
     labels, wanted = context.sets.labels(), _sets_of(attempt, [blocked])
     makers = []
     for name, (dims, first) in context.outputs.items():
         extent = _extent(attempt, name, dims)
-        known = attempt.forced.get(name)
-        if known is not None and known.all():
+        already = attempt.forced.get(name)
+        if already is not None and already.all():
             continue
         if wanted.intersection(labels[first : first + extent].tolist()):
             makers.append((extent, name))

@@ -1,4 +1,4 @@
-"""How ids flow through operations on elements, sums and norms over dimensions, and convolutions."""
+"""Ids of the results of elementwise operations, reductions, norms and convolutions."""
 
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ from planner.tracing.partition.feature_sets import Ids
 from planner.tracing.partition.storages import Axis
 
 _aten: Final = torch.ops.aten
-#: Operations on elements that torch does not tag as such.
+#: Elementwise operations that torch does not tag as such.
 _UNTAGGED: Final = frozenset(
     {_aten.masked_fill, _aten.masked_fill_, _aten.dropout, _aten.native_dropout, _aten.glu, _aten.polar}
     | {
@@ -26,7 +26,7 @@ _CASTS: Final = frozenset(
     {_aten._to_copy, _aten.to, _aten.clone, _aten.contiguous, _aten.detach, _aten.alias}
 )
 _ADDITIONS: Final = frozenset({_aten.add, _aten.add_})
-#: They keep the dimension; what they pick or accumulate depends on all along it.
+#: They keep the dimension; each element of the result depends on all elements along it.
 _ALONG: Final = frozenset(
     {_aten._softmax, _aten._log_softmax, _aten._safe_softmax, _aten.softmax, _aten.log_softmax, _aten.cumsum}
     | {_aten.cumprod, _aten.logcumsumexp, _aten.cummax, _aten.cummin, _aten.sort, _aten.topk, _aten.argsort}
@@ -43,20 +43,20 @@ CONVOLUTIONS: Final = frozenset({_aten.convolution})
 
 
 def is_elementwise(func: Any, packet: Any) -> bool:
-    """Whether each element of the result comes from the elements at its place."""
+    """Whether each element of the result depends only on the elements at its position."""
     return torch.Tag.pointwise in func.tags or packet in _UNTAGGED or packet in _CASTS
 
 
 def elementwise(context: Context, call: Call) -> Result:
-    """Unites what meets at each place; notes what every rank has whole and is met by features."""
+    """Unites the ids at each position; records inputs without ids that are combined with features."""
     shape = tuple(call.output.shape)
     result: Ids = np.zeros(shape, dtype=np.int64)
-    cut = [(tensor, context.ids(tensor)) for tensor in call.inputs]
-    for _, ids in cut:
+    ids_of_inputs = [(tensor, context.ids(tensor)) for tensor in call.inputs]
+    for _, ids in ids_of_inputs:
         if ids is not None:
             result = context.sets.meet(result, np.broadcast_to(ids, shape))
     if result.any():
-        for tensor, ids in cut:
+        for tensor, ids in ids_of_inputs:
             if ids is None:
                 context.note_elementwise(tensor, result)
         return [result if tuple(out.shape) == shape else None for out in call.outputs]
@@ -65,7 +65,7 @@ def elementwise(context: Context, call: Call) -> Result:
 
 
 def _carry_sources(context: Context, call: Call) -> None:
-    """A parameter changed element by element still lies as it did; sums stay sums under additions."""
+    """Keeps the parameter sources, whose layout does not change, and partial sums; records biases."""
     summed: frozenset[str] = frozenset().union(
         *(facts.summed for t in call.inputs if (facts := context.storages.find(t)) is not None)
     )
@@ -86,20 +86,20 @@ def _carry_sources(context: Context, call: Call) -> None:
 
 
 def reduction(context: Context, call: Call) -> Result:
-    """Sums, maxima, softmax, sorting: everything along the dimensions is one set."""
+    """Sums, maxima, softmax, sorting: unites the ids along the dimensions."""
     values = call.inputs[0]
     ids = context.ids(values)
     if ids is None:
         return None
     dims = _dims(call, values.dim())
-    one = context.together(context.sets.collapse(ids, dims))
-    if one is None:
+    united = context.together(context.sets.collapse(ids, dims))
+    if united is None:
         return None
-    gone = np.squeeze(one, tuple(dim % ids.ndim for dim in dims)) if dims and ids.ndim else one
+    squeezed = np.squeeze(united, tuple(dim % ids.ndim for dim in dims)) if dims and ids.ndim else united
     results: list[Ids | None] = []
     for out in call.outputs:
-        kept = one if out.dim() == ids.ndim else gone
-        results.append(np.broadcast_to(kept, tuple(out.shape)))
+        of_output = united if out.dim() == ids.ndim else squeezed
+        results.append(np.broadcast_to(of_output, tuple(out.shape)))
     return results
 
 
@@ -120,10 +120,10 @@ def norm(context: Context, call: Call) -> Result:
     if ids is None:
         return None
     dims = range(-len(call.given["normalized_shape"]), 0)
-    one = context.together(context.sets.collapse(ids, dims))
-    if one is None:
+    united = context.together(context.sets.collapse(ids, dims))
+    if united is None:
         return None
-    result = np.broadcast_to(one, ids.shape)
+    result = np.broadcast_to(united, ids.shape)
     for name in ("weight", "bias"):
         if isinstance(call.given.get(name), torch.Tensor):
             context.note_elementwise(call.given[name], result)
@@ -146,7 +146,7 @@ def group_norm(context: Context, call: Call) -> Result:
 
 
 def convolution(context: Context, call: Call) -> Result:
-    """A convolution in groups of channels: a group's outputs need a group's inputs."""
+    """A convolution in groups of channels: outputs of a group depend on all inputs of that group."""
     ids = context.ids(call.inputs[0])
     if ids is None:
         return None
@@ -154,17 +154,17 @@ def convolution(context: Context, call: Call) -> Result:
     over_space = context.sets.collapse(ids, range(2, ids.ndim))
     batch = ids.shape[0]
     per_group = context.sets.collapse(over_space.reshape(batch, groups, -1), (-1,))
-    made = np.repeat(per_group, channels // groups, axis=2).reshape(batch, channels)
+    of_channels = np.repeat(per_group, channels // groups, axis=2).reshape(batch, channels)
     for name in ("weight", "bias"):
         parameter = call.given.get(name)
         if isinstance(parameter, torch.Tensor):
-            _note_channels(context, parameter, made)
+            _note_channels(context, parameter, of_channels)
     space = (1,) * (call.output.dim() - 2)
-    return np.broadcast_to(made.reshape(batch, channels, *space), tuple(call.output.shape))
+    return np.broadcast_to(of_channels.reshape(batch, channels, *space), tuple(call.output.shape))
 
 
-def _note_channels(context: Context, parameter: torch.Tensor, made: Ids) -> None:
+def _note_channels(context: Context, parameter: torch.Tensor, of_channels: Ids) -> None:
     for source in context.storages.sources(parameter):
         axis = source.axes_of(parameter)[0]
         if axis:
-            context.note(source.name, "elementwise", axis, made.T)
+            context.note(source.name, "elementwise", axis, of_channels.T)

@@ -1,6 +1,6 @@
-"""Union-find over feature ids, on whole arrays at a time.
+"""Union-find over feature ids, for whole arrays at a time.
 
-An id stands for one feature of one weight's output. Id 0 stands for all that every rank computes alike.
+An id represents one output feature of one weight. Id 0 represents everything that every rank has.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ _HALF: Final = 32
 
 
 class FeatureSets:
-    """Which features must live on one rank.
+    """Sets of features that must be on one rank.
 
     Attributes:
-        shared: members of sets that one operation joined with several others at once, by a member: one head
-            of keys that many heads of queries use. If every rank held them, the others could part.
+        shared: label → members of sets that one operation united with several others at once, as one head of
+            keys that many heads of queries use. If every rank held them, the others could be separate sets.
     """
 
     def __init__(self) -> None:
@@ -29,44 +29,44 @@ class FeatureSets:
         self.shared: dict[int, Ids] = {}
 
     def fresh(self, count: int) -> int:
-        """The first of `count` new consecutive ids."""
+        """The first of `count` new, consecutive ids."""
         first = self._size
         self._size += count
         return first
 
-    def unite(self, some: Ids, others: Ids) -> None:
-        """Puts the ids at equal places of two arrays of one shape into one set; zeros join nothing."""
-        pairs = _joining_pairs(*without_repeats(some, others))
+    def unite(self, left: Ids, right: Ids) -> None:
+        """Unites the ids at equal positions of two arrays of one shape; zeros are united with nothing."""
+        pairs = _joining_pairs(*without_repeats(left, right))
         if len(pairs):
             self._pending.append(pairs)
 
-    def meet(self, some: Ids, others: Ids) -> Ids:
-        """Unites what two operands of one operation bring to each element of its result.
+    def meet(self, left: Ids, right: Ids) -> Ids:
+        """Unites the ids of two operands for each element of the result of an operation.
 
         Returns:
-            The ids of the result, in the shape both broadcast to.
+            The ids of the result, in the shape that both broadcast to.
         """
-        some, others = np.broadcast_arrays(some, others)
-        shape = some.shape
-        some, others = without_repeats(some, others)
-        pairs = _joining_pairs(some, others)
+        left, right = np.broadcast_arrays(left, right)
+        shape = left.shape
+        left, right = without_repeats(left, right)
+        pairs = _joining_pairs(left, right)
         if len(pairs):
             self._note_shared(pairs)
             self._pending.append(pairs)
-        return np.broadcast_to(np.where(some > 0, some, others), shape)
+        return np.broadcast_to(np.where(left > 0, left, right), shape)
 
     def unite_all(self, ids: Ids) -> int:
-        """One set of everything in `ids`; a member of it, or 0."""
-        found = np.unique(ids)
-        found = found[found > 0]
-        if not len(found):
+        """Unites all of `ids`; returns a member of the set, or 0 when all are 0."""
+        distinct = np.unique(ids)
+        distinct = distinct[distinct > 0]
+        if not len(distinct):
             return EVERYWHERE
-        if len(found) > 1:
-            self._pending.append(np.stack([np.full(len(found) - 1, found[0]), found[1:]], axis=1))
-        return int(found[0])
+        if len(distinct) > 1:
+            self._pending.append(np.stack([np.full(len(distinct) - 1, distinct[0]), distinct[1:]], axis=1))
+        return int(distinct[0])
 
     def collapse(self, ids: Ids, dims: Sequence[int]) -> Ids:
-        """Unites along `dims`, as a sum over them does; they stay, with extent 1."""
+        """Unites the ids along `dims`, as a sum over them does; the dimensions are kept with extent 1."""
         axes = sorted({dim % ids.ndim for dim in dims}) if ids.ndim else []
         if not axes:
             return ids
@@ -78,7 +78,7 @@ class FeatureSets:
         return np.asarray(np.expand_dims(chosen, tuple(axes)))
 
     def labels(self) -> Ids:
-        """The set of every id, named by its smallest member."""
+        """The label of every id: the smallest member of its set."""
         if self._size > len(self._labels):
             new = np.arange(len(self._labels), self._size)
             self._labels = np.concatenate([self._labels, new])
@@ -102,17 +102,17 @@ class FeatureSets:
 
 
 def without_repeats(*arrays: Ids) -> list[Ids]:
-    """The arrays, of one shape, with extent 1 along dimensions in which all of them repeat themselves."""
-    found = list(arrays)
-    for axis, extent in enumerate(found[0].shape):
-        if extent > 1 and all(_repeats(array, axis) for array in found):
-            found = [_slice(array, axis, 0) for array in found]
-    return found
+    """The arrays, which have one shape, with extent 1 along dimensions in which all of them are constant."""
+    reduced = list(arrays)
+    for axis, extent in enumerate(reduced[0].shape):
+        if extent > 1 and all(_repeats(array, axis) for array in reduced):
+            reduced = [_slice(array, axis, 0) for array in reduced]
+    return reduced
 
 
 def _repeats(array: Ids, axis: int) -> bool:
     first = _slice(array, axis, 0)
-    # The last one differs where any does, nearly always: the rest is then not looked at.
+    # Where any slice differs from the first, the last one nearly always does, so it is compared before all.
     return array.strides[axis] == 0 or (
         np.array_equal(first, _slice(array, axis, -1)) and bool((array == first).all())
     )
@@ -123,8 +123,8 @@ def _slice(array: Ids, axis: int, at: int) -> Ids:
 
 
 def distinct_pairs(firsts: Ids, seconds: Ids) -> Ids:
-    """The different pairs of two arrays of one shape, a row for each."""
-    # As one number each: that sorts many times as fast as rows do.
+    """The distinct pairs of elements of two arrays of one shape, one row for each."""
+    # Each pair is packed into one number, which sorts much faster than rows.
     packed = np.unique((firsts.ravel() << _HALF) | seconds.ravel())
     return np.stack([packed >> _HALF, packed & ((1 << _HALF) - 1)], axis=1)
 
@@ -133,15 +133,15 @@ def _without(shape: tuple[int, ...], axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(extent for dim, extent in enumerate(shape) if dim not in axes)
 
 
-def _joining_pairs(some: Ids, others: Ids) -> Ids:
-    differ = (some > 0) & (others > 0) & (some != others)
+def _joining_pairs(left: Ids, right: Ids) -> Ids:
+    differ = (left > 0) & (right > 0) & (left != right)
     if not differ.any():
         return np.empty((0, 2), dtype=np.int64)
-    return distinct_pairs(some[differ], others[differ])
+    return distinct_pairs(left[differ], right[differ])
 
 
 def _joined(size: int, pairs: Ids) -> Ids:
-    """For each of `size` labels the smallest that `pairs` connect it with."""
+    """For each of `size` labels, the smallest label that `pairs` connect it with."""
     smallest = np.arange(size)
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     while len(pairs):

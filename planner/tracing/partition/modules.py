@@ -1,4 +1,4 @@
-"""Roles by module, as a graph's nodes carry them."""
+"""Roles by module, for the nodes of a graph."""
 
 from typing import Any
 
@@ -7,16 +7,17 @@ from planner.tracing.partition.schema import ParameterPartition, PartitionSpec
 
 
 def module_roles(roles: PartitionSpec, model: Any) -> dict[str, ModuleRole]:
-    """Module → how its weights may be cut. Biases, and what goes with single features, are not asked.
+    """Module fqn → how its weights may be cut; elementwise parameters such as biases do not count.
 
-    A module that holds both kinds, as experts in one tensor do, is a row: an all-reduce follows it.
+    A module with column- and row-parallel weights, such as experts in one tensor, has the role `row`, because
+    an all-reduce follows it.
     """
-    found: dict[str, list[tuple[int, ParameterPartition]]] = {}
+    weights_of: dict[str, list[tuple[int, ParameterPartition]]] = {}
     sizes = {name: p.numel() for name, p in model.named_parameters(remove_duplicate=False)}
     for name, role in roles.parameters.items():
         if role.role != "elementwise":
-            found.setdefault(name.rpartition(".")[0], []).append((sizes[name], role))
-    return {module: _together(weights) for module, weights in found.items()}
+            weights_of.setdefault(name.rpartition(".")[0], []).append((sizes[name], role))
+    return {module: _together(weights) for module, weights in weights_of.items()}
 
 
 def _together(weights: list[tuple[int, ParameterPartition]]) -> ModuleRole:

@@ -1,4 +1,4 @@
-"""How ids flow through operations that only move elements: copies, and picking and placing by index."""
+"""Ids of the results of operations that only move elements: copies, and reading and writing by index."""
 
 from typing import Any, Final
 
@@ -16,13 +16,13 @@ def _existing(*names: str) -> frozenset[Any]:
     return frozenset(getattr(_aten, name) for name in names if hasattr(_aten, name))
 
 
-#: Run as they are, on the ids.
+#: Operations that are run unchanged on the ids.
 COPIES: Final = _existing(
     "cat", "stack", "repeat", "flip", "roll", "constant_pad_nd", "tril", "triu", "slice_scatter",
     "select_scatter", "repeat_interleave", "reshape", "_unsafe_view", "as_strided_copy", "unfold_copy",
     "split_with_sizes_copy", "view_copy", "rot90", "upsample_nearest1d", "pixel_shuffle", "im2col",
 )  # fmt: skip
-#: New tensors that take at most a shape from their arguments.
+#: Operations that create tensors, with at most a shape from their arguments.
 CREATIONS: Final = _existing(
     "zeros", "ones", "empty", "full", "arange", "zeros_like", "ones_like", "empty_like", "full_like",
     "new_zeros", "new_ones", "new_empty", "new_full", "scalar_tensor", "eye", "empty_strided", "rand_like",
@@ -39,14 +39,14 @@ _DROPPED: Final = ("dtype", "device", "layout", "pin_memory", "memory_format")
 
 
 def carried(call: Call) -> list[torch.Tensor]:
-    """The tensors whose values, not merely whose shapes or places, are in the result."""
+    """The input tensors whose values, and not only shapes or indices, are in the result."""
     if call.packet in CREATIONS:
         return []
     return call.inputs[:1] if call.packet in PICKS | ALONG_ONE else call.inputs
 
 
 def copy(context: Context, call: Call) -> Result:
-    """The operation itself, on ids in the place of values."""
+    """Runs the operation itself on the ids instead of the values."""
     if all(context.ids(tensor) is None for tensor in call.inputs):
         return None
 
@@ -60,29 +60,29 @@ def copy(context: Context, call: Call) -> Result:
     if call.packet is _aten.constant_pad_nd:
         args = args[:2]
     moved = call.func(*args, **{key: value for key, value in kwargs.items() if key not in _DROPPED})
-    return [one.numpy() for one in (moved if isinstance(moved, (tuple, list)) else [moved])]
+    return [tensor.numpy() for tensor in (moved if isinstance(moved, (tuple, list)) else [moved])]
 
 
 def overwrite(context: Context, call: Call) -> Result:
-    """`copy_`: the target gets what the source has, whatever it had."""
+    """`copy_`: the target's ids are replaced by those of the source."""
     ids = context.ids(call.args[1])
     shape = tuple(call.output.shape)
     return np.zeros(shape, dtype=np.int64) if ids is None else np.broadcast_to(ids, shape)
 
 
 def pick(context: Context, call: Call) -> Result:
-    """`x[i, :, j]`: exactly, where the indices are constants; else any element along may be picked."""
+    """`x[i, :, j]`: exact where the indices are constants; otherwise any element may be read."""
     values, indices = call.args[0], list(call.args[1])
     _carry_rows(context, call, len(indices))
     ids = context.ids(values)
-    known = [None if index is None else _known(context, index) for index in indices]
+    constants = [None if index is None else _known(context, index) for index in indices]
     result: Ids | None = None
     if ids is not None:
-        if any(index is not None and value is None for index, value in zip(indices, known, strict=True)):
+        if any(index is not None and value is None for index, value in zip(indices, constants, strict=True)):
             dims = [place for place, index in enumerate(indices) if index is not None]
             ids = np.broadcast_to(context.sets.collapse(ids, dims), ids.shape)
-            known = [None if i is None else torch.zeros(i.shape, dtype=torch.long) for i in indices]
-        picked = _aten.index.Tensor(torch.from_numpy(ids.copy()), known)
+            constants = [None if i is None else torch.zeros(i.shape, dtype=torch.long) for i in indices]
+        picked = _aten.index.Tensor(torch.from_numpy(ids.copy()), constants)
         result = picked.numpy().reshape(tuple(call.output.shape))
     return _with_indices(context, call, indices, result)
 
@@ -99,13 +99,13 @@ def _known(context: Context, index: torch.Tensor) -> torch.Tensor | None:
 def _with_indices(
     context: Context, call: Call, indices: list[torch.Tensor | None], result: Ids | None
 ) -> Result:
-    """What is picked depends on the index, and so on the features that it was computed from."""
+    """Unites the result's ids with those of the indices, because it depends on them."""
     shape = tuple(call.output.shape)
     for index in indices:
         ids = context.ids(index)
         if index is None or ids is None:
             continue
-        first = next(place for place, one in enumerate(indices) if one is not None)
+        first = next(place for place, entry in enumerate(indices) if entry is not None)
         trailing = len(shape) - first - index.dim()
         spread = ids.reshape(*ids.shape, *(1,) * max(trailing, 0))
         if trailing < 0 or spread.shape[: index.dim()] != shape[first : first + index.dim()]:
@@ -116,7 +116,7 @@ def _with_indices(
 
 
 def _carry_rows(context: Context, call: Call, num_picked: int) -> None:
-    """Whole rows of a parameter that are picked still lie as they did: one expert's weight."""
+    """Keeps the source of a parameter of which whole rows are read, as one expert's weight."""
     values, out = call.args[0], call.output
     for source in context.storages.sources(values):
         kept = source.axes_of(values)[num_picked:]
@@ -125,7 +125,7 @@ def _carry_rows(context: Context, call: Call, num_picked: int) -> None:
 
 
 def pick_along(context: Context, call: Call) -> Result:
-    """`gather` and `index_select`: any element along the dimension may be picked."""
+    """`gather` and `index_select`: any element along the dimension may be read."""
     values, index = call.args[0], call.args[2]
     ids, of_index = context.ids(values), context.ids(index)
     shape = tuple(call.output.shape)
@@ -133,10 +133,10 @@ def pick_along(context: Context, call: Call) -> Result:
     result: Ids | None = None
     if call.packet is _aten.index_select and dim == 0:
         _carry_rows(context, call, 1)
-    one = None if ids is None else context.together(context.sets.collapse(ids, (dim,)))
-    if one is not None:
+    united = None if ids is None else context.together(context.sets.collapse(ids, (dim,)))
+    if united is not None:
         cut = tuple(slice(0, 1 if d == dim else extent) for d, extent in enumerate(shape))
-        result = np.broadcast_to(one[cut], shape)
+        result = np.broadcast_to(united[cut], shape)
     if of_index is None:
         return result
     if call.packet is _aten.index_select:
@@ -146,7 +146,7 @@ def pick_along(context: Context, call: Call) -> Result:
 
 
 def embedding(context: Context, call: Call) -> Result:
-    """Rows of a table: the columns of the result are the table's."""
+    """Rows of a table: the last dimension of the result has the columns of the table."""
     table, index = call.given["weight"], call.given["indices"]
     rank = call.output.dim()
     for source in context.storages.sources(table):
@@ -157,7 +157,7 @@ def embedding(context: Context, call: Call) -> Result:
 
 
 def place(context: Context, call: Call) -> Result:
-    """Values put or added at indices: rows may land anywhere, features stay in their columns."""
+    """Values written or added at indices: any row may be written, and columns stay in their place."""
     target = call.args[0]
     shape = tuple(target.shape)
     result = context.ids(target)
@@ -177,7 +177,7 @@ def place(context: Context, call: Call) -> Result:
 
 
 def _indexed_dims(call: Call, values: torch.Tensor) -> list[int] | None:
-    """Dimensions of `values` along which rows are placed; None where that is not clear."""
+    """Dimensions of `values` along which rows are written; None where they cannot be determined."""
     if isinstance(call.args[1], int):
         return [call.args[1]] if values.dim() == call.args[0].dim() else None
     indices = call.args[1]

@@ -11,11 +11,11 @@ from planner.tracing.partition.schema import PartitionSpec
 
 
 def partition_of(spec: ModelSpec) -> tuple[PartitionSpec, list[str]]:
-    """The roles, and the names of all parameters.
+    """The roles of a model, and the names of all its parameters.
 
     Raises:
-        ModelError: transformers cannot make the model's class.
-        TraceError: it cannot be built, or its forward cannot be traced, without weights.
+        ModelError: transformers cannot build the model's class.
+        TraceError: the model cannot be built, or its forward cannot be traced, without weights.
     """
     config, model_class = build_spec(spec)
     model = build(config, model_class, torch.bfloat16)

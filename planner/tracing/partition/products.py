@@ -1,4 +1,4 @@
-"""How ids flow through products: those with a weight make features or sum over them; others join them."""
+"""Ids of the results of matrix products, which create features, sum over them or combine them."""
 
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ _BEFORE_LAST: Final = -2
 
 
 def product(context: Context, call: Call) -> Result:
-    """A matrix product, with whatever is added to it."""
+    """A matrix product, and the tensor that is added to it, if any."""
     first, second = (call.given[name] for name in _FACTORS[call.packet])
     added = call.given["self"] if call.packet in (_aten.addmm, _aten.baddbmm) else None
     weight = _weight_of(context, first, second)
@@ -45,7 +45,7 @@ def product(context: Context, call: Call) -> Result:
 
 
 def attention(context: Context, call: Call) -> Result:
-    """softmax(query·key + bias)·value. Key and value heads are repeated where they are fewer."""
+    """softmax(query·key + bias)·value. Key and value heads are repeated where there are fewer of them."""
     query, key, value, bias = (call.given[name] for name in ("query", "key", "value", "bias"))
     heads = query.shape[:-2]
     scores = np.zeros((*heads, 1, 1), dtype=np.int64)
@@ -54,7 +54,7 @@ def attention(context: Context, call: Call) -> Result:
             scores = context.sets.meet(scores, _repeated(context.sets.collapse(ids, (-1, -2)), heads))
     result = np.zeros((*heads, 1, value.shape[-1]), dtype=np.int64)
     if (ids := context.ids(value)) is not None:
-        # A head's features stay together only if its scores are features too.
+        # The features of a head must be on one rank only if its scores have ids too.
         over = (-1, -2) if scores.any() else (-2,)
         result = np.broadcast_to(_repeated(context.sets.collapse(ids, over), heads), result.shape)
     result = context.sets.meet(scores, result)
@@ -64,7 +64,7 @@ def attention(context: Context, call: Call) -> Result:
 
 
 def attention_bias(context: Context, call: Call) -> Result:
-    """A mask turned into numbers of the queries' dtype: nothing of the queries themselves."""
+    """A mask as numbers of the queries' dtype; the values of the queries are not used."""
     return context.ids(call.given["mask"])
 
 
@@ -75,7 +75,7 @@ def _repeated(ids: Ids, heads: tuple[int, ...]) -> Ids:
 
 
 def _weight_of(context: Context, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor | None:
-    """Which factor is the weight; embeddings that are multiplied come from a parameter too."""
+    """Which factor is a weight: a parameter, or else a tensor derived from one, such as embeddings."""
     for factor in (second, first):
         if context.storages.itself(factor) is not None:
             return factor
@@ -86,13 +86,13 @@ def _weight_of(context: Context, first: torch.Tensor, second: torch.Tensor) -> t
 
 
 def _join(context: Context, first: torch.Tensor, second: torch.Tensor) -> Ids | None:
-    """A product of two activations: element (i, j) needs row i of one and column j of the other."""
+    """A product of two activations: element (i, j) needs row i of the first and column j of the second."""
     rows, columns = context.ids(first), context.ids(second)
     if rows is None:
         return None if columns is None else context.sets.collapse(columns, (_BEFORE_LAST,))
     if columns is None:
         return context.sets.collapse(rows, (_LAST,))
-    # Each row meets each column: both are one set, matrix by matrix.
+    # Each row is multiplied with each column, so that both are one set, for each matrix of the batch.
     both = (_BEFORE_LAST, _LAST)
     return context.sets.meet(context.sets.collapse(rows, both), context.sets.collapse(columns, both))
 
@@ -100,10 +100,10 @@ def _join(context: Context, first: torch.Tensor, second: torch.Tensor) -> Ids | 
 def _weighted(
     context: Context, call: Call, weight: torch.Tensor, ids: Ids | None, summed_dim: int
 ) -> Ids | None:
-    """A product with a weight: `ids` are the other factor's, with the dimension summed over as the last.
+    """A product with a weight; `ids` are those of the other factor, whose last dimension is summed over.
 
     Returns:
-        Ids of the result, features last; None where every rank has it (after an all-reduce).
+        Ids of the result, features last; None where every rank has all of it (after an all-reduce).
     """
     source = context.storages.sources(weight)[0]
     axes = source.axes_of(weight)
@@ -118,7 +118,7 @@ def _weighted(
 
 
 def _is_per_block(context: Context, ids: Ids) -> bool:
-    """Whether a batch of blocks has features of its own in each, as a block-diagonal weight's input has."""
+    """Whether each block of a batch has features of its own, as the input of a block-diagonal weight has."""
     labels = context.sets.labels()[ids]
     per_block = [np.unique(block[block > 0]) for block in labels]
     together = np.unique(np.concatenate(per_block))
@@ -126,56 +126,57 @@ def _is_per_block(context: Context, ids: Ids) -> bool:
 
 
 def _block_diagonal(context: Context, name: str, axis: Axis, ids: Ids) -> Ids:
-    """Every block of the weight stays with its block of features."""
+    """Every block of the weight is used with its own block of features."""
     blocks = context.sets.collapse(ids, range(1, ids.ndim))
     context.note(name, "elementwise", axis, blocks.reshape(len(blocks)))
     return blocks
 
 
 def _sums_over_sets(context: Context, source: AxisSource, axis: Axis, ids: Ids) -> bool:
-    """Unites what each index of the weight meets; whether the indexes meet two sets or more."""
-    met = context.sets.collapse(ids, range(ids.ndim - 1)).reshape(-1)
+    """Unites the ids at each index of the weight; returns whether the indices have two or more sets."""
+    summed = context.sets.collapse(ids, range(ids.ndim - 1)).reshape(-1)
     dims = tuple(sorted(axis))
     shape = tuple(context.shapes[source.name][dim] for dim in dims)
-    whole = bool(dims) and len(met) == len(axis[dims[0]])
+    whole = bool(dims) and len(summed) == len(axis[dims[0]])
     if whole:
         place = np.ravel_multi_index([axis[dim] for dim in dims], shape)
-        known = context.inputs.setdefault((source.name, dims), np.zeros(int(np.prod(shape)), dtype=np.int64))
-        context.sets.unite(known[place], met)
-        known[place] = np.where(known[place] > 0, known[place], met)
-    labels = context.sets.labels()[met]
+        no_ids = np.zeros(int(np.prod(shape)), dtype=np.int64)
+        inputs = context.inputs.setdefault((source.name, dims), no_ids)
+        context.sets.unite(inputs[place], summed)
+        inputs[place] = np.where(inputs[place] > 0, inputs[place], summed)
+    labels = context.sets.labels()[summed]
     may_part = whole and source.name not in context.unsplit
     if may_part and (labels > 0).all() and len(np.unique(labels)) > 1:
-        context.note(source.name, "input", axis, met)
+        context.note(source.name, "input", axis, summed)
         return True
-    if len(np.unique(met[met > 0])) > 1:
+    if len(np.unique(summed[summed > 0])) > 1:
         context.blocked.add(source.name)
-    context.sets.unite_all(met)
+    context.sets.unite_all(summed)
     return False
 
 
 def _made(context: Context, source: AxisSource, axis: Axis, extent: int) -> Ids | None:
-    """New features, the same ones whenever the same part of the weight is used."""
+    """Ids of new features; the same part of a weight always has the same ones."""
     dims = tuple(sorted(axis))
     if not dims:
         return None
     shape = tuple(context.shapes[source.name][dim] for dim in dims)
     count = int(np.prod(shape))
-    known = context.outputs.get(source.name)
-    if known is None or known[0] != dims:
-        known = context.outputs[source.name] = (dims, context.sets.fresh(count))
+    features = context.outputs.get(source.name)
+    if features is None or features[0] != dims:
+        features = context.outputs[source.name] = (dims, context.sets.fresh(count))
     place = np.ravel_multi_index([axis[dim] for dim in dims], shape)
-    made = known[1] + place
+    ids = features[1] + place
     forced = context.forced.get(source.name)
     if forced is not None and len(forced) == count:
-        made = np.where(forced[place], 0, made)
-    context.note(source.name, "output", axis, made)
-    assert len(made) == extent
-    return made
+        ids = np.where(forced[place], 0, ids)
+    context.note(source.name, "output", axis, ids)
+    assert len(ids) == extent
+    return ids
 
 
 def _with_added(context: Context, call: Call, added: torch.Tensor | None, result: Ids | None) -> Ids | None:
-    """The bias of a product: cut as its result is, or added once after an all-reduce."""
+    """The bias of a product: cut like its result, or added once after an all-reduce."""
     shape = tuple(call.output.shape)
     if added is None:
         return None if result is None else np.broadcast_to(result, shape)

@@ -1,4 +1,4 @@
-"""From what a trace saw to roles: what row-parallel weights sum over, in which sets, and who makes them."""
+"""Derives roles from a trace: the sets that row-parallel weights sum over, and their weights."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -14,39 +14,50 @@ _UNSEEN = -1
 
 
 class Circuit:
-    """Row-parallel parameters that share sets, and those sets in order, by family.
+    """Row-parallel parameters that share sets of features, with these sets.
 
     Attributes:
-        name: its first row-parallel parameter.
-        families: labels of the sets, one array for each family.
+        name: fqn of the first row-parallel parameter.
+        families: labels of the sets in order, one array for each family.
     """
 
     def __init__(self, name: str, labels: Ids, makers: Ids) -> None:
-        """`makers` has one number for all labels whose features the same weights make."""
+        """Divide the sets into families.
+
+        Args:
+            name: fqn of the first row-parallel parameter.
+            labels: labels of the sets, in order.
+            makers: for each label a number, equal where the same weights compute the features.
+        """
         self.name = name
         numbers, first = np.unique(makers[labels], return_index=True)
         self.families = [labels[makers[labels] == number] for number in numbers[np.argsort(first)]]
 
     @property
     def num_groups(self) -> int:
-        """What a degree must divide."""
+        """The number that a degree must divide."""
         return int(np.gcd.reduce([len(family) for family in self.families]))
 
     def groups(self, labels: Ids) -> tuple[Groups, ...]:
-        """For each family the group of every index whose label is given."""
-        found = []
+        """For each family, the group of every label in `labels`, or -1."""
+        groups_of_families = []
         for family in self.families:
             order = np.argsort(family)
             place = np.minimum(np.searchsorted(family[order], labels), len(family) - 1)
-            found.append(np.where(family[order][place] == labels, order[place], -1))
-        return tuple(found)
+            groups_of_families.append(np.where(family[order][place] == labels, order[place], -1))
+        return tuple(groups_of_families)
 
 
 class Resolver:
-    """Reads a context after the forward."""
+    """Derives roles from a context after the forward."""
 
     def __init__(self, context: Context, returned: Iterable[Ids]) -> None:
-        """`returned` are ids of what must be whole: the model's outputs, and what every rank holds."""
+        """Read the context.
+
+        Args:
+            context: the state after the forward.
+            returned: ids that must not be cut: those of the model's outputs, and those that every rank holds.
+        """
         self._context = context
         self._labels = context.sets.labels()
         self._returned = {int(label) for ids in returned for label in np.unique(self._labels[ids])} - {0}
@@ -58,19 +69,19 @@ class Resolver:
         self._circuits = self._find_circuits()
 
     def parameters(self) -> dict[str, ParameterPartition]:
-        """Roles of the parameters that the trace met."""
-        found: dict[str, ParameterPartition | None] = {
+        """Roles of the parameters that the trace used and that can be cut."""
+        roles: dict[str, ParameterPartition | None] = {
             name: self._role("row", name, dim, labels) for name, (dim, labels) in self._inputs.items()
         }
         for name in self._names("output"):
-            found.setdefault(name, self._cut(name, "output", "column"))
+            roles.setdefault(name, self._cut(name, "output", "column"))
         for name in self._names("elementwise"):
-            if found.get(name) is None:
-                found[name] = self._cut(name, "elementwise", "elementwise")
-        return {name: role for name, role in found.items() if role is not None}
+            if roles.get(name) is None:
+                roles[name] = self._cut(name, "elementwise", "elementwise")
+        return {name: role for name, role in roles.items() if role is not None}
 
     def constants(self) -> tuple[str, ...]:
-        """Modules that use a tensor, no parameter, of which every group needs its own part."""
+        """Modules that use a tensor which is not a parameter and must be cut with the features."""
         cut = []
         for (module, _), pairs in self._context.constants.items():
             labels = self._function(pairs, int(max(p[:, 0].max() for p in pairs)) + 1)
@@ -78,12 +89,12 @@ class Resolver:
                 cut.append(module)
         return tuple(dict.fromkeys(cut))
 
-    # ---- what each index meets
+    # ---- the set of each index
     def _names(self, kind: Kind) -> list[str]:
         return [name for name, of_kind in self._dims if of_kind == kind]
 
     def _assigned(self, name: str, kind: Kind, dim: int) -> Ids | None:
-        """The set of each index of a dimension, 0 for none; None where an index meets several."""
+        """The set of each index of a dimension, 0 for none; None where an index is used with several sets."""
         pairs = self._context.uses[name, kind, dim]
         return self._function(pairs, self._context.shapes[name][dim])
 
@@ -97,19 +108,19 @@ class Resolver:
         return labels
 
     def _row_inputs(self) -> dict[str, tuple[int, Ids]]:
-        found: dict[str, tuple[int, Ids]] = {}
+        inputs: dict[str, tuple[int, Ids]] = {}
         for name in self._names("input"):
             for dim in self._dims[name, "input"]:
                 labels = self._assigned(name, "input", dim)
                 if labels is None or (labels <= 0).any() or len(np.unique(labels)) < 2:
                     continue
                 if not self._returned.intersection(np.unique(labels).tolist()):
-                    found.setdefault(name, (dim, labels))
-        return found
+                    inputs.setdefault(name, (dim, labels))
+        return inputs
 
     # ---- circuits
     def _find_circuits(self) -> list[Circuit]:
-        """The circuits; `_circuit_of` gets the number of each label's."""
+        """The circuits; sets `_circuit_of` to the circuit's number for each label."""
         root = list(range(len(self._inputs)))
         owner = np.full(len(self._labels), _UNSEEN)
         for number, (_, labels) in enumerate(self._inputs.values()):
@@ -119,16 +130,16 @@ class Resolver:
             owner[labels] = number
         makers = self._makers()
         circuits: list[Circuit] = []
-        for one in dict.fromkeys(root):
-            names = [name for name, r in zip(self._inputs, root, strict=True) if r == one]
-            every = np.concatenate([self._inputs[name][1] for name in names])
-            _, first = np.unique(every, return_index=True)
-            self._circuit_of[every] = len(circuits)
-            circuits.append(Circuit(names[0], every[np.sort(first)], makers))
+        for circuit_root in dict.fromkeys(root):
+            names = [name for name, r in zip(self._inputs, root, strict=True) if r == circuit_root]
+            all_labels = np.concatenate([self._inputs[name][1] for name in names])
+            _, first = np.unique(all_labels, return_index=True)
+            self._circuit_of[all_labels] = len(circuits)
+            circuits.append(Circuit(names[0], all_labels[np.sort(first)], makers))
         return circuits
 
     def _makers(self) -> Ids:
-        """For each label a number that says which weights make its features."""
+        """For each label a number, equal where the same weights compute the features."""
         numbers = np.zeros(len(self._labels), dtype=np.int64)
         for name in self._names("output"):
             for dim in self._dims[name, "output"]:
@@ -142,8 +153,8 @@ class Resolver:
     def _in_circuits(self, labels: Ids) -> Ids:
         """The circuit of each index that has one."""
         inside = labels[labels > 0]
-        found: Ids = self._circuit_of[inside[self._circuit_of[inside] != _UNSEEN]]
-        return found
+        circuits: Ids = self._circuit_of[inside[self._circuit_of[inside] != _UNSEEN]]
+        return circuits
 
     def _is_cut(self, labels: Ids) -> bool:
         """Whether the indices belong to several groups, all of one circuit."""
@@ -163,9 +174,9 @@ class Resolver:
         return None
 
     def _in_every_circuit(self, name: str, dim: int) -> Ids | None:
-        """What each index meets in one of several circuits, if it meets the same group in all.
+        """The set of each index in the first of several circuits, if its group is the same in all of them.
 
-        A table of position biases serves the heads of many layers.
+        Several layers share a table of position biases, for example.
         """
         pairs = np.concatenate(self._context.uses[name, "elementwise", dim])
         labels = self._labels[pairs[:, 1]]
@@ -174,12 +185,12 @@ class Resolver:
         groups: tuple[Groups, ...] = ()
         for circuit in circuits:
             inside = np.isin(labels, np.concatenate(circuit.families))
-            one = self._function([pairs[inside]], self._context.shapes[name][dim])
-            if one is None:
+            of_circuit = self._function([pairs[inside]], self._context.shapes[name][dim])
+            if of_circuit is None:
                 return None
             if first is None:
-                first, groups = one, circuit.groups(one)
-            elif not all(map(np.array_equal, circuit.groups(one), groups)):
+                first, groups = of_circuit, circuit.groups(of_circuit)
+            elif not all(map(np.array_equal, circuit.groups(of_circuit), groups)):
                 return None
         return first
 
@@ -201,14 +212,14 @@ class Resolver:
 def replayed(
     parameters: dict[str, ParameterPartition], replays: list[Replay]
 ) -> dict[str, ParameterPartition]:
-    """The same for the layers that did not run."""
-    found = dict(parameters)
+    """`parameters`, and the same roles for layers that were not run."""
+    roles = dict(parameters)
     for replay in replays:
         inside = replay.source + "."
-        for name, role in list(found.items()):
+        for name, role in list(roles.items()):
             if name.startswith(inside):
-                found.setdefault(replay.rename(name), _renamed(role, replay))
-    return found
+                roles.setdefault(replay.rename(name), _renamed(role, replay))
+    return roles
 
 
 def _renamed(role: ParameterPartition, replay: Replay) -> ParameterPartition:
@@ -218,8 +229,14 @@ def _renamed(role: ParameterPartition, replay: Replay) -> ParameterPartition:
 
 
 def all_names(
-    found: PartitionSpec, names: list[str], aliases: dict[str, str]
+    roles: PartitionSpec, names: list[str], aliases: dict[str, str]
 ) -> dict[str, ParameterPartition]:
-    """In the order of the model's parameters, every name of a shared one included."""
-    listed = {name: found.parameters.get(aliases.get(name, name)) for name in names}
+    """The roles in the order of the model's parameters, with every name of a shared parameter.
+
+    Args:
+        roles: the derived roles.
+        names: all names of parameters of the model.
+        aliases: other name of a shared parameter → the name that has a role.
+    """
+    listed = {name: roles.parameters.get(aliases.get(name, name)) for name in names}
     return {name: role for name, role in listed.items() if role is not None}

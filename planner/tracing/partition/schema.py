@@ -1,4 +1,4 @@
-"""What is derived: how each parameter of a model may be shared out over ranks. No torch here."""
+"""How each parameter of a model may be cut over ranks. Needs no torch."""
 
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 Groups: TypeAlias = npt.NDArray[np.int64]
 #: Column: cut along its outputs. Row: along its inputs, and an all-reduce follows. Elementwise: cut as
-#: the features that it goes with, as a bias or a norm's weight of each head.
+#: the features that it is applied to, as a bias or a norm's weight of each head.
 PartitionKind: TypeAlias = Literal["column", "row", "elementwise"]
 
 
@@ -17,14 +17,15 @@ class ParameterPartition:
     """How one parameter may be cut.
 
     Attributes:
-        role: see above.
+        role: column, row or elementwise; see `PartitionKind`.
         dim: the dimension that is cut.
-        families: for each family of groups (see Roles) the group of every index of that dimension, or -1.
-        family_sizes: how many groups each family has.
-        num_groups: the degrees that work divide it: the greatest common divisor of the sizes.
-        sharded: share of the parameter that is cut; the rest is on every rank.
-        meets: fqn of the first row-parallel parameter that these groups lead to; equal for all that must be
-            cut alike.
+        families: for each family of groups (see `PartitionSpec`) the group of every index of that dimension,
+            or -1.
+        family_sizes: number of groups of each family.
+        num_groups: greatest common divisor of the sizes; a degree works when it divides it.
+        sharded: fraction of the parameter that is cut; the rest is on every rank.
+        meets: fqn of the first row-parallel parameter that sums over these groups; equal for all parameters
+            that must be cut alike.
     """
 
     role: PartitionKind
@@ -41,17 +42,18 @@ class PartitionSpec:
     """How a model may be cut over ranks.
 
     A row-parallel weight may sum over features of several *families*: heads of attention beside features of
-    an MLP, say. Every rank gets its share of each.
+    an MLP, for example. Every rank has a part of each.
 
     Attributes:
-        model_type: of the configuration.
-        parameters: by fqn, in the model's order; those not listed are whole on every rank.
-        biases: added once, after the all-reduce.
-        replicated: parameters that could be cut, of which every rank holds outputs so that others can be:
-            keys and values of one head that all heads of queries use.
-        constants: modules with a tensor that is no parameter and must be sliced along with the heads or
-            features: slopes of ALiBi.
-        unknown: operations without a rule, and how often they ran; all they touched stays together.
+        model_type: `model_type` of the configuration.
+        parameters: by fqn, in the model's order; every rank holds all of those that are not listed.
+        biases: parameters that are added once, after the all-reduce.
+        replicated: parameters that could be cut, with outputs that every rank holds so that others can be
+            cut, as keys and values of one head that all heads of queries use.
+        constants: modules with a tensor that is not a parameter and must be cut with the heads or features,
+            such as slopes of ALiBi.
+        unknown: operations without a rule, and how often they ran; features that they combine are kept on one
+            rank.
     """
 
     model_type: str
@@ -64,4 +66,4 @@ class PartitionSpec:
     @property
     def num_row(self) -> int:
         """How many parameters are row-parallel."""
-        return sum(found.role == "row" for found in self.parameters.values())
+        return sum(parameter.role == "row" for parameter in self.parameters.values())

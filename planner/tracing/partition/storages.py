@@ -1,7 +1,7 @@
-"""What the trace knows of every storage: the ids of its elements, and which parameters they come from.
+"""Facts about every storage of a trace: the ids of its elements, and the parameters that they come from.
 
-Facts are kept per storage, not per tensor, and laid out as the storage is. A view then sees the facts of
-what it views, and an operation in place changes them for every view, without a rule for any of them.
+Facts belong to storages, not tensors, and have the layout of the storage. So a view has the facts of its
+base, and an in-place operation changes them for every view, and views need no rules.
 """
 
 import weakref
@@ -15,18 +15,18 @@ from torch import nn
 
 from planner.tracing.partition.feature_sets import Ids
 
-#: Dimension of a parameter → its index at each position along one dimension of a tensor. Empty: unknown.
+#: Dimension of a parameter → its indices along one dimension of a tensor. Empty when unknown.
 Axis: TypeAlias = Mapping[int, Ids]
 
 
 @dataclass(frozen=True, slots=True)
 class AxisSource:
-    """A parameter whose elements are a storage's, unchanged or changed one by one.
+    """A parameter that a storage holds, unchanged or changed element by element.
 
     Attributes:
         name: fqn of the parameter.
         shape, strides, offset: of the tensor that `axes` describes.
-        axes: for each of its dimensions, where in the parameter it runs.
+        axes: for each dimension of that tensor, its indices in the parameter.
         is_itself: whether the storage is the parameter's own.
     """
 
@@ -38,7 +38,7 @@ class AxisSource:
     is_itself: bool = False
 
     def axes_of(self, tensor: torch.Tensor) -> tuple[Axis, ...]:
-        """Where in the parameter each dimension of a view of the storage runs."""
+        """For each dimension of a view of the storage, its indices in the parameter."""
         start = tensor.storage_offset() - self.offset
         return tuple(
             self._axis(np.arange(extent) * int(stride) + int(start))
@@ -46,7 +46,7 @@ class AxisSource:
         )
 
     def _axis(self, positions: Ids) -> Axis:
-        found: dict[int, Ids] = {}
+        axis: dict[int, Ids] = {}
         steps = sorted(
             ((stride, dim) for dim, stride in enumerate(self.strides) if stride > 0 and self.shape[dim] > 1),
             reverse=True,
@@ -58,21 +58,22 @@ class AxisSource:
                 continue
             if index.min() < 0 or index.max() >= self.shape[dim] or not self.axes[dim]:
                 return {}
-            found |= {of: coordinates[index] for of, coordinates in self.axes[dim].items()}
-        return found
+            axis |= {of: coordinates[index] for of, coordinates in self.axes[dim].items()}
+        return axis
 
 
 @dataclass(slots=True)
 class Facts:
-    """Of one storage.
+    """Facts about one storage.
 
     Attributes:
-        itemsize: bytes of the elements that `ids` has an entry for.
-        ids: per element, or None: every rank has all of it.
-        sources: parameters it comes from.
-        is_data: whether any activation went into it.
-        summed: the row-parallel parameters whose partial sums it is.
+        itemsize: bytes of an element that `ids` has an entry for.
+        ids: one per element; None when every rank has all elements.
+        sources: parameters that it comes from.
+        is_data: whether it depends on an activation.
+        summed: row-parallel parameters whose partial sums it holds.
         known: the values themselves, for small constants.
+        reference: weak reference that notices its release.
     """
 
     itemsize: int
@@ -85,7 +86,11 @@ class Facts:
 
 
 class Storages:
-    """Facts by storage, dropped when it dies."""
+    """Facts by storage; they are removed when the storage is freed.
+
+    Attributes:
+        aliases: other name of a shared parameter → its first name.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._facts: dict[int, Facts] = {}
@@ -99,26 +104,26 @@ class Storages:
             facts.sources = (_source(name, parameter, axes, is_itself=True),)
 
     def facts(self, tensor: torch.Tensor) -> Facts:
-        """Of the tensor's storage; empty ones when nothing is known."""
+        """Facts of the tensor's storage; new, empty ones when there are none."""
         memory = tensor.untyped_storage()
         address = memory._cdata
-        known = self._facts.get(address)
-        if known is None:
-            known = self._facts[address] = Facts(itemsize=tensor.itemsize)
-            known.reference = weakref.ref(memory, lambda _: self._facts.pop(address, None))
-        return known
+        facts = self._facts.get(address)
+        if facts is None:
+            facts = self._facts[address] = Facts(itemsize=tensor.itemsize)
+            facts.reference = weakref.ref(memory, lambda _: self._facts.pop(address, None))
+        return facts
 
     def find(self, tensor: torch.Tensor) -> Facts | None:
-        """The facts, when there are any."""
+        """Facts of the tensor's storage, or None."""
         return self._facts.get(tensor.untyped_storage()._cdata)
 
     def ids(self, tensor: torch.Tensor) -> Ids | None:
-        """The ids of a tensor's elements; None when every rank has all of them."""
+        """The ids of a tensor's elements; None when every rank has all elements."""
         facts = self.find(tensor)
         if facts is None or facts.ids is None or not tensor.numel():
             return None
-        found = _view(facts, tensor)
-        return found if found.any() else None
+        ids = _view(facts, tensor)
+        return ids if ids.any() else None
 
     def set_ids(self, tensor: torch.Tensor, ids: Ids | None) -> None:
         """Overwrites the ids of a tensor's elements."""
@@ -132,7 +137,7 @@ class Storages:
             _view(facts, tensor)[...] = 0 if ids is None else np.broadcast_to(ids, tensor.shape)
 
     def sources(self, tensor: torch.Tensor) -> tuple[AxisSource, ...]:
-        """The parameters that a tensor without activations in it comes from."""
+        """The parameters that a tensor comes from; none for one that depends on an activation."""
         facts = self.find(tensor)
         return () if facts is None or facts.is_data else facts.sources
 
@@ -141,12 +146,18 @@ class Storages:
         return next((source for source in self.sources(tensor) if source.is_itself), None)
 
     def is_data(self, tensor: torch.Tensor) -> bool:
-        """Whether any activation went into it."""
+        """Whether a tensor depends on an activation."""
         facts = self.find(tensor)
         return facts is not None and facts.is_data
 
     def derive(self, tensor: torch.Tensor, name: str, axes: tuple[Axis, ...]) -> None:
-        """Notes that a new tensor holds elements of a parameter."""
+        """Records that a new tensor holds elements of a parameter.
+
+        Args:
+            tensor: the new tensor.
+            name: fqn of the parameter.
+            axes: for each dimension of the tensor, its indices in the parameter.
+        """
         facts = self.facts(tensor)
         facts.sources = (*facts.sources, _source(name, tensor, axes))
 
@@ -163,7 +174,7 @@ def _source(name: str, tensor: torch.Tensor, axes: tuple[Axis, ...], is_itself: 
 
 
 def _view(facts: Facts, tensor: torch.Tensor) -> Ids:
-    """The ids under a tensor, writable. A complex element has the ids of its two halves' pair."""
+    """A writable view of the ids of a tensor's elements. A complex element has the id of its real part."""
     assert facts.ids is not None
     size, unit = tensor.itemsize, facts.itemsize
     strides = [stride * size // unit for stride in tensor.stride()]

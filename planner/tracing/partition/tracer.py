@@ -1,4 +1,4 @@
-"""Runs a forward with ids on every feature, and remembers what each parameter meets."""
+"""Runs a forward with an id for every feature, and records the features that each parameter is used with."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -22,7 +22,11 @@ _COPIES: Final = frozenset({_aten._to_copy, _aten.copy_, _aten.lift_fresh})
 
 
 class PartitionTracer(ForwardTracer):
-    """Traces a model on the meta device. `context` holds what was found."""
+    """Traces a model on the meta device.
+
+    Attributes:
+        context: the ids and the records of the forward.
+    """
 
     def __init__(
         self,
@@ -31,6 +35,14 @@ class PartitionTracer(ForwardTracer):
         forced: Mapping[str, npt.NDArray[np.bool_]] | None = None,
         unsplit: frozenset[str] = frozenset(),
     ) -> None:
+        """Create a tracer for one forward.
+
+        Args:
+            model: from `planner.tracing.meta_model.build`.
+            layers: its equal layers; empty to run every layer.
+            forced: parameter → mask of its outputs that every rank holds; None for none.
+            unsplit: weights whose inputs stay on one rank.
+        """
         super().__init__(model, layers)
         self.context = Context(
             sets=FeatureSets(),
@@ -47,12 +59,12 @@ class PartitionTracer(ForwardTracer):
             return super().run(inputs)
 
     def label(self, tensor: torch.Tensor) -> Any:
-        """Ids, and whether activations went into it."""
+        """Ids of a tensor, and whether it depends on an activation."""
         ids = self.context.ids(tensor)
         return None if ids is None else ids.copy(), self.context.storages.is_data(tensor)
 
     def make_output(self, spec: OutputSpec, replay: Replay) -> torch.Tensor:
-        """A replayed layer's result has the features of the layer that ran."""
+        """A replayed layer's result has the ids of the layer that was run."""
         tensor = super().make_output(spec, replay)
         ids, is_data = spec.label
         self.context.storages.set_ids(tensor, ids)
@@ -60,7 +72,7 @@ class PartitionTracer(ForwardTracer):
         return tensor
 
     def on_op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs the operation, then lets ids flow through it."""
+        """See `planner.tracing.forwards.ForwardTracer.on_op`; computes the ids of the results."""
         out = func(*args, **kwargs)
         call = call_of(func, args, kwargs, out)
         if call.inputs and call.outputs:
@@ -90,15 +102,15 @@ class PartitionTracer(ForwardTracer):
         try:
             return self._rule(call)
         except (ValueError, IndexError, RuntimeError, TypeError, KeyError) as error:
-            # A shape that a rule did not foresee: what it touches stays together, which is always right.
+            # A shape that the rule does not handle: uniting all ids is always correct.
             self._note_unknown(f"{call.packet}: {type(error).__name__}")
             return self.context.blend(call)
 
     def _rule(self, call: Call) -> Result:
         rule = _RULES.get(call.packet)
         if rule is not None:
-            found: Result = rule(self.context, call)
-            return found
+            result: Result = rule(self.context, call)
+            return result
         if call.packet in moves.CREATIONS:
             return None
         if elementwise.is_elementwise(call.func, call.packet):
@@ -111,7 +123,7 @@ class PartitionTracer(ForwardTracer):
         self.context.unknown[name] = self.context.unknown.get(name, 0) + 1
 
     def _remember_constant(self, call: Call) -> None:
-        """An index such as `[-2]` starts as a real tensor and is copied to the trace's device."""
+        """Keeps the values of small constants, such as the index `[-2]`, when they are copied to meta."""
         origin = call.inputs[0]
         if origin.is_meta or origin.numel() > _SMALL or not call.output.is_meta:
             return
@@ -124,9 +136,9 @@ class PartitionTracer(ForwardTracer):
 
 
 class _ListedIndices(TorchFunctionMode):
-    """Turns the list in `x[..., [-2], :]` into a tensor of the host, whose values the tracer sees.
+    """Converts the list in `x[..., [-2], :]` to a tensor on the host, so that the tracer can read its values.
 
-    Indexing would make one on the device of `x` itself, and there it has none.
+    Indexing would create it on the device of `x`, where it has no values.
     """
 
     def __torch_function__(
@@ -139,7 +151,7 @@ class _ListedIndices(TorchFunctionMode):
 
 
 def _is_view(call: Call) -> bool:
-    """Whether every result shares the memory of an argument: its facts are already there."""
+    """Whether every result shares the storage, and so the facts, of an argument."""
     memories = {tensor.untyped_storage()._cdata for tensor in call.inputs}
     return all(tensor.untyped_storage()._cdata in memories for tensor in call.outputs)
 
