@@ -53,7 +53,7 @@ def command(out: Path | None, disk: Path | None, no_disk: bool, timeout_s: float
     findings = probe(
         disk_folder=folder,
         timeout_s=timeout_s,
-        told=lambda what: click.echo(f"measuring {what}", err=True),
+        on_part=lambda what: click.echo(f"measuring {what}", err=True),
     )
     result = probed(
         findings,
