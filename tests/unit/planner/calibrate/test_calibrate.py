@@ -105,7 +105,7 @@ def test_a_time_that_is_none_is_refused(change: dict[str, Any], tmp_path: Path) 
         damaged = msgspec.structs.replace(row.measured, **change)
         append(path, [record_of(plan), msgspec.structs.replace(row, measured=damaged)])
     # JSON has no NaN: it is written as null, which is no number.
-    with pytest.raises(BadFileError, match=r"is no benchmark row: Expected `float"):
+    with pytest.raises(BadFileError, match=r"is not a benchmark row: Expected `float"):
         Sample(PROFILE, [path])
 
 
