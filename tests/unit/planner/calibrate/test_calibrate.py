@@ -130,7 +130,7 @@ def test_why_rows_were_left_out_is_said(tmp_path: Path) -> None:
         Sample(PROFILE, [path])
     assert "0 configurations" in str(caught.value)
     assert "1 row did not run" in str(caught.value)
-    assert "1 row cannot be priced (the plan's model nosuch is not where it was planned from" in str(
+    assert "1 row cannot be predicted (the plan's model nosuch is not where it was planned from" in str(
         caught.value
     )
     assert "unknown model 'nosuch'" in str(caught.value)
