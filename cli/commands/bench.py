@@ -1,4 +1,4 @@
-"""`planner bench`: run a plan or a baseline at several batch sizes, predicted beside measured."""
+"""`planner bench`: runs a plan or a baseline at several batch sizes; shows predicted and measured values."""
 
 import tempfile
 from collections.abc import Iterable

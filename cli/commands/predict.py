@@ -1,4 +1,4 @@
-"""`planner predict`: what a given device map, or a given DeepSpeed configuration, would do on a machine."""
+"""`planner predict`: predicts memory and time of a given device map or DeepSpeed configuration."""
 
 import json
 from collections.abc import Callable
@@ -125,13 +125,13 @@ def _configured(
     workload_in: Callable[[str], Workload],
     asked: str | None,
 ) -> tuple[PricedPlacement, list[str]]:
-    """A DeepSpeed configuration as a candidate, and what DeepSpeed would ignore of it."""
+    """A priced DeepSpeed configuration, and sentences about the parts that DeepSpeed would ignore."""
     from planner.runtimes.zero_inference import validate
     from planner.search import user_ds_config as given
 
     config = _parsed(path, InvalidInputError, "a DeepSpeed configuration")
     if not isinstance(config, dict):
-        raise InvalidInputError(f"{path} must be an object, as DeepSpeed's configurations are")
+        raise InvalidInputError(f"{path} must be a JSON object, like every DeepSpeed configuration")
     found = validate.findings(config, num_ranks=profile.num_gpus)
     if all(one.kind == "ignored" for one in found):
         found += given.quantization_findings(model.graph, config)
@@ -153,7 +153,7 @@ def _automatic(spec: Any, profile: Any, dtype: str) -> dict[str, str | int]:
 def _read(path: Path) -> dict[str, str | int]:
     found = _parsed(path, DeviceMapError, "the device map")
     if not isinstance(found, dict) or not all(isinstance(v, str | int) for v in found.values()):
-        raise DeviceMapError(f'{path} must be an object: module → GPU index, "cpu" or "disk"')
+        raise DeviceMapError(f'{path} must be a JSON object: module → GPU index, "cpu" or "disk"')
     return found
 
 
