@@ -71,7 +71,7 @@ def _versions() -> str:
     return f"offload-planner {metadata.version('offload-planner')}.\n"
 
 
-def _verdicts(found: Iterable[Verdict]) -> str:
+def _verdicts(results: Iterable[Verdict]) -> str:
     return table(
         (
             "table",
@@ -92,12 +92,12 @@ def _verdicts(found: Iterable[Verdict]) -> str:
                 f"{verdict.ladder.steps:+d}" if verdict.ladder else "",
                 "yes" if verdict.holds else "**no**",
             )
-            for verdict in found
+            for verdict in results
         ),
     )
 
 
-def _medians(found: Iterable[Median]) -> str:
+def _medians(results: Iterable[Median]) -> str:
     return table(
         (
             "runtime",
@@ -108,7 +108,7 @@ def _medians(found: Iterable[Median]) -> str:
             "bias",
             "fit predicted correctly",
         ),
-        map(median_cells, found),
+        map(median_cells, results),
     )
 
 

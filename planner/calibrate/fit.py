@@ -149,21 +149,21 @@ class _Work:
 
     def _slopes(self, theta: Array, active: list[int]) -> tuple[Array, Array]:
         """The errors, and their derivatives with respect to the active terms (last axis)."""
-        here = self.errors(theta, self.rows)
+        errors = self.errors(theta, self.rows)
         slopes = []
         for term in active:
-            beside = theta.copy()
-            beside[term] -= _STEP
-            slopes.append((here - self.errors(beside, self.rows)) / _STEP)
-        return here, np.stack(slopes, axis=-1)
+            shifted = theta.copy()
+            shifted[term] -= _STEP
+            slopes.append((errors - self.errors(shifted, self.rows)) / _STEP)
+        return errors, np.stack(slopes, axis=-1)
 
     def _step(
-        self, theta: Array, active: list[int], here: Array, slopes: Array, rows: NDArray[np.intp]
+        self, theta: Array, active: list[int], errors: Array, slopes: Array, rows: NDArray[np.intp]
     ) -> Array:
-        weights = np.repeat(self.weights[rows], here.shape[1])
+        weights = np.repeat(self.weights[rows], errors.shape[1])
         matrix = slopes[rows].reshape(-1, len(active))
         normal = (matrix.T * weights) @ matrix + RIDGE * np.eye(len(active))
-        pull = (matrix.T * weights) @ here[rows].reshape(-1) + RIDGE * theta[active]
+        pull = (matrix.T * weights) @ errors[rows].reshape(-1) + RIDGE * theta[active]
         step = np.zeros(len(theta))
         step[active] = -np.linalg.solve(normal, pull)
         return np.asarray(np.clip(step, -_LARGEST_STEP, _LARGEST_STEP))

@@ -39,11 +39,11 @@ def measure(findings: Findings, num_cores: int) -> None:
     weights: dict[str, list[torch.Tensor]] = {}
     for dtype in DTYPES:
         findings.attempt(f"the CPU's {dtype} matrix rate", _product(dtype, weights))
-    findings.attempt("the CPU's matrix-vector rates", lambda found: _vectors(found, weights))
-    findings.attempt("one thread's matrix-vector rates", lambda found: _one_thread(found, list(weights)))
+    findings.attempt("the CPU's matrix-vector rates", lambda f: _vectors(f, weights))
+    findings.attempt("one thread's matrix-vector rates", lambda f: _one_thread(f, list(weights)))
     dtypes = list(weights)
     weights.clear()
-    findings.attempt("the CPU's attention", lambda found: _attention(found, dtypes))
+    findings.attempt("the CPU's attention", lambda f: _attention(f, dtypes))
 
 
 def _product(dtype: str, weights: dict[str, list[torch.Tensor]]) -> Callable[[Findings], None]:

@@ -47,7 +47,7 @@ def measure(findings: Findings, folder: str) -> None:
         findings: the results are added to it.
         folder: folder on the disk to measure.
     """
-    findings.attempt("the disk", lambda found: _disk(found, Path(folder)))
+    findings.attempt("the disk", lambda f: _disk(f, Path(folder)))
 
 
 def _disk(findings: Findings, folder: Path) -> None:
@@ -58,14 +58,14 @@ def _disk(findings: Findings, folder: Path) -> None:
     with _random_file(folder) as file:
         rates = [file.num_bytes / _sequential(file) for _ in range(_SEQUENTIAL)]
         findings.quantities["disk.read_bytes_per_s"] = measured(
-            rates, f"{_size(file.num_bytes)} read in order, page cache evicted before"
+            rates, f"{_size(file.num_bytes)} read sequentially, page cache evicted before"
         )
         findings.quantities["disk.capacity_bytes"] = Measurement(
             value=capacity, spread=0.0, num_samples=1, method="free space of the file system"
         )
         seconds = _direct(file, _PAGE, num_readers=1)
         findings.quantities["disk.latency_s"] = measured(
-            seconds, "4 KiB at random places, one at a time, past the page cache"
+            seconds, "4 KiB reads at random offsets, one at a time, bypassing the page cache"
         )
         rates_by_block = {}
         for block in _BLOCKS:

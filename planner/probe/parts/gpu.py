@@ -38,7 +38,7 @@ def measure(findings: Findings, used_by_others_bytes: int = 0) -> None:
         return
     findings.facts["gpu_name"] = torch.cuda.get_device_name(0)
     findings.facts["num_gpus"] = torch.cuda.device_count()
-    findings.attempt("what a CUDA context takes", lambda found: _context(found, used_by_others_bytes))
+    findings.attempt("what a CUDA context takes", lambda f: _context(f, used_by_others_bytes))
     findings.attempt("the GPU's memory bandwidth", _memory)
     for dtype in dtypes():
         findings.attempt(f"the GPU's {dtype} matrix rate", _squares(dtype))

@@ -54,8 +54,11 @@ def _copies(
         def copy(size: int) -> None:
             # The number of offsets is a power of two, so an odd stride visits each before it repeats one.
             start = (next(turn) * 7919 % (_BUFFER_BYTES // size)) * size
-            there, here = host[start : start + size], device[:size]
-            (here.copy_(there) if direction == "host_to_device" else there.copy_(here))
+            host_part, device_part = host[start : start + size], device[:size]
+            if direction == "host_to_device":
+                device_part.copy_(host_part)
+            else:
+                host_part.copy_(device_part)
 
         move = CoreRotation()
         samples = {
@@ -79,15 +82,15 @@ def _copies(
 
 
 def _peers(findings: Findings) -> None:
-    here = torch.empty(SIZES[-1], dtype=torch.uint8, device="cuda:0")
-    there = torch.empty(SIZES[-1], dtype=torch.uint8, device="cuda:1")
+    source = torch.empty(SIZES[-1], dtype=torch.uint8, device="cuda:0")
+    target = torch.empty(SIZES[-1], dtype=torch.uint8, device="cuda:1")
 
     def wait() -> None:
         torch.cuda.synchronize(0)
         torch.cuda.synchronize(1)
 
     samples = {
-        size: repeat(lambda size=size: there[:size].copy_(here[:size]), wait, budget_s=_BUDGET_S)  # type: ignore[misc]
+        size: repeat(lambda size=size: target[:size].copy_(source[:size]), wait, budget_s=_BUDGET_S)  # type: ignore[misc]
         for size in SIZES
     }
     line = _fitted(findings, "GPU to GPU", samples, 1)

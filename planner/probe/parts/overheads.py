@@ -73,10 +73,10 @@ def measure(findings: Findings, device: str) -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     move = CoreRotation()
-    findings.attempt("host time per operation", lambda found: _operations(found, device, move))
-    findings.attempt("host time per hook", lambda found: _hooks(found, device, move))
+    findings.attempt("host time per operation", lambda f: _operations(f, device, move))
+    findings.attempt("host time per hook", lambda f: _hooks(f, device, move))
     tensors = streamed.from_files if device == "cpu" else streamed.from_pinned_memory
-    findings.attempt("host time per streamed tensor", lambda found: tensors(found, move))
+    findings.attempt("host time per streamed tensor", lambda f: tensors(f, move))
 
 
 def _operations(findings: Findings, device: str, move: CoreRotation) -> None:
