@@ -1,4 +1,4 @@
-"""How a plan looks on a terminal: where things are, what they take, how long it lasts."""
+"""Shows a plan on the terminal: placement, memory and time."""
 
 from collections.abc import Iterable, Mapping
 
@@ -23,7 +23,7 @@ _MEMORY_PARTS = ("weights", "kv", "activations", "staging", "context", "slack")
 
 
 def show_prediction(prediction: Prediction) -> None:
-    """Memory bars per device, and a table of the two phases."""
+    """Show memory bars for each device, and a table of the times of both phases."""
     show_bars(list(_bars(prediction.memory)))
     titles = ("total", *_TIME_PARTS.values())
     columns = [Column("time"), *(Column(title, is_number=True) for title in titles)]
@@ -36,12 +36,12 @@ def show_prediction(prediction: Prediction) -> None:
     ]
     if prediction.usd_per_million_tokens is not None:
         facts.append(("price", f"${format_dollars(prediction.usd_per_million_tokens)} per million tokens"))
-    facts.append(("weakest number", prediction.source.value))
+    facts.append(("weakest source", prediction.source.value))
     show_facts(facts)
 
 
 def show_places(places: Iterable[Place]) -> None:
-    """Where weights live and execute."""
+    """Show where weights are stored and where their modules run."""
     columns = (
         Column("stored on"),
         Column("runs on"),
@@ -52,7 +52,7 @@ def show_places(places: Iterable[Place]) -> None:
 
 
 def show_comparison(plan: Plan) -> None:
-    """One line for every runtime at its best, the chosen one first; what cannot run here says why."""
+    """Show the best configuration of each runtime, the chosen one first; for others why they cannot run."""
     priced = [one for one in best_by_runtime(plan) if one.batch_size]
     refused = [one for one in best_by_runtime(plan) if not one.batch_size]
     is_priced = plan.hardware.usd_per_hour is not None
@@ -63,7 +63,7 @@ def show_comparison(plan: Plan) -> None:
         Column("why not", wraps=True),
     )
     show_table(columns, [_runtime(one, is_priced=is_priced) for one in priced])
-    show_text(*(f"{one.runtime} cannot run this here: {one.reason}" for one in refused))
+    show_text(*(f"{one.runtime} cannot run this model on this machine: {one.reason}" for one in refused))
 
 
 def _runtime(one: Alternative, *, is_priced: bool) -> tuple[str, ...]:
@@ -87,9 +87,9 @@ def _dollars(price: float) -> str:
 
 
 def show_alternatives(alternatives: Iterable[Alternative]) -> None:
-    """Every other way that was priced, and why it lost."""
+    """Show the other configurations that were considered, and why they were not chosen."""
     columns = (
-        Column("also priced", wraps=True),
+        Column("alternative", wraps=True),
         Column("batch", is_number=True),
         Column("prefill", is_number=True),
         Column("step", is_number=True),
@@ -102,14 +102,14 @@ def show_alternatives(alternatives: Iterable[Alternative]) -> None:
 
 
 def show_changes(changes: Iterable[Change]) -> None:
-    """What a little more of something would bring."""
+    """Show the effect of changes to the machine or to the model's dtype."""
     columns = (
-        Column("with", wraps=True),
-        Column("gain", is_number=True),
+        Column("change", wraps=True),
+        Column("speedup", is_number=True),
         Column("batch", is_number=True),
         Column("step", is_number=True),
         Column("tokens/s", is_number=True),
-        Column("then", wraps=True),
+        Column("configuration", wraps=True),
     )
     rows = [
         (
@@ -128,7 +128,7 @@ def show_changes(changes: Iterable[Change]) -> None:
 
 
 def headline(plan: Plan) -> str:
-    """One line: what runs where and how fast."""
+    """One line: model, machine, runtime, batch size and speed."""
     decode = plan.prediction.time["decode"].total
     step = f", {format_seconds(decode)} a step" if decode else ""
     return (
@@ -156,7 +156,7 @@ def _times(time: TimeBreakdown) -> tuple[str, ...]:
 
 
 def _bars(memory: Mapping[str, Mapping[str, MemoryBreakdown]]) -> Iterable[Bar]:
-    """Each device at its worse phase."""
+    """The memory bar of each device in its worse phase."""
     for device, worst in worst_by_device(memory).items():
         yield Bar(
             label=device,

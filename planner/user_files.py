@@ -73,7 +73,7 @@ def _device_map(
         return given
     loaded = _json(Path(given), DeviceMapError, "the device map")
     if not isinstance(loaded, dict) or not all(isinstance(v, str | int) for v in loaded.values()):
-        raise DeviceMapError(f'{given} must be an object: module → GPU index, "cpu" or "disk"')
+        raise DeviceMapError(f'{given} must be a JSON object: module → GPU index, "cpu" or "disk"')
     return loaded
 
 
@@ -109,7 +109,7 @@ def price_given_config(
     if isinstance(given, Path):
         config, name = _json(given, InvalidInputError, "a DeepSpeed configuration"), str(given)
     if not isinstance(config, dict):
-        raise InvalidInputError(f"{name} must be an object, as DeepSpeed's configurations are")
+        raise InvalidInputError(f"{name} must be a JSON object, like every DeepSpeed configuration")
     findings = validate.findings(config, num_ranks=machine.num_gpus)
     if all(finding.kind == "ignored" for finding in findings):
         findings += user_ds_config.quantization_findings(model.graph, config)

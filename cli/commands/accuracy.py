@@ -1,4 +1,4 @@
-"""`planner accuracy`: the cost model against what others published, and against rows of our own."""
+"""`planner accuracy`: compares the cost model with published measurements and with benchmark rows."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -14,29 +14,29 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from planner.accuracy.compare import ComparedRow
-    from planner.accuracy.own import Border, OwnLine
+    from planner.accuracy.own import LargestBatch, OwnLine
     from planner.accuracy.summary import Verdict
 
 _TABLES: Final = (
     Column("table", wraps=True),
-    Column("times", is_number=True),
+    Column("rows", is_number=True),
     Column("median error", is_number=True),
     Column("largest batch", is_number=True),
     Column("predicted", is_number=True),
-    Column("holds"),
+    Column("passed"),
 )
 _MEDIANS: Final = (
     Column("runtime", wraps=True),
     Column("metric"),
     Column("rows", is_number=True),
-    Column("priced", is_number=True),
+    Column("predicted", is_number=True),
     Column("median error", is_number=True),
     Column("bias", is_number=True),
-    Column("fits right", is_number=True),
+    Column("fit correct", is_number=True),
 )
 
 _OWN: Final = (
-    Column("own rows of", wraps=True),
+    Column("benchmark rows", wraps=True),
     Column("metric"),
     Column("rows", is_number=True),
     Column("median error", is_number=True),
@@ -47,10 +47,10 @@ _BORDERS: Final = (
     Column("configuration", wraps=True),
     Column("model"),
     Column("memory"),
-    Column("ran", is_number=True),
-    Column("did not", is_number=True),
-    Column("called feasible", is_number=True),
-    Column("feasible over ran", is_number=True),
+    Column("largest that ran", is_number=True),
+    Column("smallest out of memory", is_number=True),
+    Column("largest predicted", is_number=True),
+    Column("predicted / ran", is_number=True),
 )
 
 
@@ -72,7 +72,7 @@ def command(out: Path | None, row_files: tuple[Path, ...], plot: Path | None, as
     error than allowed.
     """
     from planner.accuracy.compare import lines
-    from planner.accuracy.own import borders, own_lines
+    from planner.accuracy.own import largest_batches, own_lines
     from planner.accuracy.own_report import own_markdown, own_medians
     from planner.accuracy.points import own_points, published_points
     from planner.accuracy.report import markdown
@@ -83,12 +83,12 @@ def command(out: Path | None, row_files: tuple[Path, ...], plot: Path | None, as
 
     if plot is not None:
         check_picture(plot)
-    own, limits = own_lines(row_files), borders(row_files)
+    own, limits = own_lines(row_files), largest_batches(row_files)
     found = lines()
     if out is not None:
         write_atomically(out, markdown(found, own_markdown(own, limits) if own else "").encode())
     if plot is not None:
-        save_scatter([*own_points(own), *published_points(found)], "The cost model, row by row", plot)
+        save_scatter([*own_points(own), *published_points(found)], "Accuracy of the cost model", plot)
     if as_json:
         ours = {"own_rows": own, "own_medians": own_medians(own), "own_borders": limits}
         show_json({"rows": found, "medians": medians(found), "verdicts": verdicts(found), **ours})
@@ -110,21 +110,21 @@ def _show(found: "Sequence[ComparedRow]", out: Path | None) -> None:
 
     show_table(_TABLES, [_table_row(one) for one in verdicts(found)])
     show_table(_MEDIANS, [median_cells(one) for one in medians(found)])
-    where = f"Every row is in {out}." if out is not None else "--out FILE writes every row."
+    where = f"All rows are in {out}." if out is not None else "--out FILE writes all rows."
     unpriced = sum(bool(one.reason) for one in found)
-    show_text(f"{len(found)} published rows, {unpriced} of them not priced. {where}")
+    show_text(f"{len(found)} published rows, {unpriced} of them without a prediction. {where}")
 
 
-def _show_own(own: "Sequence[OwnLine]", limits: "Sequence[Border]") -> None:
-    from planner.accuracy.own_report import border_cells, fits_right, own_median_cells, own_medians
+def _show_own(own: "Sequence[OwnLine]", limits: "Sequence[LargestBatch]") -> None:
+    from planner.accuracy.own_report import fits_right, largest_batch_cells, own_median_cells, own_medians
 
     if not own:
         return
     show_table(_OWN, [own_median_cells(one) for one in own_medians(own)])
     right, known = fits_right(own)
-    show_text(f"{len(own)} rows of our own; whether it fits is right in {right} of {known}.")
+    show_text(f"{len(own)} benchmark rows; fit or out of memory predicted correctly in {right} of {known}.")
     for file in dict.fromkeys(one.file for one in limits):
-        cells = [border_cells(one)[1:] for one in limits if one.file == file]
+        cells = [largest_batch_cells(one)[1:] for one in limits if one.file == file]
         show_table(_BORDERS, cells, title=f"Largest batches in {file}")
 
 

@@ -1,4 +1,4 @@
-"""`planner bench`: run a plan or a baseline at several batch sizes, predicted beside measured."""
+"""`planner bench`: runs a plan or a baseline at several batch sizes; shows predicted and measured values."""
 
 import tempfile
 from collections.abc import Iterable
@@ -126,7 +126,7 @@ def command(
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         work = Path(scratch)
         if folder is not None:
-            plan, speaks, runtime_model, name = read(folder), True, None, folder.name
+            plan, is_predictable, runtime_model, name = read(folder), True, None, folder.name
             traced = load_recorded(plan.model, name=_elsewhere(checkpoint, model))
             spec = traced.known_spec
         else:
@@ -143,12 +143,14 @@ def command(
                 dtype=dtype_for(traced, profile, dtype),
             )
             folder = work / "plan"
-            plan, speaks, runtime_model = write_baseline(name, spec, traced, profile, workload, folder)
+            plan, is_predictable, runtime_model = write_baseline(
+                name, spec, traced, profile, workload, folder
+            )
         lengths = prompt_tokens or plan.workload.prompt_tokens, new_tokens or plan.workload.new_tokens
         traced.check_lengths(*lengths)
         if memory_cap_bytes is not None and plan.hardware.gpu is None:
             raise InvalidInputError(
-                f"--memory-cap stands in for a smaller GPU, and {plan.hardware.name} has none"
+                f"--memory-cap simulates a smaller GPU, and {plan.hardware.name} has no GPU"
             )
         _check_gpus(plan)
         job = Job(
@@ -156,7 +158,7 @@ def command(
             folder=folder,
             plan=plan,
             graph=traced.graph,
-            speaks=speaks,
+            is_predictable=is_predictable,
             runtime_model=runtime_model,
             checkpoint=checkpoint
             or write_random(random_weights or work / "random", spec, traced.graph, plan.workload.dtype),
@@ -170,7 +172,7 @@ def command(
         told: list[Row] = []
 
         def tell(row: Row) -> None:
-            """Said and written at once, so that what ran is kept when a later batch is interrupted."""
+            """Print and write each row at once, so that it is kept when a later batch is interrupted."""
             click.echo(_line(row), err=True)
             if out is not None:
                 append(out, [row] if told else [record_of(plan), row])
@@ -182,7 +184,7 @@ def command(
     else:
         _show(job, rows)
         if out is not None:
-            show_text(f"added to {out}")
+            show_text(f"appended to {out}")
     failed = [row for row in rows if row.status == "failed"]
     if failed:
         error = RuntimeFailure(f"batch {failed[0].batch_size} failed: {failed[0].said}")
@@ -193,28 +195,28 @@ def command(
 
 
 def _elsewhere(checkpoint: Path | None, model: str | None) -> str | None:
-    """Where the model's configuration is, if not where it was planned."""
+    """Where the model's configuration is, if it has moved since the plan was made."""
     return str(checkpoint.resolve()) if checkpoint is not None else model
 
 
 def _check_gpus(plan: Plan) -> None:
-    """Refuse before weights of the real size are written."""
+    """Raise an error when no GPU is visible, before weights of the model's size are written."""
     if plan.main_device != "cpu" and not used_gpu_bytes():
         raise RuntimeFailure(
-            f"the plan runs on {plan.main_device}, and no GPU can be seen here; planner verify --on cpu runs "
+            f"the plan runs on {plan.main_device}, and no GPU is visible here; planner verify --on cpu runs "
             "a plan on the processor"
         )
 
 
 def _check_out(out: Path) -> None:
-    """Refuse before anything runs what no row could be added to afterwards."""
+    """Raise an error when no row could be appended to the file, before anything runs."""
     try:
         if out.exists():
             out.open("ab").close()
         else:
             make_room_for(out)
     except OSError as error:
-        raise InvalidInputError(f"cannot add rows to {out}: {error.strerror}") from error
+        raise InvalidInputError(f"cannot append rows to {out}: {error.strerror}") from error
 
 
 def _capped(profile: HardwareProfile, cap: int | None) -> HardwareProfile:
@@ -225,7 +227,9 @@ def _numbers(text: str | None, default: int) -> tuple[int, ...]:
     try:
         return (default,) if text is None else tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise InvalidInputError(f"--batch takes numbers with commas, as in 1,8,16, not {text!r}") from None
+        raise InvalidInputError(
+            f"--batch takes numbers separated by commas, for example 1,8,16, not {text!r}"
+        ) from None
 
 
 def _line(row: Row) -> str:
@@ -246,9 +250,9 @@ def _show(job: Job, rows: tuple[Row, ...]) -> None:
     _table("memory", "batch allocated reserved predicted host predicted-host fits", map(_bytes, rows))
     ran = [row for row in rows if row.measured is not None]
     titles = "batch prefill predicted step predicted-step tokens/s predicted-tokens/s"
-    _table("predicted beside measured", titles, map(_beside, ran))
+    _table("predicted and measured", titles, map(_beside, ran))
     if ran and not any(row.measured.gpu_peak_reserved_bytes for row in ran if row.measured):
-        show_text("No GPU took part, so there is no GPU memory to measure.")
+        show_text("The runs used no GPU, so no GPU memory was measured.")
     show_text(*(f"batch {row.batch_size}: {row.said}" for row in rows if row.said))
 
 

@@ -1,4 +1,4 @@
-"""`planner calibrate`: a profile's efficiency terms, refitted to benchmark rows."""
+"""`planner calibrate`: refits the efficiency terms of a profile to benchmark rows."""
 
 import math
 from pathlib import Path
@@ -17,9 +17,9 @@ _COLUMNS: Final = (
     Column("term", wraps=True),
     Column("value", is_number=True),
     Column("fitted", is_number=True),
-    Column("error", is_number=True),
-    Column("with it", is_number=True),
-    Column("taken"),
+    Column("error without", is_number=True),
+    Column("error with", is_number=True),
+    Column("changed"),
 )
 
 
@@ -89,7 +89,7 @@ def _show(sample: "Sample", found: "Fit", keys: list[str]) -> None:
         )
     show_table(_COLUMNS, rows)
     show_text(
-        f"Errors are of times, of configurations left out of the fit, root mean square of logarithms: "
-        f"{found.before:.1%} before, {found.after:.1%} after, {len(sample.rows)} rows of "
-        f"{len(set(sample.groups))} configurations."
+        f"Cross-validated error of the times (root mean square of logarithms): {found.before:.1%} before, "
+        f"{found.after:.1%} after calibration; {len(sample.rows)} rows of {len(set(sample.groups))} "
+        f"configurations."
     )

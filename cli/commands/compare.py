@@ -1,4 +1,4 @@
-"""`planner compare`: one model on several machines, by time and by price."""
+"""`planner compare`: compares machines for one model, by time and by price."""
 
 import click
 
@@ -61,7 +61,7 @@ def _show(machines: tuple[Machine, ...]) -> None:
         Column("tokens/s", is_number=True),
         Column("batch", is_number=True),
         Column("step", is_number=True),
-        Column("how", wraps=True),
+        Column("configuration", wraps=True),
     )
     show_table(columns, [_row(one) for one in machines])
     notes = dict.fromkeys(f"{one.hardware}: {one.price_note}" for one in machines if one.price_note)

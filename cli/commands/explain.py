@@ -1,4 +1,4 @@
-"""`planner explain`: a written plan in words."""
+"""`planner explain`: explains a written plan in words."""
 
 from pathlib import Path
 
@@ -36,8 +36,8 @@ def command(folder: Path, asks_what_if: bool, name: str | None, as_json: bool) -
     tightest = explanation.tightest
     if tightest is not None:
         show_text(
-            f"Tightest is {tightest.device} in {tightest.phase}: {format_bytes(tightest.free_bytes)} of "
-            f"{format_bytes(tightest.capacity_bytes)} are free."
+            f"Least free memory: {format_bytes(tightest.free_bytes)} of "
+            f"{format_bytes(tightest.capacity_bytes)} on {tightest.device} in {tightest.phase}."
         )
     show_comparison(plan)
     show_alternatives(explanation.rejected)

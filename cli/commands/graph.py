@@ -1,4 +1,4 @@
-"""`planner graph`: the modules of a model, in short on the screen or in full to a file."""
+"""`planner graph`: shows a summary of a model's modules, or writes the whole graph to a file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,7 +97,7 @@ def _block_row(kind: BlockKind) -> tuple[str, ...]:
 
 
 def _range(fqns: tuple[str, ...]) -> str:
-    """First to last; what both begin with is written once, as blocks of one list differ in the last part."""
+    """The first and the last name; their common prefix is written once if only the last part differs."""
     first, last = fqns[0], fqns[-1]
     if len(fqns) == 1:
         return first
@@ -107,6 +107,6 @@ def _range(fqns: tuple[str, ...]) -> str:
 
 def _constraints(summary: GraphSummary) -> list[str]:
     lines = [f"must share a device: {', '.join(group)}" for group in summary.co_located]
-    lines += [f"one tensor: {' = '.join(group)}" for group in summary.ties]
-    lines += [f"no placement mends: {leak}" for leak in summary.leaks]
-    return lines or ["No co-location beside the blocks, no ties."]
+    lines += [f"tied tensors: {' = '.join(group)}" for group in summary.ties]
+    lines += [f"not solved by any placement: {leak}" for leak in summary.leaks]
+    return lines or ["No modules outside the blocks must share a device, and no tensors are tied."]

@@ -1,4 +1,4 @@
-"""`planner hardware`: which machines are known by name, and every number of one with its source."""
+"""`planner hardware`: lists the hardware profiles, or shows the numbers of one with their sources."""
 
 from typing import Final
 
@@ -66,7 +66,7 @@ def show_profile(name: str, as_json: bool) -> None:
     )
     counts = [("num_gpus", str(profile.num_gpus), "", "")]
     if profile.num_gpus:
-        counts.append(("gpus_per_host", str(profile.host_gpus), "", "at most; more GPUs are several hosts"))
+        counts.append(("gpus_per_host", str(profile.host_gpus), "", "at most; more GPUs need several hosts"))
     rows = [
         (path, format_by_unit(path, one.value), one.source.value, one.note)
         for path, one in quantities(profile)

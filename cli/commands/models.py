@@ -1,4 +1,4 @@
-"""`planner models`: which models are known by name, and what is known of one."""
+"""`planner models`: lists the models known by name, or shows the configuration of one."""
 
 import click
 
@@ -46,7 +46,7 @@ def show_model(name: str, trust_remote_code: bool, as_json: bool) -> None:
         ("family", spec.model_type),
         ("kind", spec.auto_class),
         ("hub id", spec.hub_id or "none"),
-        ("stored as", spec.dtype or "not said"),
+        ("stored as", spec.dtype or "not stated"),
     ]
     if spec.folder is not None:
         facts.append(("folder", str(spec.folder)))

@@ -1,4 +1,4 @@
-"""`planner plan`: the best placement, batch and runtime for a model on a machine."""
+"""`planner plan`: chooses the best placement, batch size and runtime for a model on a machine."""
 
 from pathlib import Path
 from typing import Any
@@ -77,9 +77,9 @@ def command(
     plan fits: the message says how many bytes are missing on which device.
     """
     if server is not None and out is None:
-        raise click.UsageError("--serve writes files beside the plan's; give --out FOLDER with it")
+        raise click.UsageError("--serve adds files to the plan's folder, so it needs --out FOLDER")
     if row_files and report is None:
-        raise click.UsageError("--rows are drawn in a report; give --report FILE with them")
+        raise click.UsageError("--rows are drawn in a report, so they need --report FILE")
     request = planner.Request(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,

@@ -1,4 +1,4 @@
-"""`planner predict`: what a given device map, or a given DeepSpeed configuration, would do on a machine."""
+"""`planner predict`: predicts memory and time of a given device map or DeepSpeed configuration."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""`planner probe`: this machine as a hardware profile, every number measured."""
+"""`planner probe`: measures this machine and writes a hardware profile."""
 
 import datetime
 import tempfile
@@ -53,7 +53,7 @@ def command(out: Path | None, disk: Path | None, no_disk: bool, timeout_s: float
     findings = probe(
         disk_folder=folder,
         timeout_s=timeout_s,
-        told=lambda what: click.echo(f"measuring {what}", err=True),
+        on_part=lambda what: click.echo(f"measuring {what}", err=True),
     )
     result = probed(
         findings,
@@ -72,7 +72,7 @@ def command(out: Path | None, disk: Path | None, no_disk: bool, timeout_s: float
 
 
 def _check_out(out: Path) -> None:
-    """Refuse before anything is measured what could not be written or read as a profile after a minute."""
+    """Raise an error for a path to which no profile can be written, before anything is measured."""
     if out.suffix != ".toml":
         raise InvalidInputError(f"a profile's file ends in .toml, which {out} does not: name it {out}.toml")
     try:
@@ -89,7 +89,7 @@ def _show(result: Probed) -> None:
         Column("quantity"),
         Column("measured", is_number=True),
         Column("spread", is_number=True),
-        Column("how", wraps=True),
+        Column("method", wraps=True),
     )
     rows = [
         (

@@ -1,4 +1,4 @@
-"""`planner roles`: how a model's weights may be cut over ranks, as its operations allow."""
+"""`planner roles`: derives from a model's operations how its weights can be sharded over ranks."""
 
 from pathlib import Path
 
@@ -59,10 +59,10 @@ def _row(line: WeightLine) -> tuple[str, ...]:
 
 
 def _beside(name: str, other: str) -> str:
-    """A name without the modules that the other one is in as well."""
+    """A name without the modules that also contain the other name."""
     parts, others = name.split("."), other.split(".")
     shared = 0
-    # A number in one pattern may be folded in the other.
+    # A layer number in one pattern may be `*` in the other.
     while shared < min(len(parts), len(others)) - 1 and (
         parts[shared] == others[shared] or (parts[shared] == "*" and others[shared].isdecimal())
     ):
@@ -72,15 +72,15 @@ def _beside(name: str, other: str) -> str:
 
 def _notes(report: PartitionReport) -> list[str]:
     if not report.lines:
-        return ["Nothing can be cut: no weight sums over features that could be apart."]
-    notes = ["Every other parameter is whole on every rank; an all-reduce follows each row."]
+        return ["No weight can be sharded: none sums over features that can be on different ranks."]
+    notes = ["Every other parameter is replicated on every rank; an all-reduce follows each row."]
     notes += [f"injection policy: {block}: {', '.join(names)}" for block, names in report.policy.items()]
     if report.bias_once:
-        notes.append(f"added once, after the all-reduce: {', '.join(report.bias_once)}")
+        notes.append(f"biases added once, after the all-reduce: {', '.join(report.bias_once)}")
     if report.replicated:
-        notes.append(f"partly on every rank, so that others can be cut: {', '.join(report.replicated)}")
+        notes.append(f"partly replicated, so that others can be sharded: {', '.join(report.replicated)}")
     if report.constants:
-        notes.append(f"hold a tensor of heads that is no parameter: {', '.join(report.constants)}")
+        notes.append(f"contain a tensor of heads that is not a parameter: {', '.join(report.constants)}")
     if report.unknown:
-        notes.append(f"operations without a rule, whose inputs stay together: {', '.join(report.unknown)}")
+        notes.append(f"operations without a rule, whose inputs are not sharded: {', '.join(report.unknown)}")
     return notes

@@ -1,4 +1,4 @@
-"""`planner verify`: prove a written plan by really generating."""
+"""`planner verify`: verifies a written plan by generation."""
 
 from pathlib import Path
 from typing import Literal
@@ -70,7 +70,7 @@ def command(
     if not report.passed:
         by_map = report.map_alone.first_difference if report.map_alone is not None else ""
         words = report.script.first_difference or by_map or "logits differ"
-        raise VerificationError(f"the plan does not generate what the plain model does: {words}")
+        raise VerificationError(f"the plan's output differs from that of the plain model: {words}")
 
 
 def _show(report: VerifyReport, folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""The cost model held against what others measured and published, row by row."""
+"""Compares the cost model with published measurements and with benchmark rows, row by row."""

@@ -1,4 +1,4 @@
-"""Every published row beside what the cost model says of it."""
+"""Predictions of the cost model for every published row."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -12,13 +12,13 @@ from planner.accuracy.setups import Setup, setup_of
 from planner.graph.schema import ModuleGraph
 from planner.tensor_parallel.cuts import features, is_embedding
 
-#: Batch sizes of BLOOM's tables.
+#: Batch sizes of the published tables of BLOOM, in ascending order.
 LADDER: Final = (1, 8, 16, 32, 64, 128, 256, 512)
 _LARGEST_BATCH: Final = 4096
 _MIB: Final = 2**20
 _GIB: Final = 2**30
 
-#: Metric → the kind that medians are taken over.
+#: Metric → kind of metric; medians are taken over the rows of one kind.
 KINDS: Final = {
     "time_per_token": "time",
     "time_per_token_per_sequence": "time",
@@ -37,10 +37,10 @@ class ComparedRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """One published row with its prediction.
 
     Attributes:
-        row: as published.
-        predicted: in the row's unit, as if it fitted; None where there is none.
-        fits: whether the run is predicted to fit, where the row says whether it did.
-        reason: why the row is not priced, or empty.
+        row: the published row.
+        predicted: prediction in the row's unit, ignoring memory limits; None if there is no prediction.
+        fits: whether the run is predicted to fit; None for metrics that do not say whether it did.
+        reason: why there is no prediction; otherwise empty.
     """
 
     row: PublishedRow
@@ -50,24 +50,24 @@ class ComparedRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def kind(self) -> str:
-        """What was measured: `time`, `load`, `memory`, `batch` or `throughput`."""
+        """Kind of the metric: `time`, `load`, `memory`, `batch` or `throughput`."""
         return KINDS[self.row.metric]
 
     @property
     def relative_error(self) -> float | None:
-        """Predicted over published, less one; None without both, or when zero was published."""
+        """Predicted divided by published, minus one; None without both numbers, or if zero was published."""
         if self.predicted is None or self.row.is_out_of_memory or float(self.row.value) == 0:
             return None
         return self.predicted / float(self.row.value) - 1
 
     @property
     def fit_is_right(self) -> bool | None:
-        """Whether the prediction fits exactly when the run did."""
+        """Whether it is predicted correctly that the run fits or does not fit; None if `fits` is None."""
         return None if self.fits is None else self.fits != self.row.is_out_of_memory
 
 
 def lines() -> tuple[ComparedRow, ...]:
-    """All rows, in the file's order."""
+    """All published rows with their predictions, in the file's order."""
     return tuple(_line(row, setup_of(row)) for row in rows())
 
 
@@ -76,10 +76,10 @@ def _line(row: PublishedRow, setup: Setup) -> ComparedRow:
         return ComparedRow(row=row, reason=setup.reason)
     if row.metric == "max_batch":
         return ComparedRow(row=row, predicted=float(largest_batch(setup)))
-    found = _outcome(setup, row.batch_size)
+    run = _outcome(setup, row.batch_size)
     if KINDS[row.metric] != "time":
-        return ComparedRow(row=row, predicted=_number(row, setup, found))
-    return ComparedRow(row=row, predicted=_number(row, setup, found), fits=found.fits)
+        return ComparedRow(row=row, predicted=_number(row, setup, run))
+    return ComparedRow(row=row, predicted=_number(row, setup, run), fits=run.fits)
 
 
 def _outcome(setup: Setup, batch_size: int) -> Outcome:
@@ -91,33 +91,33 @@ def _cached(setup: bytes, batch_size: int) -> Outcome:
     return outcome(msgspec.json.decode(setup, type=Setup), batch_size)
 
 
-def _number(row: PublishedRow, setup: Setup, found: Outcome) -> float:
-    """The prediction of a row's metric in its unit."""
-    weights = {device: phases["decode"].weights for device, phases in found.memory.items()}
+def _number(row: PublishedRow, setup: Setup, run: Outcome) -> float:
+    """The prediction of a row's metric in the row's unit."""
+    weights = {device: phases["decode"].weights for device, phases in run.memory.items()}
     match row.metric:
         case "time_per_token":
-            return found.total_s / found.new_tokens
+            return run.total_s / run.new_tokens
         case "time_per_token_per_sequence":
-            return 1e3 * found.total_s / (found.new_tokens * found.num_sequences)
+            return 1e3 * run.total_s / (run.new_tokens * run.num_sequences)
         case "model_load_time" | "load_time":
-            return found.load_s
+            return run.load_s
         case "gpu0_mem" | "gpu1_mem" | "cpu_mem":
-            # Accelerate's script prints MiB, and the table has thousands of them.
+            # Accelerate's script prints MiB; the published table divides them by 1000.
             device = "cpu" if row.metric == "cpu_mem" else f"gpu:{row.metric[3]}"
             return weights.get(device, 0) / _MIB / 1000
         case "memory_allocated_per_gpu":
             return weights["gpu:0"] / _GIB
         case "max_throughput_per_gpu":
-            return _teraflops(row, setup, found)
+            return _teraflops(row, setup, run)
     raise ValueError(f"the metric {row.metric} has no prediction")
 
 
-def _teraflops(row: PublishedRow, setup: Setup, found: Outcome) -> float:
-    """As DeepSpeed's script has it: 2 · 12 · layers · hidden² · batch per token's time, for each GPU."""
+def _teraflops(row: PublishedRow, setup: Setup, run: Outcome) -> float:
+    """TFLOP/s of each GPU as in DeepSpeed's script: 2 · 12 · layers · hidden² · batch / time per token."""
     graph = graph_of(setup.model)
     parameters = 12 * len(graph.blocks) * _hidden(graph) ** 2
-    per_token_s = found.total_s / found.new_tokens
-    return 2 * parameters * row.batch_size / per_token_s / found.num_ranks / 1e12
+    per_token_s = run.total_s / run.new_tokens
+    return 2 * parameters * row.batch_size / per_token_s / run.num_ranks / 1e12
 
 
 def _hidden(graph: ModuleGraph) -> int:
@@ -125,7 +125,7 @@ def _hidden(graph: ModuleGraph) -> int:
 
 
 def largest_batch(setup: Setup) -> int:
-    """The largest batch that fits; 0 when not even one sequence does."""
+    """The largest batch size that is predicted to fit; 0 when not even one sequence fits."""
     low, high = 0, 1
     while high <= _LARGEST_BATCH and _outcome(setup, high).fits:
         low, high = high, 2 * high
@@ -136,7 +136,13 @@ def largest_batch(setup: Setup) -> int:
 
 
 class LadderResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The largest batch of one table's ladder that fits, published and predicted."""
+    """The largest batch size of a published table that fits.
+
+    Attributes:
+        runtime: runtime and dtype of the table.
+        published: the largest batch size that ran.
+        predicted: the largest batch size of `LADDER` that is predicted to fit; 0 if none is.
+    """
 
     runtime: str
     published: int
@@ -144,7 +150,7 @@ class LadderResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def steps(self) -> int:
-        """How far apart they are on the ladder; positive when the prediction is too large."""
+        """Number of steps in `LADDER` between the two; positive when the prediction is too large."""
         return _step(self.predicted) - _step(self.published)
 
 
@@ -152,10 +158,10 @@ def _step(batch_size: int) -> int:
     return LADDER.index(batch_size) if batch_size else -1
 
 
-def ladders(found: Iterable[ComparedRow]) -> tuple[LadderResult, ...]:
-    """One result for each table that ends in a run out of memory."""
+def ladders(compared: Iterable[ComparedRow]) -> tuple[LadderResult, ...]:
+    """One result for each table with a run that went out of memory."""
     tables: dict[str, list[PublishedRow]] = {}
-    for line in found:
+    for line in compared:
         if line.row.metric == "time_per_token_per_sequence" and not line.reason:
             tables.setdefault(f"{line.row.runtime}, {line.row.dtype}", []).append(line.row)
     return tuple(

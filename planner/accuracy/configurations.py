@@ -1,4 +1,4 @@
-"""The ways in which published runs were made, as placements that the cost model prices."""
+"""The configurations of published runs, as placements that the cost model prices."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,15 +39,15 @@ from planner.tracing.load import load_model
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What the cost model says of one run.
+    """Prediction for one run.
 
     Attributes:
-        total_s: the whole `generate()` call.
-        new_tokens: of each sequence.
-        num_sequences: of all streams together.
-        num_ranks: GPUs that generated them.
-        load_s: until the model is ready.
-        memory: device → phase → bytes, with what the allocator of the time held besides.
+        total_s: time of the whole `generate()` call.
+        new_tokens: generated tokens of each sequence.
+        num_sequences: sequences of all streams together.
+        num_ranks: number of GPUs that generate them.
+        load_s: time to load the model.
+        memory: device → phase → memory, including the fragmentation of the allocator of that time.
     """
 
     total_s: float
@@ -59,7 +59,7 @@ class Outcome:
 
     @property
     def fits(self) -> bool:
-        """Whether it runs."""
+        """Whether the run is predicted to fit into the memory of every device."""
         return shortage(self.memory) is None
 
 
@@ -67,10 +67,10 @@ def outcome(setup: Setup, batch_size: int) -> Outcome:
     """Price one run of a setup.
 
     Args:
-        setup: one with a way.
-        batch_size: of each stream, where there are several.
+        setup: a setup with a configuration.
+        batch_size: sequences of each stream.
     """
-    return WAYS[setup.way](setup, batch_size)
+    return CONFIGURATIONS[setup.configuration](setup, batch_size)
 
 
 def _accelerate(setup: Setup, batch_size: int, place: Callable[[Problem], Assignment]) -> Outcome:
@@ -100,25 +100,25 @@ def _on_ranks(
     staged_bytes: int = 0,
     context_bytes: int = 0,
 ) -> Outcome:
-    """Every GPU of the machine is a rank, and everything lives in the same place on each.
+    """Price a run with one rank for each GPU of the machine, and the same placement on every rank.
 
     Args:
-        setup: which run.
-        batch_size: of each stream.
-        runtime_model: the runtime's.
-        stored_on: where every weight is.
+        setup: the run.
+        batch_size: sequences of each stream.
+        runtime_model: the runtime's cost model.
+        stored_on: where all weights are stored.
         whole: whether every rank reads the whole checkpoint.
-        staged_bytes: what comes and goes on each GPU besides what the law counts.
-        context_bytes: what stays there besides that.
+        staged_bytes: transient bytes on each GPU beyond those of the runtime model.
+        context_bytes: permanent bytes on each GPU beyond those of the runtime model.
     """
     profile = _machine(setup.machine)
     (execution,) = [
-        one
-        for one in runtime_model.configurations(profile)
-        if one.num_ranks == profile.num_gpus
-        and one.weight_bits is None
-        and one.kv_cache == "device"
-        and (PEERS in one.streams_from) == (stored_on == PEERS)
+        config
+        for config in runtime_model.configurations(profile)
+        if config.num_ranks == profile.num_gpus
+        and config.weight_bits is None
+        and config.kv_cache == "device"
+        and (PEERS in config.streams_from) == (stored_on == PEERS)
     ]
     problem = _problem(setup, batch_size, profile, execution, runtime_model)
     assignment = Assignment.uniform(problem, "gpu:0", stored_on)
@@ -147,10 +147,11 @@ def _whole_load_s(setup: Setup, problem: Problem) -> float:
 
 
 def _zero(setup: Setup, batch_size: int) -> Outcome:
-    """Parameters cut over the GPUs; nothing is kept whole, as the script has it.
+    """Price ZeRO-3 with all parameters partitioned over the GPUs, as in the published script.
 
-    Its persistence threshold is 0, so a Linear's bias is gathered with its weight: they arrive in one flat
-    tensor besides the two that are made of it (AllGatherCoalescedHandle), and that is the weight's size.
+    The script sets the persistence threshold to 0, so a Linear's bias is gathered together with its weight.
+    AllGatherCoalescedHandle gathers them into one flat tensor and copies them from there, so the flat tensor,
+    about as large as the weight, is needed in addition.
     """
     graph = graph_of(setup.model)
     widest = max(t.num_elements for n in graph.nodes if n.block is not None for t in n.tensors)
@@ -204,7 +205,7 @@ def _problem(
 
 @cache
 def graph_of(model: str) -> ModuleGraph:
-    """The whole model's graph."""
+    """The graph of the whole model."""
     return load_model(model).graph
 
 
@@ -213,8 +214,8 @@ def _machine(name: str) -> HardwareProfile:
     return load(machine_file(name))
 
 
-#: Name in `setups.toml` → how it is priced.
-WAYS: Final[dict[str, Callable[[Setup, int], Outcome]]] = {
+#: Name of a configuration in `setups.toml` → function that prices a setup at a batch size.
+CONFIGURATIONS: Final[dict[str, Callable[[Setup, int], Outcome]]] = {
     "accelerate-first-fit": lambda setup, batch_size: _accelerate(setup, batch_size, first_fit),
     "accelerate-low-first": lambda setup, batch_size: _accelerate(setup, batch_size, low_first),
     "kernel-injection": lambda setup, batch_size: _on_ranks(setup, batch_size, KERNEL_INJECTION),

@@ -1,4 +1,7 @@
-"""PyTorch's allocator before expandable segments (2.1, October 2023), which all published runs used."""
+"""Fragmentation of PyTorch's allocator without expandable segments, which came with 2.1 in October 2023.
+
+All published runs are older and used the allocator without them.
+"""
 
 from typing import Final
 
@@ -8,8 +11,8 @@ from planner.cost.problem import PEERS, Problem
 from planner.schema.breakdown import MemoryBreakdown
 from planner.schema.quantity import Quantity, Source
 
-#: Reserved over allocated bytes where a cache grows by copying: the holes that it leaves are of no use to
-#: what is larger by a token.
+#: Reserved divided by allocated bytes where a KV cache grows by copying: each freed block is too small for
+#: the next copy, which is one token larger.
 FRAGMENTATION: Final = Quantity(
     value=1.56,
     source=Source.MEASURED,
@@ -21,22 +24,26 @@ FRAGMENTATION: Final = Quantity(
 def fragmented(
     problem: Problem, memory: dict[str, dict[str, MemoryBreakdown]]
 ) -> dict[str, dict[str, MemoryBreakdown]]:
-    """The memory of a run with what the allocator of its time held beyond live bytes on every GPU.
+    """Add the allocator's fragmentation to the memory of a run, on every GPU.
 
-    ZeRO gathers and frees weights of many sizes between the cache's; a store, a workspace and NCCL's buffers
-    stay where they are, and Accelerate empties the allocator around every module that it fetches.
+    The KV cache and activations fragment the memory. Weights that ZeRO gathers and frees do so, too: they
+    have many sizes and are allocated between blocks of the cache. Persistent buffers do not, and neither do
+    weights that Accelerate streams, because it empties the allocator's cache around every module.
     """
     gathers = PEERS in problem.scenario.execution.streams_from
     return {
         device: phases
         if not device.startswith("gpu:")
-        else {phase: _with_holes(part, problem.buffers.device, gathers) for phase, part in phases.items()}
+        else {
+            phase: _with_fragmentation(part, problem.buffers.device, gathers=gathers)
+            for phase, part in phases.items()
+        }
         for device, phases in memory.items()
     }
 
 
-def _with_holes(part: MemoryBreakdown, kept_bytes: int, gathers: bool) -> MemoryBreakdown:
-    transient_bytes = part.kv + part.activations + (max(0, part.staging - kept_bytes) if gathers else 0)
+def _with_fragmentation(part: MemoryBreakdown, buffer_bytes: int, *, gathers: bool) -> MemoryBreakdown:
+    transient_bytes = part.kv + part.activations + (max(0, part.staging - buffer_bytes) if gathers else 0)
     return msgspec.structs.replace(
         part, slack=part.slack + round((FRAGMENTATION.value - 1) * transient_bytes)
     )

@@ -1,9 +1,9 @@
-"""Accelerate as it was when its table and BLOOM's were made (2022): its maps, and a cache that went home.
+"""Accelerate as of 2022, with which its own table and BLOOM's were measured: device maps and KV cache.
 
-Until Accelerate 0.20 and transformers 4.30 (May 2023) outputs were sent to the device of the inputs,
-`past_key_values` among them, and every layer fetched its own again (huggingface/accelerate issue 1394,
-huggingface/transformers pull request 23919). So the whole cache crossed to the first GPU and back at each
-token, and the first GPU held it twice: the one of the last token, and the one that replaces it.
+Until Accelerate 0.20 and transformers 4.30 (May 2023) the outputs were sent to the device of the inputs,
+including `past_key_values`, and every layer fetched its part of the cache again (huggingface/accelerate issue
+1394, huggingface/transformers pull request 23919). At each token the whole cache was therefore copied to the
+first GPU and back, and the first GPU held it twice: the cache of the last token and its replacement.
 """
 
 import msgspec
@@ -15,19 +15,19 @@ from planner.cost.time_terms import copy_s
 from planner.schema.breakdown import MemoryBreakdown
 from planner.schema.hardware import Link
 
-#: Caches on the first GPU while one replaces the other.
+#: Copies of the cache on the first GPU while one replaces the other.
 _CACHES = 2
 
 
 def first_fit(problem: Problem) -> Assignment:
-    """One device after the other in the order of execution, never going back.
+    """Fill one device after another, in the order of execution.
 
-    The first GPU and host memory keep room for the largest block, which may have to be fetched to them.
+    The first GPU and host memory reserve room for the largest block, which may have to be streamed to them.
     Source: accelerate.utils.modeling.infer_auto_device_map without balancing.
     """
     profile = problem.scenario.profile
     if profile.gpu is None:
-        raise ValueError(f"profile {profile.name!r} has no GPU to fill")
+        raise ValueError(f"profile {profile.name!r} has no GPU")
     room = largest(unit.stored_bytes for unit in problem.units)
     each = profile.gpu.memory_bytes.value - profile.gpu.context_bytes.value
     limits = {f"gpu:{i}": each for i in range(profile.num_gpus)}
@@ -37,9 +37,9 @@ def first_fit(problem: Problem) -> Assignment:
 
 
 def low_first(problem: Problem) -> Assignment:
-    """`device_map="balanced_low_0"`: the first GPU gets nothing but the cache, the others equal shares.
+    """`device_map="balanced_low_0"`: the first GPU holds only the cache, the others equal shares of weights.
 
-    A share is rounded up by the largest unit, so that the last GPU is never too small.
+    A share is enlarged by a unit of median size, so that the last GPU is not too small.
     Source: accelerate.utils.modeling.get_balanced_memory with low_zero.
     """
     others = problem.scenario.profile.num_gpus - 1
@@ -69,10 +69,11 @@ def _filled(problem: Problem, limits: dict[str, float]) -> Assignment:
 
 
 def offloading_s(problem: Problem, assignment: Assignment) -> float:
-    """What loading writes and reads again when something goes to disk.
+    """Seconds for which loading writes to the disk and reads back; 0 when no weights are stored on the disk.
 
-    The script then sets `offload_state_dict` too: what belongs in host memory is kept on disk until all
-    shards have been read, and what belongs on disk is written anew. The disk is taken to write as it reads.
+    With weights on the disk the script also sets `offload_state_dict`: weights for host memory are written to
+    the disk and read back when all shards have been read, and weights for the disk are written again. The
+    write rate is assumed to equal the read rate.
     """
     disk = problem.scenario.profile.disk
     places = [
@@ -88,22 +89,28 @@ def offloading_s(problem: Problem, assignment: Assignment) -> float:
 
 
 def returned_cache_s(problem: Problem, assignment: Assignment, phase: str) -> float:
-    """Time in which the cache of the other GPUs goes to the first, and in decode comes back before that."""
+    """Seconds of one step in which the other GPUs' cache is copied to the first GPU, and back in decode.
+
+    Args:
+        problem: the priced problem.
+        assignment: the placement.
+        phase: `prefill` or `decode`.
+    """
     peer = problem.scenario.profile.peer
     if peer is None:
         return 0.0
     away = _away(problem, assignment)
-    home_s = sum(_moved_s(_cached(unit, phase), peer) for unit in away)
-    return home_s if phase == "prefill" else 2 * home_s
+    return_s = sum(_moved_s(_cached(unit, phase), peer) for unit in away)
+    return return_s if phase == "prefill" else 2 * return_s
 
 
 def _moved_s(num_bytes: float, peer: Link) -> float:
-    """Keys and values are a tensor each."""
+    """Seconds to copy a unit's cache, as two tensors: keys and values."""
     return copy_s(num_bytes, peer, pinned=True, num_copies=2) if num_bytes else 0.0
 
 
 def _cached(unit: UnitPrice, phase: str) -> float:
-    """A unit's cache at the phase's typical length."""
+    """Bytes of a unit's cache: at the end of prefill, or on average over the decode steps."""
     first, last = unit.kv["prefill"], unit.kv["decode"]
     return first if phase == "prefill" else (first + last) / 2
 
@@ -120,7 +127,16 @@ def _away(problem: Problem, assignment: Assignment) -> list[UnitPrice]:
 def with_returned_cache(
     problem: Problem, assignment: Assignment, memory: dict[str, dict[str, MemoryBreakdown]]
 ) -> dict[str, dict[str, MemoryBreakdown]]:
-    """The memory of an assignment with the other GPUs' caches on the first one, twice, besides their own."""
+    """Add two copies of the other GPUs' cache to the memory of the first GPU.
+
+    Args:
+        problem: the priced problem.
+        assignment: the placement.
+        memory: device → phase → memory of the placement.
+
+    Returns:
+        The memory in the same form; the other GPUs keep their own caches.
+    """
     away = _away(problem, assignment)
     main = problem.scenario.execution.main
     phases = {

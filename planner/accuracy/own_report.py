@@ -1,4 +1,4 @@
-"""Our own rows as Markdown, below the published ones."""
+"""The Markdown report on benchmark rows, a section of the report on published rows."""
 
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,14 +7,14 @@ from typing import Final
 
 import msgspec
 
-from planner.accuracy.own import METRICS, Border, OwnLine
+from planner.accuracy.own import METRICS, LargestBatch, OwnLine
 from planner.accuracy.tables import table
 from planner.sizes import format_bytes, format_seconds
 
 _INTRODUCTION: Final = """\
-Rows that `planner bench` wrote, priced again by today's model with the profile of their plan; each cell is
-predicted for measured. A step is the mean decode step; memory is what the fullest GPU's allocator reserved,
-its context left out.
+Rows that `planner bench` wrote, predicted again by the current cost model with the profile of their plan.
+Each cell shows predicted / measured. A step is the mean decode step. Memory is the largest amount that the
+allocator of any GPU reserved, without the CUDA context.
 """
 _COLUMNS: Final = (
     *("configuration", "model", "memory", "batch", "status", "prefill", "error"),
@@ -23,7 +23,16 @@ _COLUMNS: Final = (
 
 
 class OwnMedian(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Errors of own rows in one metric: of one file, or of all where it is empty; the worst has its sign."""
+    """Errors of benchmark rows in one metric.
+
+    Attributes:
+        file: file of the rows; empty for the rows of all files.
+        metric: one of `METRICS`.
+        num_rows: number of rows with a measured and a predicted value.
+        median_error: median absolute relative error.
+        bias: median of the signed relative errors.
+        worst: the relative error with the largest absolute value, with its sign.
+    """
 
     file: str
     metric: str
@@ -34,7 +43,7 @@ class OwnMedian(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def own_medians(lines: Sequence[OwnLine]) -> tuple[OwnMedian, ...]:
-    """One for each metric that any row has, prefill, decode, memory; then of each of several files."""
+    """Medians of all rows for each metric, followed by those of each file if there are several files."""
     files = dict.fromkeys(line.file for line in lines)
     by_file = [_medians([line for line in lines if line.file == file], file) for file in files]
     return (*_medians(lines), *chain.from_iterable(by_file if len(files) > 1 else []))
@@ -55,22 +64,22 @@ def _medians(lines: Sequence[OwnLine], file: str = "") -> Iterator[OwnMedian]:
 
 
 def fits_right(lines: Iterable[OwnLine]) -> tuple[int, int]:
-    """Rows whose fitting is predicted right, and rows where it is known."""
+    """Number of rows for which it is predicted correctly whether they fit, and number of rows judged."""
     judged = [line.fit_is_right for line in lines if line.fit_is_right is not None]
     return sum(judged), len(judged)
 
 
-def own_markdown(lines: Sequence[OwnLine], borders: Sequence[Border]) -> str:
-    """What `planner bench` measured: medians, borders and every row."""
+def own_markdown(lines: Sequence[OwnLine], largest: Sequence[LargestBatch]) -> str:
+    """The section on benchmark rows: medians, largest batch sizes and every row."""
     right, known = fits_right(lines)
     parts = [
-        "## Our own rows\n",
+        "## Benchmark rows\n",
         _INTRODUCTION,
         table(
             ("rows of", "metric", "rows", "median error", "bias", "worst"),
             map(own_median_cells, own_medians(lines)),
         ),
-        f"Whether it fits is right in {right} of {known} rows.\n",
+        f"Fit or out of memory is predicted correctly in {right} of {known} rows.\n",
         "### Largest batch\n",
         table(
             (
@@ -78,14 +87,14 @@ def own_markdown(lines: Sequence[OwnLine], borders: Sequence[Border]) -> str:
                 "configuration",
                 "model",
                 "memory",
-                "ran",
-                "did not run",
-                "called feasible",
-                "feasible over ran",
+                "largest that ran",
+                "smallest out of memory",
+                "largest predicted",
+                "predicted / ran",
             ),
-            map(border_cells, borders),
+            map(largest_batch_cells, largest),
         ),
-        "### Every row of our own\n",
+        "### Every benchmark row\n",
         table(
             _COLUMNS,
             map(_row, lines),
@@ -95,18 +104,20 @@ def own_markdown(lines: Sequence[OwnLine], borders: Sequence[Border]) -> str:
     return "\n".join(parts)
 
 
-def own_median_cells(one: OwnMedian) -> tuple[str, ...]:
-    """A line of the table of medians."""
-    errors = (f"{one.median_error:.1%}", f"{one.bias:+.1%}", f"{one.worst:+.1%}")
-    return (one.file or "all", one.metric, str(one.num_rows), *errors)
+def own_median_cells(median: OwnMedian) -> tuple[str, ...]:
+    """A row of the table of medians."""
+    errors = (f"{median.median_error:.1%}", f"{median.bias:+.1%}", f"{median.worst:+.1%}")
+    return (median.file or "all", median.metric, str(median.num_rows), *errors)
 
 
-def border_cells(one: Border) -> tuple[str, ...]:
-    """A line of the table of largest batches."""
-    ratio = f"{one.feasible / one.ran:.0%}" if one.ran and one.feasible is not None else ""
-    feasible = "" if one.feasible is None else str(one.feasible)
-    names = (one.file, one.name, one.model, _memory(one.memory_cap_bytes))
-    return (*names, str(one.ran), str(one.failed), feasible, ratio)
+def largest_batch_cells(largest: LargestBatch) -> tuple[str, ...]:
+    """A row of the table of largest batch sizes."""
+    feasible, ratio = "", ""
+    if largest.feasible is not None:
+        feasible = str(largest.feasible)
+        ratio = f"{largest.feasible / largest.ran:.0%}" if largest.ran else ""
+    names = (largest.file, largest.name, largest.model, _memory(largest.memory_cap_bytes))
+    return (*names, str(largest.ran), str(largest.failed), feasible, ratio)
 
 
 def _row(line: OwnLine) -> tuple[str, ...]:
@@ -114,7 +125,7 @@ def _row(line: OwnLine) -> tuple[str, ...]:
     cells = [row.name, row.model, _memory(row.memory_cap_bytes), str(row.batch_size), row.status]
     for metric in METRICS:
         pair, error = line.pair(metric), line.error(metric)
-        cells.append("" if pair is None else " for ".join(_written(metric, pair[i]) for i in (1, 0)))
+        cells.append("" if pair is None else " / ".join(_written(metric, pair[i]) for i in (1, 0)))
         cells.append("" if error is None else f"{error:+.1%}")
     return (*cells, _remark(line))
 
@@ -125,9 +136,11 @@ def _written(metric: str, value: float) -> str:
 
 def _remark(line: OwnLine) -> str:
     if line.reason:
-        return f"not priced: {line.reason}"
+        return f"not predicted: {line.reason}"
     if line.fit_is_right is False:
-        return "called too large, and ran" if line.row.status == "ok" else "called feasible, and did not run"
+        if line.row.status == "ok":
+            return "predicted out of memory, but ran"
+        return "predicted to fit, but ran out of memory"
     return ""
 
 

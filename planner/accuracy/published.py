@@ -1,4 +1,4 @@
-"""The published measurements, as data: `published.csv`, one row for each number of each source."""
+"""The published measurements: `published.csv` has one row for each number of each source."""
 
 import csv
 from importlib import resources
@@ -6,24 +6,24 @@ from typing import Final
 
 import msgspec
 
-#: What a row says instead of a number when the run went out of memory.
+#: Value of a row whose run went out of memory.
 OUT_OF_MEMORY: Final = "OOM"
 
 
 class PublishedRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One published number, as its source has it; an empty cell is an empty string.
+    """One published number, as in its source; an empty cell is an empty string.
 
     Attributes:
         source: where it was published.
-        model, runtime, dtype, hardware: in the source's words.
-        n_gpus: GPUs used.
+        model, runtime, dtype, hardware: as named in the source.
+        n_gpus: number of GPUs used.
         offload: `none`, `cpu` or `cpu+disk`.
-        batch: sequences together (of each stream, where every GPU has one).
-        prompt_len, gen_len: lengths, where published.
-        metric: what was measured.
+        batch: batch size; where every GPU has a stream of its own, the batch size of each stream.
+        prompt_len, gen_len: lengths in tokens, where published.
+        metric: name of the measured quantity, a key of `planner.accuracy.compare.KINDS`.
         value: the number, or `OOM`.
-        unit: of the number.
-        notes: whatever else was said.
+        unit: unit of the number.
+        notes: other remarks of the source.
     """
 
     source: str
@@ -43,12 +43,12 @@ class PublishedRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def is_out_of_memory(self) -> bool:
-        """Whether the run did not fit."""
+        """Whether the run went out of memory."""
         return self.value == OUT_OF_MEMORY
 
     @property
     def batch_size(self) -> int:
-        """The batch, 1 where the row does not depend on it."""
+        """The batch size; 1 where the row does not depend on it."""
         return int(self.batch or 1)
 
 

@@ -1,4 +1,4 @@
-"""The comparison as Markdown: what it is held to, medians, every row, and what was assumed."""
+"""The comparison with published rows as Markdown: acceptance bounds, medians, every row, and assumptions."""
 
 from collections.abc import Iterable, Sequence
 from importlib import metadata
@@ -20,40 +20,40 @@ from planner.accuracy.tables import table
 _INTRODUCTION: Final = """\
 # The cost model against published measurements
 
-Written by `planner accuracy`. Every number of the sources is in `planner/accuracy/published.csv`, and how
-each row is run in the model in `planner/accuracy/setups.toml`. No row is left out: one that cannot be priced
-says why. Errors are predicted over published, less one.
+Written by `planner accuracy`. The published numbers are in `planner/accuracy/published.csv`, and the setup of
+each row for the cost model is in `planner/accuracy/setups.toml`. No row is left out; a row that cannot be
+predicted states the reason. An error is predicted divided by published, minus one.
 """
 
 _ASSUMED: Final = """\
-## What is assumed
+## Assumptions
 
-- No number is fitted to these rows. What is told below of the releases of their time was looked for after a
-  first comparison had missed it; each has a source of its own.
+- No number is fitted to these rows. The properties of old releases described below were added after a first
+  comparison that did not include them; each of them has a source of its own.
 - Host time per operation on A100 hosts is the median of four rows of another benchmark (see the profile of an
   A100 80 GB). On the Titan RTX host, whose processor is not published, it is the default of all profiles.
-- BLOOM's scripts and their logs settle what a row means: ZeRO-3's batch is of each of 8 streams, and its time
-  is divided by the tokens of all of them.
-- Releases of 2022 are priced as they were. Until May 2023 Accelerate sent the whole cache to the first GPU at
-  each token (its issue 1394); its maps of that time fill device after device, or leave the first one empty.
-  ZeRO-3 gathers a bias with its weight when nothing is kept, through a flat tensor as large as the weight;
-  NCCL keeps buffers on every GPU.
-- PyTorch had no expandable segments then. What comes and goes on a GPU takes {fragmentation:g} times its live
-  bytes. {note}.
+- The meaning of BLOOM's rows is taken from the scripts and their logs: the batch size of ZeRO-3 is that of
+  each of 8 streams, and its time is divided by the tokens of all streams.
+- Releases of 2022 are modelled as they were. Until May 2023 Accelerate copied the whole KV cache to the first
+  GPU at each token (its issue 1394); its device maps fill one device after another, or leave the first one
+  empty. ZeRO-3 without persistent parameters gathers a bias together with its weight, through a flat tensor
+  as large as the weight. NCCL has buffers on every GPU.
+- PyTorch had no expandable segments then. Transient memory on a GPU takes {fragmentation:g} times its live
+  bytes because of fragmentation. {note}.
 - DeepSpeed's kernels are counted from the sources of 0.19.8, and the graphs are of transformers 5.23; the
-  rows are older. The counts agree with the other benchmark's rows.
-- Unknown: the Titan RTX machine's disk and processor, and whether files were in a cache when loading times
-  were taken. Jean Zay's file system is taken at the 3 GB/s that the source states, though 352 GB in 60 s
-  need 6.
+  rows are older. The counts agree with the rows of the other benchmark.
+- Unknown: the disk and the processor of the Titan RTX machine, and whether files were in the page cache when
+  loading times were measured. The file system of Jean Zay is assumed to read 3 GB/s, as the source states,
+  although 352 GB in 60 s need 6 GB/s.
 """
 
 
 def markdown(lines: Sequence[ComparedRow], own: str = "") -> str:
-    """The whole report, with the part about rows of our own where there is one."""
+    """The whole report; `own` is the section on benchmark rows, or empty."""
     parts = [
         _INTRODUCTION,
         _versions(),
-        "## What it is held to\n",
+        "## Acceptance bounds\n",
         _verdicts(verdicts(lines)),
         "## Medians\n",
         _medians(medians(lines)),
@@ -61,7 +61,7 @@ def markdown(lines: Sequence[ComparedRow], own: str = "") -> str:
         "## Every published row\n",
         _rows(lines),
         _ASSUMED.format(fragmentation=FRAGMENTATION.value, note=FRAGMENTATION.note),
-        "## What was taken from the sources besides the rows\n",
+        "## Further information taken from the sources\n",
         _notes(setups()),
     ]
     return "\n".join(parts)
@@ -71,49 +71,57 @@ def _versions() -> str:
     return f"offload-planner {metadata.version('offload-planner')}.\n"
 
 
-def _verdicts(found: Iterable[Verdict]) -> str:
+def _verdicts(results: Iterable[Verdict]) -> str:
     return table(
         (
             "table",
-            "times",
+            "rows",
             f"median error of time (at most {LARGEST_MEDIAN_ERROR:.0%})",
             "largest batch, published",
             "predicted",
-            f"steps apart (at most {LARGEST_STEP})",
-            "holds",
+            f"difference in table steps (at most {LARGEST_STEP})",
+            "within bounds",
         ),
         (
             (
-                one.table,
-                str(one.num_rows),
-                f"{one.median_error:.1%}",
-                str(one.ladder.published) if one.ladder else "",
-                str(one.ladder.predicted) if one.ladder else "",
-                f"{one.ladder.steps:+d}" if one.ladder else "",
-                "yes" if one.holds else "**no**",
+                verdict.table,
+                str(verdict.num_rows),
+                f"{verdict.median_error:.1%}",
+                str(verdict.ladder.published) if verdict.ladder else "",
+                str(verdict.ladder.predicted) if verdict.ladder else "",
+                f"{verdict.ladder.steps:+d}" if verdict.ladder else "",
+                "yes" if verdict.holds else "**no**",
             )
-            for one in found
+            for verdict in results
         ),
     )
 
 
-def _medians(found: Iterable[Median]) -> str:
+def _medians(results: Iterable[Median]) -> str:
     return table(
-        ("runtime", "metric", "rows", "with a number on both sides", "median error", "bias", "fits right"),
-        map(median_cells, found),
+        (
+            "runtime",
+            "metric",
+            "rows",
+            "rows with both numbers",
+            "median error",
+            "bias",
+            "fit predicted correctly",
+        ),
+        map(median_cells, results),
     )
 
 
-def median_cells(one: Median) -> tuple[str, ...]:
-    """A line of the table of medians."""
+def median_cells(median: Median) -> tuple[str, ...]:
+    """A row of the table of medians."""
     return (
-        one.runtime,
-        one.kind,
-        str(one.num_rows),
-        str(one.num_priced),
-        f"{one.median_error:.1%}" if one.median_error is not None else "",
-        f"{one.bias:+.1%}" if one.bias is not None else "",
-        f"{one.fits_right} of {one.fits_known}" if one.fits_known else "",
+        median.runtime,
+        median.kind,
+        str(median.num_rows),
+        str(median.num_priced),
+        f"{median.median_error:.1%}" if median.median_error is not None else "",
+        f"{median.bias:+.1%}" if median.bias is not None else "",
+        f"{median.fits_right} of {median.fits_known}" if median.fits_known else "",
     )
 
 
@@ -144,7 +152,7 @@ def _compared(line: ComparedRow) -> tuple[str, ...]:
     row = line.row
     published = row.value if row.is_out_of_memory else f"{row.value} {row.unit}"
     if line.reason:
-        return published, "", "", f"not priced: {line.reason}"
+        return published, "", "", f"not predicted: {line.reason}"
     predicted = f"{line.predicted:.3g} {row.unit}" if line.predicted is not None else ""
     if line.fits is False:
         predicted = f"OOM ({predicted})"
@@ -154,12 +162,14 @@ def _compared(line: ComparedRow) -> tuple[str, ...]:
 
 def _remark(line: ComparedRow) -> str:
     if line.fit_is_right is False:
-        return "does not fit, and did" if line.row.value != "OOM" else "fits, and did not"
-    return "does not fit, as published" if line.row.is_out_of_memory else ""
+        if line.row.is_out_of_memory:
+            return "predicted to fit, but ran out of memory"
+        return "predicted out of memory, but ran"
+    return "out of memory, as published" if line.row.is_out_of_memory else ""
 
 
-def _notes(found: Iterable[Setup]) -> str:
-    return "".join(f"- {_words(one)}: {one.note}.\n" for one in found if one.note)
+def _notes(groups: Iterable[Setup]) -> str:
+    return "".join(f"- {_words(setup)}: {setup.note}.\n" for setup in groups if setup.note)
 
 
 def _words(setup: Setup) -> str:

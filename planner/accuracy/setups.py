@@ -1,4 +1,4 @@
-"""Which model, machine and way to run each published row stands for: `setups.toml`."""
+"""The model, machine and configuration of each published row: `setups.toml`."""
 
 from functools import cache
 from importlib import resources
@@ -10,17 +10,17 @@ from planner.errors import BadFileError
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One group of rows.
+    """A group of published rows with the same setup.
 
     Attributes:
-        rows: columns of `published.csv` and what they hold in these rows.
-        reason: why the cost model has no answer for them, or empty when it has.
-        model: a model known to the planner.
-        machine: a file in `machines/`, or a profile's name.
-        dtype: what everything is in.
-        way: how it is run; see `planner.accuracy.configurations`.
-        prompt_tokens, new_tokens: of the source's script.
-        note: what was taken from the source besides the row.
+        rows: column of `published.csv` → value; a row belongs to the group if all these columns match.
+        reason: why the cost model cannot predict these rows; empty if it can.
+        model: name of a model known to the planner.
+        machine: name of a file in `machines/`, or of a hardware profile.
+        dtype: dtype of weights, activations and KV cache.
+        configuration: how the model is run: a key of `planner.accuracy.configurations.CONFIGURATIONS`.
+        prompt_tokens, new_tokens: lengths in the source's script.
+        note: further information taken from the source.
     """
 
     rows: dict[str, str]
@@ -28,7 +28,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     model: str = ""
     machine: str = ""
     dtype: str = ""
-    way: str = ""
+    configuration: str = ""
     prompt_tokens: int = 0
     new_tokens: int = 0
     note: str = ""
@@ -44,7 +44,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 @cache
 def setups() -> tuple[Setup, ...]:
-    """Every group, in the file's order."""
+    """All groups, in the file's order."""
     payload = resources.files("planner.accuracy").joinpath("setups.toml").read_bytes()
     return tuple(msgspec.toml.decode(payload, type=_File).setup)
 
@@ -53,7 +53,7 @@ def setup_of(row: PublishedRow) -> Setup:
     """The group that a row belongs to.
 
     Raises:
-        BadFileError: none; every row must have one, if only to say why it is not priced.
+        BadFileError: no group covers the row. Every row needs one, even if it only states a `reason`.
     """
     for setup in setups():
         if setup.covers(row):
@@ -62,6 +62,6 @@ def setup_of(row: PublishedRow) -> Setup:
 
 
 def machine_file(name: str) -> str:
-    """What `planner.hardware.load.load` takes for a setup's machine."""
+    """The argument of `planner.hardware.load.load` for the name of a setup's machine."""
     path = resources.files("planner.accuracy") / "machines" / f"{name}.toml"
     return str(path) if path.is_file() else name

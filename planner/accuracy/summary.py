@@ -1,4 +1,4 @@
-"""Medians of the errors by runtime and metric, and what the comparison is held to."""
+"""Medians of the errors by runtime and metric, and the bounds that published tables must be within."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -9,12 +9,12 @@ import msgspec
 from planner.accuracy.compare import ComparedRow, LadderResult, ladders
 from planner.errors import VerificationError
 
-#: The median absolute relative error of time that each table may have.
+#: Upper bound of the median absolute relative error of time in each table.
 LARGEST_MEDIAN_ERROR: Final = 0.25
-#: How many steps of its ladder the largest batch may be away.
+#: Upper bound of the distance between published and predicted largest batch size, in steps of the table.
 LARGEST_STEP: Final = 1
 
-#: Table that the requirement names → what its rows' runtime begins with.
+#: Name of a table with bounds → runtime of its rows.
 TABLES: Final = {
     "accelerate table (2 Titan RTX)": "HF Accelerate device_map=auto",
     "BLOOM-176B, accelerate": "HF Accelerate (naive PP)",
@@ -27,12 +27,13 @@ class Median(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Errors of one runtime in one kind of metric.
 
     Attributes:
-        runtime, kind: which rows.
-        num_rows: published rows.
-        num_priced: rows with a number on both sides.
-        median_error: median absolute relative error, or None without any.
-        bias: median of the errors with their signs.
-        fits_right, fits_known: rows where fitting is predicted right, of those that say whether they fitted.
+        runtime, kind: identify the rows.
+        num_rows: number of published rows.
+        num_priced: number of rows with a published and a predicted number.
+        median_error: median absolute relative error; None if `num_priced` is 0.
+        bias: median of the signed relative errors; None if `num_priced` is 0.
+        fits_right, fits_known: number of rows for which it is predicted correctly whether they fit, and
+            number of rows that say whether they fitted.
     """
 
     runtime: str
@@ -46,7 +47,14 @@ class Median(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One table of the requirement: its median error of time, and its ladder."""
+    """The result for one table with bounds.
+
+    Attributes:
+        table: name of the table, a key of `TABLES`.
+        median_error: median absolute relative error of its times.
+        num_rows: number of times with a prediction.
+        ladder: published and predicted largest batch size; None if the table has no run out of memory.
+    """
 
     table: str
     median_error: float
@@ -60,10 +68,10 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return within and self.median_error <= LARGEST_MEDIAN_ERROR
 
 
-def medians(found: Sequence[ComparedRow]) -> tuple[Median, ...]:
-    """One for each runtime and kind of metric, in the order of their first rows."""
+def medians(compared: Sequence[ComparedRow]) -> tuple[Median, ...]:
+    """Medians for each runtime and kind of metric, in the order of their first rows."""
     groups: dict[tuple[str, str], list[ComparedRow]] = {}
-    for line in found:
+    for line in compared:
         groups.setdefault((line.row.runtime, line.kind), []).append(line)
     return tuple(_median(runtime, kind, group) for (runtime, kind), group in groups.items())
 
@@ -87,12 +95,12 @@ def _errors(group: Iterable[ComparedRow]) -> list[float]:
     return [line.relative_error for line in group if line.relative_error is not None]
 
 
-def verdicts(found: Sequence[ComparedRow]) -> tuple[Verdict, ...]:
-    """The tables that the requirement names."""
-    by_runtime = {one.runtime.rpartition(", ")[0]: one for one in ladders(found)}
+def verdicts(compared: Sequence[ComparedRow]) -> tuple[Verdict, ...]:
+    """The results for the tables with bounds."""
+    by_runtime = {ladder.runtime.rpartition(", ")[0]: ladder for ladder in ladders(compared)}
     result = []
     for table, runtime in TABLES.items():
-        errors = _errors(line for line in found if line.row.runtime == runtime and line.kind == "time")
+        errors = _errors(line for line in compared if line.row.runtime == runtime and line.kind == "time")
         result.append(
             Verdict(
                 table=table,
@@ -104,15 +112,15 @@ def verdicts(found: Sequence[ComparedRow]) -> tuple[Verdict, ...]:
     return tuple(result)
 
 
-def require(found: Iterable[Verdict]) -> None:
-    """Every table is within the bounds.
+def require(results: Iterable[Verdict]) -> None:
+    """Check that every table is within the bounds.
 
     Raises:
-        VerificationError: naming the tables that are not.
+        VerificationError: a table is not; the message names all such tables.
     """
-    failed = [one.table for one in found if not one.holds]
+    failed = [verdict.table for verdict in results if not verdict.holds]
     if failed:
         raise VerificationError(
-            f"predictions are too far from {' and '.join(failed)}: the median error of time may be "
-            f"{LARGEST_MEDIAN_ERROR:.0%}, and the largest batch {LARGEST_STEP} step of the table away"
+            f"predictions are too far from {' and '.join(failed)}: the median error of time may be at most "
+            f"{LARGEST_MEDIAN_ERROR:.0%}, and the largest batch at most {LARGEST_STEP} step of the table away"
         )

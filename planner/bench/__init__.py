@@ -1,1 +1,1 @@
-"""Runs plans and baselines at several batch sizes, and sets what was predicted beside what was measured."""
+"""Benchmarks plans and baselines at several batch sizes, and compares measurements with predictions."""

@@ -1,4 +1,4 @@
-"""What people run without a plan, as folders that are benchmarked like plans."""
+"""Baselines: common ways to run a model without a plan, written as folders that can be benchmarked."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from planner.search.best_placement import PricedPlacement, price_assignment
 from planner.search.choose import plan_of
 from planner.search.user_device_map import price_device_map
 
-#: Name → script, and how it is described.
+#: Name of a baseline → module of its script in `planner.bench.scripts`.
 _SCRIPT_OF: Final = {
     "accelerate-auto": "accelerate_auto",
     "zero-four-lines": "zero_four_lines",
@@ -41,13 +41,13 @@ class Baseline(NamedTuple):
     """A written baseline.
 
     Attributes:
-        plan: what it amounts to.
-        speaks: whether the cost model can predict it.
-        runtime_model: what it was priced with.
+        plan: a plan that describes the baseline's placement and configuration.
+        is_predictable: whether the cost model can predict it.
+        runtime_model: the runtime model that the plan was priced with.
     """
 
     plan: Plan
-    speaks: bool
+    is_predictable: bool
     runtime_model: RuntimeModel
 
 
@@ -59,14 +59,14 @@ def write_baseline(
     Args:
         name: one of `BASELINES`.
         spec: the model's configuration.
-        model: the same with its graph.
-        profile: the machine, its GPU's memory as it will be allowed.
-        workload: lengths, batch and dtype.
-        folder: new.
+        model: the same model with its graph.
+        profile: the machine; its GPU memory is the memory that the run may use.
+        workload: lengths, batch size and dtype.
+        folder: folder to create.
 
     Raises:
-        UnknownNameError: no baseline is called so.
-        InvalidInputError: it needs a GPU and the machine has none.
+        UnknownNameError: there is no baseline of this name.
+        InvalidInputError: the baseline needs a GPU and the machine has none.
     """
     if name not in BASELINES:
         raise UnknownNameError(f"unknown baseline {name!r}; choose from {', '.join(BASELINES)}")
@@ -76,28 +76,29 @@ def write_baseline(
     config = four_lines(workload)
     if name == "zero-four-lines":
         files["ds_config.json"] = json.dumps(config, indent=1).encode()
-    make: dict[str, Callable[[], PricedPlacement]] = {
+    price_baseline: dict[str, Callable[[], PricedPlacement]] = {
         "accelerate-auto": lambda: _automatic(spec, model, profile, workload),
         "zero-four-lines": lambda: _four_lines(model, profile, workload, config),
         "cpu": lambda: _whole(model, profile, workload, "cpu"),
         "resident": lambda: _whole(model, profile, workload, "accelerate"),
     }
     try:
-        priced, speaks = make[name](), True
+        priced, is_predictable = price_baseline[name](), True
     except (PlannerError, ImportError, AttributeError):
-        # Another release of transformers may lack what its own map is computed with; the baseline still runs.
-        priced, speaks = (
+        # Another release of transformers may lack the functions that compute its automatic device map. The
+        # baseline can still be run.
+        priced, is_predictable = (
             _whole(model, profile, workload, "accelerate" if profile.num_gpus else "cpu"),
             False,
         )
     execution = priced.problem.scenario.execution
     plan = plan_of(model, priced, Request.of_workload(workload, execution))
     write_folder(plan, Emitted(files=files, needs="torch and transformers"), folder)
-    return Baseline(plan, speaks, priced.problem.scenario.runtime_model)
+    return Baseline(plan, is_predictable, priced.problem.scenario.runtime_model)
 
 
 def four_lines(workload: Workload) -> dict[str, Any]:
-    """The configuration of ZeRO-Inference's announcement, and what DeepSpeed insists on."""
+    """The configuration in ZeRO-Inference's announcement, with the fields that DeepSpeed requires."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": workload.batch_size,
         "zero_optimization": {"stage": 3, "offload_param": {"device": "cpu", "pin_memory": True}},
@@ -130,11 +131,11 @@ def _four_lines(
 
 
 def _whole(model: Model, profile: HardwareProfile, workload: Workload, runtime: str) -> PricedPlacement:
-    """Everything on the first GPU, or on the CPU."""
+    """All weights on the first GPU, or on the CPU."""
     (runtime_model,) = runtime_models([runtime])
     main = "cpu" if runtime == "cpu" else "gpu:0"
     execution = next(
-        (way for way in runtime_model.configurations(profile) if way.main == main), None
+        (config for config in runtime_model.configurations(profile) if config.main == main), None
     ) or ExecutionConfig(runtime=runtime, label=runtime, main=main)
     execution = msgspec.structs.replace(execution, keeps_host_pages=False)
     problem = price(Scenario.whole(model.graph, profile, workload, execution, runtime_model).of_one_rank())

@@ -1,32 +1,32 @@
-"""Which batch comes next, given how the ones before it went. Pure."""
+"""Chooses the next batch size from the outcomes of the previous ones. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-#: The largest batch that runs is found to within this share of it.
+#: Relative accuracy of the search for the largest batch size that runs.
 RESOLUTION: Final = 0.04
 _LARGEST: Final = 2**20
 
 
-def next_batch(wanted: Sequence[int], went: Mapping[int, bool], *, until_oom: bool) -> int | None:
-    """The next batch to run, or None when there is nothing left to learn.
+def next_batch(wanted: Sequence[int], outcomes: Mapping[int, bool], *, until_oom: bool) -> int | None:
+    """The next batch size to run, or None when all are done.
 
-    First those that were asked for, in their order. Then, if asked to, twice the largest that ran until one
-    does not, and halfway between until the largest that runs is known closely.
+    The requested batch sizes come first, in their order. With `until_oom`, the largest batch size that ran is
+    then doubled until one runs out of memory, and the largest that runs is found by bisection.
 
     Args:
-        wanted: asked for.
-        went: batch → whether it ran; False for out of memory.
-        until_oom: whether to look for the largest.
+        wanted: requested batch sizes.
+        outcomes: batch size → True if it ran, False if it ran out of memory.
+        until_oom: whether to search for the largest batch size that runs.
     """
     for batch in wanted:
-        if batch not in went:
+        if batch not in outcomes:
             return batch
-    ran = [batch for batch, fine in went.items() if fine]
-    if not until_oom or not went:
+    ran = [batch for batch, has_run in outcomes.items() if has_run]
+    if not until_oom or not outcomes:
         return None
     low = max(ran, default=0)
-    failed = [batch for batch, fine in went.items() if not fine and batch > low]
+    failed = [batch for batch, has_run in outcomes.items() if not has_run and batch > low]
     if not failed:
         return 2 * low if 0 < low < _LARGEST else None
     high = min(failed)

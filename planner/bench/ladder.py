@@ -1,8 +1,8 @@
 """The process that runs an emitted folder at several batch sizes: `python ladder.py FOLDER CHECKPOINT …`.
 
-It imports the folder's own `generate.py` and `generation.py`, so that what is timed is what users run. The
-model is loaded once; of each batch a line of JSON is written as soon as it is done. Out of memory is a line
-like any other. With several ranks the script starts them, as the folder's own does.
+It imports the folder's `generate.py` and `generation.py`, so that it times the code that users run. The model
+is loaded once. After each batch size it appends a line of JSON to a file, also when the batch size ran out of
+memory. With several ranks it starts them, as the folder's script does.
 """
 
 import argparse
@@ -19,26 +19,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-#: What a failing allocation says, of whatever library and device.
+#: Excerpts of the messages of failed allocations, of all libraries and devices.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "OutOfMemory")
-#: New tokens of the call that is not counted: every kernel of prefill and decode has then run, and a cache
-#: that grows by copying has had its second place.
+#: New tokens of a warm-up call: enough to run every kernel of prefill and decode, and to reallocate a cache
+#: that grows by copying.
 _WARM_TOKENS = 3
-#: Calls of a batch go on until so much was measured, or so many.
+#: Calls of a batch size are repeated up to this total time, or up to this number.
 _ENOUGH_S = 2.0
 _MOST_CALLS = 5
-#: And so of its prompt alone: a call has many steps, and one prefill.
+#: The same for calls that only prefill: a call measures many decode steps but only one prefill.
 _ENOUGH_PREFILL_S = 4.0
 _MOST_PREFILLS = 8
 _OF_EACH_GPU = ("devices", "gpu_peak_allocated_bytes", "gpu_peak_reserved_bytes")
 
 
 def main() -> None:
-    """Load once, run every batch."""
+    """Load the model once and run every batch size."""
     args = _arguments()
-    # The folder's modules stand in for this file's neighbours.
+    # Modules are imported from the plan's folder instead of from this file's folder.
     sys.path[0] = str(args.folder)
-    # First, because it sets torch's allocator up, or leaves it alone.
+    # Imported first, because it may configure torch's allocator, which must happen before torch is imported.
     generate = importlib.import_module("generate")
     import generation
 
@@ -59,20 +59,20 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("checkpoint")
-    parser.add_argument("--batches", required=True, help="asked for, with commas")
-    parser.add_argument("--went", default="{}", help="JSON: batch → whether it ran, of an earlier process")
-    parser.add_argument("--until-oom", action="store_true")
-    parser.add_argument("--stop-at-oom", action="store_true", help="the runtime is of no use after it")
+    parser.add_argument("--batches", required=True, help="requested batch sizes, separated by commas")
+    parser.add_argument("--outcomes", default="{}", help="JSON: batch size → whether it ran, so far")
+    parser.add_argument("--until-oom", action="store_true", help="search for the largest that runs")
+    parser.add_argument("--stop-at-oom", action="store_true", help="exit after the first out of memory")
     parser.add_argument("--prompt-tokens", type=int, required=True)
     parser.add_argument("--new-tokens", type=int, required=True)
     parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--memory-cap", type=int, help="bytes for each GPU's allocator")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines are added to it")
+    parser.add_argument("--memory-cap", type=int, help="limit of each GPU's allocator, in bytes")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines are appended to this file")
     return parser.parse_args()
 
 
 def _cap(num_bytes: int | None) -> None:
-    """Refuse allocations beyond so many bytes on every GPU, as a smaller one would."""
+    """Limit the allocator to `num_bytes` on every GPU, to simulate a smaller one; None: no limit."""
     import torch
 
     if num_bytes is None or not torch.cuda.is_available():
@@ -82,15 +82,15 @@ def _cap(num_bytes: int | None) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, num_bytes / total), index)
 
 
-class _Walking:
-    """A clock that has its thread move to another core after each token."""
+class _RotatingClock:
+    """A clock that rotates the core of its thread after each token."""
 
     def __init__(self, clock: Any, move: Callable[[], None]) -> None:
         self.clock, self.move = clock, move
 
     @property
     def times(self) -> list[float]:
-        """When each token's logits were there."""
+        """The time at which each token's logits were complete."""
         return list(self.clock.times)
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
@@ -100,12 +100,12 @@ class _Walking:
 
 
 class _Runner:
-    """One loaded model and the batches it runs."""
+    """A loaded model, and the batch sizes to run."""
 
     def __init__(self, args: argparse.Namespace, generation: Any) -> None:
         self.args, self.generation = args, generation
         self.wanted = [int(batch) for batch in args.batches.split(",")]
-        self.went = {int(batch): fine for batch, fine in json.loads(args.went).items()}
+        self.outcomes = {int(batch): has_run for batch, has_run in json.loads(args.outcomes).items()}
         self.load_s, self.load_peak, self.warm = 0.0, 0, False
         self.model: Any = None
         lengths = ["--prompt-tokens", str(args.prompt_tokens), "--new-tokens", str(args.new_tokens)]
@@ -113,7 +113,11 @@ class _Runner:
         self.options = generation.arguments(None)
 
     def load(self, generate: Any, offload_folder: str) -> bool:
-        """Load the model; out of memory here is out of memory at every batch."""
+        """Load the model; running out of memory here counts as out of memory at every batch size.
+
+        Returns:
+            Whether the model is loaded.
+        """
         start = time.perf_counter()
         try:
             self.model = generate.load(self.args.checkpoint, offload_folder)
@@ -122,7 +126,11 @@ class _Runner:
                 raise
             for batch in self.wanted:
                 self._write(
-                    {"batch": batch, "status": "out_of_memory", "said": f"while loading: {_first(error)}"}
+                    {
+                        "batch": batch,
+                        "status": "out_of_memory",
+                        "said": f"while loading: {_first_line(error)}",
+                    }
                 )
             return False
         self.load_s = time.perf_counter() - start
@@ -130,41 +138,42 @@ class _Runner:
         return True
 
     def all_batches(self) -> None:
-        """Every batch that there is something to learn from."""
+        """Run the requested batch sizes, then those of the search for the largest."""
         from planner.bench.batches import next_batch
 
-        while (batch := next_batch(self.wanted, self.went, until_oom=self.args.until_oom)) is not None:
+        while (batch := next_batch(self.wanted, self.outcomes, until_oom=self.args.until_oom)) is not None:
             self._write({"batch": batch, "status": "started"})
-            _forget_batch()
+            _free_memory()
             try:
-                row = self.one(batch)
-                said = ""
+                row = self.run_batch(batch)
+                message = ""
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                said = _first(error)
-            self.went[batch] = not said
-            if not said:
+                message = _first_line(error)
+            self.outcomes[batch] = not message
+            if not message:
                 self._write(row)
                 continue
-            self._write({"batch": batch, "status": "out_of_memory", "said": said})
+            self._write({"batch": batch, "status": "out_of_memory", "said": message})
             if self.args.stop_at_oom:
                 return
 
-    def one(self, batch: int) -> dict[str, Any]:
-        """Warm up, then measure."""
+    def run_batch(self, batch: int) -> dict[str, Any]:
+        """Run a warm-up call at a batch size, then measure; returns the row."""
         generation, options = self.generation, self.options
         options.batch_size = batch
-        everything, _ = generation.inputs_for(options, self.model)
-        inputs = generation.share(everything)
-        # A process's first call is slower to its end: files that are mapped are only then read.
+        all_inputs, _ = generation.inputs_for(options, self.model)
+        inputs = generation.share(all_inputs)
+        # The whole first call of a process is slow, because pages of memory-mapped files are read during it;
+        # its warm-up generates all tokens.
         options.new_tokens = min(_WARM_TOKENS if self.warm else self.args.new_tokens, self.args.new_tokens)
         generation.run(self.model, inputs, options, generation.Clock(keep=False))
         self.warm = True
         options.new_tokens = self.args.new_tokens
-        _forget_peaks()
+        _reset_peaks()
         reports, prefills = self.reports(inputs)
-        mine = {
+        own_row = {
             "prefill_s": statistics.fmean(prefills),
             "decode_s": [step for report in reports for step in report["decode_s"]],
             "load_s": self.load_s,
@@ -172,21 +181,22 @@ class _Runner:
             "load_host_peak_bytes": self.load_peak,
             **{name: reports[-1][name] for name in _OF_EACH_GPU},
         }
-        return {"batch": batch, "status": "ok", **_merged(generation.gathered(mine))}
+        return {"batch": batch, "status": "ok", **_merged(generation.gathered(own_row))}
 
     def reports(self, inputs: Any) -> tuple[list[dict[str, Any]], list[float]]:
-        """As many calls as were asked for, and a few more of short ones; and the seconds of every prefill.
+        """Measured calls: at least `--repeat`, and more when they are short.
 
-        The thread that issues a GPU's work moves on after each token: a row speaks for the machine, not for
-        the core that its process is on.
+        The thread that launches the GPU's kernels is rotated over the cores after each token, so that a row
+        describes the machine and not the core on which its process happens to run.
+
+        Returns:
+            The reports of all full calls, and the seconds of every prefill.
         """
         from planner.probe.core_rotation import CoreRotation
 
         generation, spent = self.generation, 0.0
         reports: list[dict[str, Any]] = []
-        move = (
-            CoreRotation(generation.RANK, generation.NUM_RANKS) if _is_gpus_alone(generation.PLAN) else None
-        )
+        move = CoreRotation(generation.RANK, generation.NUM_RANKS) if _is_gpu_only(generation.PLAN) else None
         while len(reports) < self.args.repeat or (spent < _ENOUGH_S and len(reports) < _MOST_CALLS):
             reports.append(self.call(inputs, move))
             spent += reports[-1]["whole_s"]
@@ -200,53 +210,61 @@ class _Runner:
         return reports, prefills
 
     def call(self, inputs: Any, move: Callable[[], None] | None) -> dict[str, Any]:
-        """One call: what this rank measured, and how long the slowest took, so all go on or none does."""
+        """Measure one call.
+
+        The times of the slowest rank are included, so that all ranks decide alike whether to repeat.
+        """
         generation = self.generation
         clock = generation.Clock(keep=False)
         if move is not None:
             move()
-            clock = _Walking(clock, move)
+            clock = _RotatingClock(clock, move)
         generation.synchronize()
         start = time.perf_counter()
         generation.run(self.model, inputs, self.options, clock)
         report = generation.measured(clock, start, self.load_s)
-        everyones = generation.gathered((clock.times[-1] - start, report["prefill_s"]))
-        return {**report, "whole_s": max(w for w, _ in everyones), "first_s": max(f for _, f in everyones)}
+        times = generation.gathered((clock.times[-1] - start, report["prefill_s"]))
+        return {
+            **report,
+            "whole_s": max(whole_s for whole_s, _ in times),
+            "first_s": max(first_s for _, first_s in times),
+        }
 
     def _write(self, row: dict[str, Any]) -> None:
-        """Rank 0 speaks for all; a rank out of memory speaks for itself."""
+        """Append a row. Rank 0 writes the rows of all ranks; every rank writes its own out of memory."""
         if self.generation.RANK == 0 or row["status"] == "out_of_memory":
             with self.args.out.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
 
 
-def _is_gpus_alone(plan: dict[str, Any]) -> bool:
-    """Whether the host has one thread at work: where there are more, one that moves may meet another."""
+def _is_gpu_only(plan: dict[str, Any]) -> bool:
+    """Whether only one thread of the host works; a rotating thread would compete with other threads."""
     if plan["execution"]["main"] == "cpu":
         return False
-    return all(one["runs_on"] != "cpu" and one["stored_on"] != "disk" for one in plan["placements"])
+    return all(p["runs_on"] != "cpu" and p["stored_on"] != "disk" for p in plan["placements"])
 
 
-def _forget_batch() -> None:
-    """Give back what the batch before has left.
+def _free_memory() -> None:
+    """Release the memory that the previous batch size left behind.
 
-    What a failed one held is free then. And pages that were cut for another batch do not fit: near its limit
-    the allocator gives some back and maps others in every layer. OPT-13B's steps at batch 16 took 55 ms more
-    in a process that had run batch 8 (tests/benchmarks/results/2026-11-21-h100-second-rows.jsonl).
+    This frees what a failed batch size held. It also prevents fragmentation: blocks of another batch size do
+    not fit, so that near the memory limit the allocator releases and maps blocks in every layer. OPT-13B's
+    steps at batch 16 took 55 ms more in a process that had run batch 8 before
+    (tests/benchmarks/results/2026-11-21-h100-second-rows.jsonl).
     """
     import torch
 
     gc.collect()
-    # glibc's: how a plan has it keep pages, `ranks.py` says.
+    # glibc only. `ranks.py` of the emitted folder configures which pages glibc retains.
     getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-        # Pinned host memory; older releases keep it.
+        # Pinned host memory; older releases of torch cannot release it.
         getattr(torch.accelerator, "empty_host_cache", torch.cuda.empty_cache)()
 
 
 def _merged(ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row of all ranks: the slowest one's times, everybody's memory."""
+    """One row for all ranks: the times of the slowest rank, and the memory of all ranks."""
     slowest = max(ranks, key=lambda rank: rank["prefill_s"] + sum(rank["decode_s"]))
     sums = ("host_peak_rss_bytes", "load_host_peak_bytes")
     return {
@@ -261,20 +279,20 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY)
 
 
-def _first(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def _host_peak() -> int:
-    """The largest resident set since `_forget_peaks`, or since the start where the kernel cannot forget."""
+    """Peak resident set in bytes since `_reset_peaks`, or since the start where it cannot be reset."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
 
 
-def _forget_peaks() -> None:
+def _reset_peaks() -> None:
     import torch
 
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""A written plan as a priced problem again, at any batch and lengths. Pure."""
+"""Prices a written plan again, at any batch size and lengths. Pure."""
 
 from typing import Final
 
@@ -15,7 +15,7 @@ from planner.runtimes.registry import runtime_models
 from planner.schema.plan import Plan, Prediction
 from planner.schema.workload import Workload
 
-#: No batch beyond this is tried.
+#: Upper limit of the search for the largest batch size.
 _LARGEST: Final = 2**20
 
 
@@ -27,18 +27,21 @@ def repriced(
     memory_cap_bytes: int | None = None,
     runtime_model: RuntimeModel | None = None,
 ) -> tuple[Problem, Assignment]:
-    """The plan's placement under another workload.
+    """Price the plan's placement under another workload.
 
     Args:
-        plan: written earlier; its execution configuration is kept.
-        graph: of its model.
-        workload: of all streams together.
-        memory_cap_bytes: the GPUs' memory instead of the profile's.
-        runtime_model: what it was priced with, where a user's configuration states sizes; None: the
-            runtime's own.
+        plan: a written plan; its execution configuration is kept.
+        graph: module graph of the plan's model.
+        workload: the batch size counts the sequences of all streams together.
+        memory_cap_bytes: memory of each GPU that replaces the profile's; None: the profile's.
+        runtime_model: the runtime model to price with, where a user's configuration sets buffer sizes; None:
+            the model of the plan's runtime.
+
+    Returns:
+        The priced problem, and the plan's placement in it.
 
     Raises:
-        UnknownNameError: the plan names a runtime that is not known.
+        UnknownNameError: the plan's runtime is unknown.
     """
     profile = plan.hardware
     if memory_cap_bytes is not None and profile.gpu is not None:
@@ -50,7 +53,7 @@ def repriced(
 
 
 def predicted(problem: Problem, assignment: Assignment) -> Predicted:
-    """The prediction in a row's terms."""
+    """The prediction for a placement, in the format of a benchmark row."""
     prediction = predict(problem, assignment)
     return Predicted(
         load_s=prediction.load_s,
@@ -66,18 +69,18 @@ def predicted(problem: Problem, assignment: Assignment) -> Predicted:
 
 
 def assignment_of(plan: Plan, problem: Problem) -> Assignment:
-    """Where the plan puts everything."""
+    """The plan's placement as an assignment of the problem's units."""
     places = {p.module: (p.stored_on, p.runs_on) for p in plan.placements}
     main = problem.scenario.execution.main
     runs_on, stored_on = [], []
     for unit in problem.units:
-        found = [
+        leaf_places = [
             next((places[entry] for entry in leaf.leaf.entries if entry in places), None)
             for leaf in unit.leaves
         ]
-        runs = next((place[1] for place in found if place is not None), main)
-        runs_on.append(runs)
-        stored_on.append(tuple(runs if place is None else place[0] for place in found))
+        device = next((place[1] for place in leaf_places if place is not None), main)
+        runs_on.append(device)
+        stored_on.append(tuple(device if place is None else place[0] for place in leaf_places))
     return Assignment(runs_on=tuple(runs_on), stored_on=tuple(stored_on))
 
 
@@ -94,9 +97,21 @@ def _gpu_bytes(prediction: Prediction) -> tuple[int, ...]:
 def largest_feasible(
     plan: Plan, graph: ModuleGraph, workload: Workload, *, memory_cap_bytes: int | None = None
 ) -> int:
-    """The largest batch that the cost model calls feasible for the plan's placement; 0 when none is.
+    """The largest batch size that the cost model predicts to fit with the plan's placement.
 
-    Memory grows with the batch, so the border is found by halving.
+    Memory grows with the batch size, so bisection finds it.
+
+    Args:
+        plan: a written plan; its placement and execution configuration are kept.
+        graph: module graph of the plan's model.
+        workload: lengths and dtype; its batch size is ignored.
+        memory_cap_bytes: memory of each GPU that replaces the profile's; None: the profile's.
+
+    Returns:
+        Sequences of all streams together; 0 when not even one fits.
+
+    Raises:
+        UnknownNameError: the plan's runtime is unknown.
     """
 
     def fits(batch: int) -> bool:

@@ -1,7 +1,7 @@
-"""Rows of a benchmark, and the file of JSON lines that keeps them with the plans that they are of.
+"""Rows of a benchmark, and the JSON lines file that contains them together with their plans.
 
-A file is complete in itself: each plan, with its machine's profile, stands once before its rows, so that
-whoever fits the cost model to the rows can price them again.
+A file is self-contained: each plan, with its hardware profile, precedes its rows, so that the rows can be
+priced again with another cost model.
 """
 
 import hashlib
@@ -18,28 +18,28 @@ from planner.schema.plan import Plan
 
 SCHEMA_VERSION: Final = 1
 
-#: What a benchmark cannot have written otherwise, so that a damaged file is refused where it is read.
+#: Ranges of the values in a row, so that reading a damaged file is an error.
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Bytes = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Frozen, keyword-only, and an unknown key in a file is an error."""
+    """Base of the file's structs: frozen, keyword-only, and an unknown key in a file is an error."""
 
 
 class Measured(_Strict, frozen=True, kw_only=True):
-    """What one batch took.
+    """Measured time and memory at one batch size.
 
     Attributes:
-        load_s: from the checkpoint to a model that is ready.
-        prefill_s: until the first token's logits; the mean of several.
-        decode_s: each later token's step.
-        gpu_peak_allocated_bytes, gpu_peak_reserved_bytes: while generating, of each GPU; the context is in
-            neither.
-        host_peak_bytes: resident set of all processes while generating.
-        load_host_peak_bytes: the same while loading.
-        devices: the GPUs' names.
+        load_s: time to load the model from the checkpoint.
+        prefill_s: time until the first token's logits; mean of several calls.
+        decode_s: time of each decode step.
+        gpu_peak_allocated_bytes, gpu_peak_reserved_bytes: peak of each GPU's allocator during generation,
+            without the CUDA context.
+        host_peak_bytes: peak resident set of all processes together during generation.
+        load_host_peak_bytes: the same during loading.
+        devices: names of the GPUs.
     """
 
     load_s: Seconds
@@ -53,25 +53,25 @@ class Measured(_Strict, frozen=True, kw_only=True):
 
     @property
     def mean_decode_s(self) -> float:
-        """The mean step, which is what is predicted; 0 with one token."""
+        """Mean time of a decode step, the value that is predicted; 0 when one token was generated."""
         return fmean(self.decode_s) if self.decode_s else 0.0
 
     def decode_at(self, share: float) -> float:
-        """The step that `share` of the steps do not exceed; 0 with one token."""
+        """Time that `share` (0 to 1) of the decode steps do not exceed; 0 when one token was generated."""
         return percentile(self.decode_s, share) if self.decode_s else 0.0
 
 
 class Predicted(_Strict, frozen=True, kw_only=True):
-    """What the cost model says of the same.
+    """Predicted time and memory at one batch size.
 
     Attributes:
-        load_s, prefill_s, decode_s: seconds; `decode_s` is the mean step.
-        tokens_per_s: of all sequences.
-        gpu_bytes: of each GPU, its context left out as the allocator's figures do.
-        host_bytes: of all processes.
-        fits: on the machine of the profile, or under the memory cap.
+        load_s, prefill_s, decode_s: seconds; `decode_s` is the mean time of a decode step.
+        tokens_per_s: throughput of all sequences together.
+        gpu_bytes: peak memory of each GPU, without the CUDA context, to compare with the allocator's.
+        host_bytes: peak memory of all processes together.
+        fits: whether it fits the profile's machine, or the memory cap.
         time: phase → parts of the time.
-        source: the weakest of any number in it.
+        source: the least reliable source of any number used.
     """
 
     load_s: float
@@ -86,23 +86,23 @@ class Predicted(_Strict, frozen=True, kw_only=True):
 
 
 class Row(_Strict, frozen=True, kw_only=True, tag_field="kind", tag="row"):
-    """One batch of one plan or baseline.
+    """One batch size of one plan or baseline.
 
     Attributes:
-        schema_version: of this format.
-        date: ISO.
-        name: the plan's folder, or the baseline.
-        plan_sha256: of the plan's record in the same file.
+        schema_version: version of this format.
+        date: of the run, in ISO format.
+        name: name of the plan's folder, or of the baseline.
+        plan_sha256: hash in the plan's record in the same file.
         model, runtime, dtype: of the plan.
         batch_size: sequences of all streams together.
-        prompt_tokens, new_tokens: lengths.
+        prompt_tokens, new_tokens: lengths of each sequence.
         weights: `checkpoint`, or `random` when no checkpoint was given.
-        memory_cap_bytes: what stood in for the GPU's memory, its context included; None: all of it.
+        memory_cap_bytes: limit of each GPU's memory, including the CUDA context; None: no limit.
         status: `ok`, `out_of_memory` or `failed`.
-        said: when it is not `ok`: why, in the words of what failed.
-        measured: None unless `ok`.
-        predicted: None for a baseline that the cost model has no law for.
-        versions: of the libraries that ran.
+        said: the error's message; empty when the status is `ok`.
+        measured: None unless the status is `ok`.
+        predicted: None for a baseline that the cost model cannot predict.
+        versions: library → version.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -129,21 +129,20 @@ class Row(_Strict, frozen=True, kw_only=True, tag_field="kind", tag="row"):
 
     @property
     def tokens_per_s(self) -> float:
-        """Generated tokens of all sequences over the whole call; 0 when it did not run."""
-        one = self.measured
-        if one is None:
+        """Generated tokens of all sequences divided by the time of the whole call; 0 when it did not run."""
+        if self.measured is None:
             return 0.0
-        total = one.prefill_s + self.mean_steps * one.mean_decode_s
-        return self.batch_size * self.new_tokens / total
+        total_s = self.measured.prefill_s + self.mean_steps * self.measured.mean_decode_s
+        return self.batch_size * self.new_tokens / total_s
 
     @property
     def mean_steps(self) -> int:
-        """Decode steps of one call."""
+        """Number of decode steps of one call."""
         return max(0, self.new_tokens - 1)
 
 
 class PlanRecord(_Strict, frozen=True, kw_only=True, tag_field="kind", tag="plan"):
-    """A plan that rows are of."""
+    """A plan that rows of the same file refer to by its hash."""
 
     sha256: str
     plan: Plan
@@ -153,18 +152,18 @@ Record = Row | PlanRecord
 
 
 def record_of(plan: Plan) -> PlanRecord:
-    """A plan with the name that its rows call it by."""
+    """A plan with the hash that its rows refer to."""
     return PlanRecord(sha256=hashlib.sha256(msgspec.json.encode(plan)).hexdigest(), plan=plan)
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
-    """The value below which `share` of the samples lie, between neighbours by proportion.
+    """The value that `share` of the samples do not exceed, with linear interpolation.
 
     Raises:
-        ValueError: no samples, or a share outside 0 to 1.
+        ValueError: there are no samples, or the share is outside 0 to 1.
     """
     if not samples or not 0 <= share <= 1:
-        raise ValueError(f"no {share} percentile of {len(samples)} samples")
+        raise ValueError(f"the percentile {share} of {len(samples)} samples is undefined")
     ordered = sorted(samples)
     place = share * (len(ordered) - 1)
     below = int(place)
@@ -173,7 +172,7 @@ def percentile(samples: Sequence[float], share: float) -> float:
 
 
 def append(path: Path, records: Sequence[Record]) -> None:
-    """Add records to a file, one line each; what is there stays."""
+    """Append records to a file, one line each."""
     with path.open("ab") as stream:
         for record in records:
             stream.write(msgspec.json.encode(record) + b"\n")
@@ -183,16 +182,16 @@ def read(path: Path) -> tuple[Record, ...]:
     """Every record of a file.
 
     Raises:
-        BadFileError: it cannot be read, or a line is no record.
+        BadFileError: the file cannot be read, or a line is not a record.
     """
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise BadFileError(f"cannot read benchmark rows {path}: {error.strerror}") from error
-    found = []
+    records = []
     for number, line in enumerate(lines, 1):
         try:
-            found.append(msgspec.json.decode(line, type=Record))
+            records.append(msgspec.json.decode(line, type=Record))
         except msgspec.DecodeError as error:
-            raise BadFileError(f"{path}, line {number}, is no benchmark row: {error}") from error
-    return tuple(found)
+            raise BadFileError(f"{path}, line {number}, is not a benchmark row: {error}") from error
+    return tuple(records)

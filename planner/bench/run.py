@@ -1,4 +1,4 @@
-"""Benchmarks a folder: processes that run its batches, and the prediction beside each."""
+"""Benchmarks a folder: child processes run its batch sizes, and each row gets a prediction."""
 
 import datetime
 import json
@@ -22,7 +22,7 @@ from planner.schema.workload import Workload
 from planner.verification.children import run_child
 
 _LADDER: Final = Path(__file__).with_name("ladder.py")
-#: Runtimes whose model still works after a batch that ran out of memory.
+#: Runtimes whose model can still be used after a batch size that ran out of memory.
 _SURVIVING: Final = ("accelerate", "cpu")
 _VERSIONS: Final = ("torch", "transformers", "accelerate", "deepspeed")
 _OUT_OF_MEMORY: Final = ("out of memory", "OutOfMemory", "can't allocate memory")
@@ -33,20 +33,20 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What to benchmark, and how.
 
     Attributes:
-        name: for the rows.
-        folder: with `generate.py`, `generation.py` and `plan.json`.
-        plan, graph: of it.
-        speaks: whether the cost model can predict it.
+        name: name for the rows.
+        folder: folder with `generate.py`, `generation.py` and `plan.json`.
+        plan, graph: the folder's plan, and its model's graph.
+        is_predictable: whether the cost model can predict it.
         runtime_model: see `planner.bench.repricing.repriced`.
-        checkpoint: what the script loads.
+        checkpoint: folder that the script loads.
         weights: `checkpoint` or `random`.
-        batches: sequences of all streams together.
-        until_oom: whether to look for the largest batch.
-        prompt_tokens, new_tokens: lengths.
-        repeat: measured calls of each batch at least; short ones are repeated a few times anyway.
-        memory_cap_bytes: what stands in for each GPU's memory, its context included; None: all.
-        isolate: a process of its own for every batch.
-        timeout_s: of each process; None: no limit.
+        batches: requested batch sizes, each at least 1: sequences of all streams together.
+        until_oom: whether to search for the largest batch size that runs.
+        prompt_tokens, new_tokens: lengths of each sequence.
+        repeat: smallest number of measured calls of each batch size; short calls are repeated more often.
+        memory_cap_bytes: limit of each GPU's memory, including the CUDA context; None: no limit.
+        isolate: whether every batch size runs in a process of its own.
+        timeout_s: time limit of each process; None: no limit.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: Path
     batches: tuple[int, ...]
     weights: str = "random"
-    speaks: bool = True
+    is_predictable: bool = True
     runtime_model: RuntimeModel | None = None
     until_oom: bool = False
     prompt_tokens: int = 128
@@ -68,74 +68,76 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not self.batches or any(batch < 1 for batch in self.batches):
-            raise InvalidInputError(f"batches must be numbers of at least 1, not {list(self.batches)}")
+            raise InvalidInputError(f"batch sizes must be at least 1, not {list(self.batches)}")
 
 
-def bench(job: Job, told: Callable[[Row], None] = lambda _: None) -> tuple[Row, ...]:
-    """Run every batch; what fails is a row as well.
+def bench(job: Job, on_row: Callable[[Row], None] = lambda _: None) -> tuple[Row, ...]:
+    """Run every batch size; a batch size that fails gives a row, too.
 
     Args:
-        job: what and how.
-        told: hears each row when it is known.
+        job: what to benchmark, and how.
+        on_row: called with each row as soon as it is complete.
+
+    Returns:
+        The rows, in ascending order of the batch size.
 
     Raises:
-        InvalidInputError: the plan cannot be priced on its machine any more.
+        InvalidInputError: the plan can no longer be priced on its machine.
     """
     rows: dict[int, Row] = {}
-    went: dict[int, bool] = {}
+    outcomes: dict[int, bool] = {}
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         turn = 0
-        while (batch := next_batch(job.batches, went, until_oom=job.until_oom)) is not None:
+        while (batch := next_batch(job.batches, outcomes, until_oom=job.until_oom)) is not None:
             turn += 1
             work = Path(scratch) / str(turn)
             work.mkdir()
-            for row in _run(job, batch, went, work):
-                rows[row.batch_size], went[row.batch_size] = row, row.status == "ok"
-                told(row)
+            for row in _run(job, batch, outcomes, work):
+                rows[row.batch_size], outcomes[row.batch_size] = row, row.status == "ok"
+                on_row(row)
             if rows[batch].status == "failed":
                 break
     return tuple(rows[batch] for batch in sorted(rows))
 
 
-def _run(job: Job, batch: int, went: dict[int, bool], work: Path) -> list[Row]:
-    """One process, and the rows of what it did; at least that of `batch`."""
+def _run(job: Job, batch: int, outcomes: dict[int, bool], work: Path) -> list[Row]:
+    """Run one process; returns the rows of its batch sizes, among them at least that of `batch`."""
     out, why = work / "rows.jsonl", ""
-    batches = (batch,) if job.isolate else tuple(b for b in job.batches if b not in went) or (batch,)
+    batches = (batch,) if job.isolate else tuple(b for b in job.batches if b not in outcomes) or (batch,)
+    argv = _argv(job, batches, outcomes, out)
     try:
-        run_child(
-            _argv(job, batches, went, out), f"{job.name} at batch {batch}", work, timeout_s=job.timeout_s
-        )
+        run_child(argv, f"{job.name} at batch {batch}", work, timeout_s=job.timeout_s)
     except PlannerError as error:
         why = str(error)
     lines = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else []
     done = {line["batch"]: line for line in lines if line["status"] != "started"}
-    begun = [line["batch"] for line in lines if line["status"] == "started"]
-    unfinished = [b for b in begun if b not in done] or ([batch] if batch not in done else [])
-    for one in unfinished:
-        done[one] = {"batch": one, "status": _status(why), "said": why or "its process said nothing of it"}
+    started = [line["batch"] for line in lines if line["status"] == "started"]
+    unfinished = [b for b in started if b not in done] or ([batch] if batch not in done else [])
+    for b in unfinished:
+        done[b] = {"batch": b, "status": _status(why), "said": why or "its process reported no result"}
     return [_row(job, line) for line in done.values()]
 
 
 def _status(why: str) -> str:
-    """A process that was killed unasked was most likely the largest when host memory ran out."""
+    """Status of a failed process; SIGKILL counts as out of memory, as the OOM killer most likely sent it."""
     is_memory = _KILLED in why or any(words in why for words in _OUT_OF_MEMORY)
     return "out_of_memory" if is_memory else "failed"
 
 
-def _argv(job: Job, batches: Sequence[int], went: dict[int, bool], out: Path) -> list[str]:
+def _argv(job: Job, batches: Sequence[int], outcomes: dict[int, bool], out: Path) -> list[str]:
     alone = job.isolate or job.plan.num_ranks > 1
     argv = [sys.executable, str(_LADDER), str(job.folder), str(job.checkpoint), "--out", str(out)]
     argv += ["--batches", ",".join(map(str, batches)), "--repeat", str(job.repeat)]
     argv += ["--prompt-tokens", str(job.prompt_tokens), "--new-tokens", str(job.new_tokens)]
     if not job.isolate:
-        argv += ["--went", json.dumps(went), *(["--until-oom"] if job.until_oom else [])]
+        argv += ["--outcomes", json.dumps(outcomes), *(["--until-oom"] if job.until_oom else [])]
     if alone or job.plan.runtime not in _SURVIVING:
         argv.append("--stop-at-oom")
     cap, gpu = job.memory_cap_bytes, job.plan.hardware.gpu
     if cap is not None and gpu is not None:
         left = cap - round(gpu.context_bytes.value)
         if left <= 0:
-            raise InvalidInputError(f"a memory cap of {cap} bytes is less than a CUDA context takes")
+            raise InvalidInputError(f"a memory cap of {cap} bytes is too small for a CUDA context")
         argv += ["--memory-cap", str(left)]
     return argv
 
@@ -147,7 +149,7 @@ def _row(job: Job, line: dict[str, Any]) -> Row:
         new_tokens=job.new_tokens,
         dtype=job.plan.workload.dtype,
     )
-    ours = {name: metadata.version(name) for name in _VERSIONS if _is_installed(name)}
+    versions = {name: metadata.version(name) for name in _VERSIONS if _is_installed(name)}
     return Row(
         date=datetime.date.today().isoformat(),
         name=job.name,
@@ -164,12 +166,12 @@ def _row(job: Job, line: dict[str, Any]) -> Row:
         said=line.get("said", ""),
         measured=_measured(line) if line["status"] == "ok" else None,
         predicted=_predicted(job, workload),
-        versions=ours,
+        versions=versions,
     )
 
 
 def _predicted(job: Job, workload: Workload) -> Predicted | None:
-    if not job.speaks:
+    if not job.is_predictable:
         return None
     cap = job.memory_cap_bytes
     return predicted(

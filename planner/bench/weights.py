@@ -1,7 +1,7 @@
-"""A checkpoint of random weights with a model's real shapes, written as fast as the disk takes it.
+"""Writes a checkpoint of random weights with a model's real shapes, at the speed of the disk.
 
-One block of random numbers is drawn, and every tensor is that block over and over from a place of its own:
-the values are of trained weights' size, no two tensors are alike, and nothing takes long but the writing.
+One block of random numbers is drawn. Every tensor repeats this block, starting at an offset of its own: the
+values have the magnitude of trained weights, no two tensors are equal, and the time is spent on writing.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ from planner.graph.schema import ModuleGraph, Tensor
 from planner.models.spec import ModelSpec
 from planner.sizes import format_bytes
 
-#: Numbers in the block: a prime, so that tensors whose sizes are alike begin at different places.
+#: Length of the block, in numbers: a prime, so that tensors of related sizes do not align in it.
 _BLOCK: Final = 8_388_593
 _SCALE: Final = 0.02
 _SHARD_BYTES: Final = 4 * 10**9
 _THREADS: Final = 8
-#: Bytes that one call writes.
+#: Bytes of one write.
 _PIECE: Final = 16 * 2**20
 _NAMES: Final = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "bool": "BOOL"}
 _SIZES: Final = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "bool": 1}
@@ -34,16 +34,19 @@ _DONE: Final = "random_weights.json"
 
 
 def write_random(folder: Path, spec: ModelSpec, graph: ModuleGraph, dtype: str) -> Path:
-    """A checkpoint folder; one that an earlier call wrote there for the same model is kept as it is.
+    """Write a checkpoint folder, unless an earlier call has written it there for the same model and dtype.
 
     Args:
-        folder: new, empty, or of an earlier call.
+        folder: a new or empty folder, or the result of an earlier call.
         spec: the model's configuration.
-        graph: its tensors.
-        dtype: what the weights are stored in.
+        graph: the model's graph, with its tensors.
+        dtype: dtype of the stored weights.
+
+    Returns:
+        The folder.
 
     Raises:
-        InvalidInputError: the folder holds something else, or the disk is too small.
+        InvalidInputError: the folder contains something else, or the disk is too small.
     """
     stamp = {"config_sha256": spec.config_sha256, "dtype": dtype}
     if folder.is_dir() and any(folder.iterdir()):
@@ -51,7 +54,7 @@ def write_random(folder: Path, spec: ModelSpec, graph: ModuleGraph, dtype: str) 
         if done.is_file() and json.loads(done.read_text()) == stamp:
             return folder
         raise InvalidInputError(
-            f"{folder} holds something else than random weights of {spec.name} in {dtype}"
+            f"{folder} contains something other than random weights of {spec.name} in {dtype}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     tensors = stored_tensors(graph, dtype)
@@ -78,7 +81,7 @@ def write_random(folder: Path, spec: ModelSpec, graph: ModuleGraph, dtype: str) 
 
 
 def stored_tensors(graph: ModuleGraph, dtype: str) -> list[tuple[str, Tensor, str]]:
-    """What a checkpoint of the model holds: name, tensor and stored dtype; of tied ones the first alone."""
+    """Name, tensor and stored dtype of each tensor in a checkpoint; of tied tensors only the first."""
     tied = {fqn for group in graph.ties for fqn in group[1:]}
     return [
         (fqn, tensor, tensor.dtype or dtype)
@@ -94,7 +97,7 @@ def _num_bytes(tensor: Tensor, stored: str) -> int:
 
 
 def _shards(tensors: list[tuple[str, Tensor, str]]) -> Iterator[list[tuple[str, Tensor, str]]]:
-    """Runs of tensors of at most so many bytes, a larger one alone."""
+    """Group consecutive tensors into shards of at most `_SHARD_BYTES`; a larger tensor gets its own shard."""
     shard: list[tuple[str, Tensor, str]] = []
     size = 0
     for entry in tensors:
@@ -109,9 +112,12 @@ def _shards(tensors: list[tuple[str, Tensor, str]]) -> Iterator[list[tuple[str, 
 
 
 def _blocks(dtypes: set[str]) -> dict[str, npt.NDArray[np.uint8]]:
-    """The block in each dtype, twice in a row so that any place begins a whole one; integers are zeros."""
+    """The bytes of the block in each dtype, repeated once, so that a whole block follows each offset.
+
+    Blocks of integers and booleans are zeros.
+    """
     drawn = np.random.default_rng(0).standard_normal(_BLOCK, dtype=np.float32) * np.float32(_SCALE)
-    made = {}
+    blocks = {}
     for dtype in dtypes:
         if dtype == "bfloat16":
             values: npt.NDArray[Any] = (drawn.view(np.uint32) >> 16).astype(np.uint16)
@@ -119,8 +125,8 @@ def _blocks(dtypes: set[str]) -> dict[str, npt.NDArray[np.uint8]]:
             values = drawn.astype(dtype)
         else:
             values = np.zeros(_BLOCK, dtype=dtype)
-        made[dtype] = np.concatenate([values, values]).view(np.uint8)
-    return made
+        blocks[dtype] = np.concatenate([values, values]).view(np.uint8)
+    return blocks
 
 
 def _write_shard(
@@ -129,7 +135,7 @@ def _write_shard(
     blocks: dict[str, npt.NDArray[np.uint8]],
     pool: ThreadPoolExecutor,
 ) -> None:
-    """One safetensors file; pieces of it are written by several threads."""
+    """Write one safetensors file, with several threads."""
     header: dict[str, dict[str, Any]] = {}
     offset = 0
     for fqn, tensor, stored in shard:
@@ -161,7 +167,7 @@ def _write_shard(
 
 
 def _write_piece(handle: int, offset: int, block: npt.NDArray[np.uint8], first: int, count: int) -> None:
-    """`count` bytes of the endless block from byte `first` on."""
+    """Write `count` bytes of the repeated block, starting at its byte `first`."""
     length = len(block) // 2
     for done in range(0, count, length):
         part = block[first : first + min(length, count - done)]

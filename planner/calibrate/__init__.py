@@ -1,1 +1,1 @@
-"""Refits a few efficiency terms of a profile to benchmark rows."""
+"""Refits efficiency terms of a hardware profile to benchmark rows."""

@@ -1,8 +1,8 @@
-"""Factors on a model's parameters that its errors ask for: ridge regression, kept only if cross-validated.
+"""Fits factors on the terms of a model: ridge regression with forward selection by cross-validation.
 
-Errors are logarithms of predicted over measured, and a parameter θ is the logarithm of the factor on a term.
-Σ error² + RIDGE · Σ θ² is minimised by Gauss and Newton's steps. Terms are taken up one after another, the
-one that helps most first, as long as groups that were left out of the fit are predicted better for it.
+An error is the logarithm of predicted divided by measured, and a parameter θ is the logarithm of the factor
+on a term. Gauss-Newton steps minimise Σ error² + RIDGE · Σ θ². Terms are added one after another, each time
+the one with the largest improvement, as long as the prediction of groups left out of the fit improves.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-#: Errors of some rows (their indices) under parameters: a row of numbers for each.
+#: Function from parameters and the indices of rows to errors, of shape (rows, errors of each row).
 Errors = Callable[[Array, NDArray[np.intp]], Array]
 
-#: Errors that a fit leaves are about 10 %, and a term is off by about half: the ratio of the variances.
+#: Ratio of the variances of the remaining errors (about 10 %) and of the terms (about 50 %).
 RIDGE: Final = (0.1 / 0.5) ** 2
-#: An improvement counts from so many of its standard errors over the groups, and from this share on.
+#: Least improvement that adds a term: in standard errors over the groups, and relative to the squared error.
 STANDARD_ERRORS: Final = 2.0
 SMALLEST_GAIN: Final = 0.05
-#: Fewer groups say nothing about rows that were left out.
+#: Smallest number of groups for cross-validation.
 FEWEST_GROUPS: Final = 4
 _NUM_STEPS: Final = 6
 _STEP: Final = 0.02
@@ -29,13 +29,13 @@ _LARGEST_STEP: Final = 0.5
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """One term that was tried beside those already taken.
+    """The trial of one term in addition to the terms selected before.
 
     Attributes:
-        term: its index.
-        before, after: root mean square error of what was left out, without and with the term.
-        theta: logarithm of the factor that all rows ask for.
-        taken: whether it was changed.
+        term: index of the term.
+        before, after: cross-validated root mean square error without and with the term.
+        theta: logarithm of its factor, fitted to all rows.
+        taken: whether the term was selected.
     """
 
     term: int
@@ -46,12 +46,12 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Fit(msgspec.Struct, frozen=True, kw_only=True):
-    """What came out.
+    """The result of a fit.
 
     Attributes:
-        theta: logarithm of each term's factor; 0 for what is left alone.
+        theta: logarithm of each term's factor; 0 for terms that were not selected.
         trials: the last trial of each term, in the order of the terms.
-        before, after: cross-validated root mean square error of the whole.
+        before, after: cross-validated root mean square error without and with all selected terms.
     """
 
     theta: Array
@@ -64,12 +64,13 @@ def fit(errors: Errors, groups: Sequence[int], upper: Array) -> Fit:
     """Fit factors to the errors.
 
     Args:
-        errors: of the model, for given rows under given parameters; shape (rows, numbers of each).
-        groups: which rows are left out together, one number from 0 on for each row.
-        upper: the largest θ of each term.
+        errors: function from parameters and indices of rows to the model's errors, of shape (rows, errors of
+            each row).
+        groups: group of each row, numbered from 0; the rows of a group are left out together.
+        upper: upper bound of θ for each term.
 
     Raises:
-        ValueError: fewer than `FEWEST_GROUPS` groups.
+        ValueError: there are fewer than `FEWEST_GROUPS` groups.
     """
     if len(set(groups)) < FEWEST_GROUPS:
         raise ValueError(f"{len(set(groups))} groups cannot be cross-validated; {FEWEST_GROUPS} are needed")
@@ -79,13 +80,13 @@ def fit(errors: Errors, groups: Sequence[int], upper: Array) -> Fit:
     scores = start = work.scores([], theta)
     trials: dict[int, Trial] = {}
     while len(active) < len(upper):
-        found = []
+        candidates = []
         for term in set(range(len(upper))) - set(active):
             fitted = work.solve([*active, term])
-            found.append((work.scores([*active, term], fitted), fitted, term))
-        best = min(found, key=lambda one: (float(one[0].mean()), one[2]))
+            candidates.append((work.scores([*active, term], fitted), fitted, term))
+        best = min(candidates, key=lambda candidate: (float(candidate[0].mean()), candidate[2]))
         takes = _is_better(scores, best[0])
-        for after, fitted, term in found:
+        for after, fitted, term in candidates:
             trials[term] = Trial(
                 term=term,
                 before=_root(scores),
@@ -102,11 +103,11 @@ def fit(errors: Errors, groups: Sequence[int], upper: Array) -> Fit:
 
 
 def _is_better(before: Array, after: Array) -> bool:
-    """Whether the gain over the groups is more than chance and more than a trifle."""
+    """Whether the mean improvement over the groups is statistically significant and large enough."""
     gain = before - after
-    doubt = float(gain.std(ddof=1)) / np.sqrt(len(gain))
+    standard_error = float(gain.std(ddof=1)) / np.sqrt(len(gain))
     mean = float(gain.mean())
-    return bool(mean > STANDARD_ERRORS * doubt and mean > SMALLEST_GAIN * float(before.mean()))
+    return bool(mean > STANDARD_ERRORS * standard_error and mean > SMALLEST_GAIN * float(before.mean()))
 
 
 def _root(scores: Array) -> float:
@@ -114,7 +115,7 @@ def _root(scores: Array) -> float:
 
 
 class _Work:
-    """Steps and scores for one set of rows; each group weighs the same."""
+    """Gauss-Newton steps and cross-validation scores for a set of rows; every group has the same weight."""
 
     def __init__(self, errors: Errors, groups: NDArray[np.intp], upper: Array) -> None:
         self.errors, self.groups, self.upper = errors, groups, upper
@@ -122,7 +123,7 @@ class _Work:
         self.weights = 1 / np.bincount(groups)[groups]
 
     def solve(self, active: list[int]) -> Array:
-        """θ of all rows, with what is not active at 0."""
+        """Fit θ to all rows; θ of inactive terms is 0."""
         theta = np.zeros(len(self.upper))
         for _ in range(_NUM_STEPS):
             moved = self._clipped(theta + self._step(theta, active, *self._slopes(theta, active), self.rows))
@@ -133,36 +134,36 @@ class _Work:
         return theta
 
     def scores(self, active: list[int], theta: Array) -> Array:
-        """Mean square error of each group under the θ that the other groups ask for.
+        """Mean square error of each group with the θ fitted to the other groups.
 
-        That θ is one step from the θ of all; the group's errors are computed anew with it.
+        That θ is approximated by one step from the θ of all rows. The group's errors are computed with it.
         """
         slopes = self._slopes(theta, active) if active else None
-        found = []
+        scores = []
         for group in range(int(self.groups.max()) + 1):
-            mine = self.rows[self.groups == group]
+            left_out = self.rows[self.groups == group]
             others = self.rows[self.groups != group]
-            left = theta if slopes is None else theta + self._step(theta, active, *slopes, others)
-            found.append(float((self.errors(self._clipped(left), mine) ** 2).mean()))
-        return np.asarray(found)
+            fitted = theta if slopes is None else theta + self._step(theta, active, *slopes, others)
+            scores.append(float((self.errors(self._clipped(fitted), left_out) ** 2).mean()))
+        return np.asarray(scores)
 
     def _slopes(self, theta: Array, active: list[int]) -> tuple[Array, Array]:
-        """Errors, and their derivatives by the active terms in the last axis."""
-        here = self.errors(theta, self.rows)
+        """The errors, and their derivatives with respect to the active terms (last axis)."""
+        errors = self.errors(theta, self.rows)
         slopes = []
         for term in active:
-            beside = theta.copy()
-            beside[term] -= _STEP
-            slopes.append((here - self.errors(beside, self.rows)) / _STEP)
-        return here, np.stack(slopes, axis=-1)
+            shifted = theta.copy()
+            shifted[term] -= _STEP
+            slopes.append((errors - self.errors(shifted, self.rows)) / _STEP)
+        return errors, np.stack(slopes, axis=-1)
 
     def _step(
-        self, theta: Array, active: list[int], here: Array, slopes: Array, rows: NDArray[np.intp]
+        self, theta: Array, active: list[int], errors: Array, slopes: Array, rows: NDArray[np.intp]
     ) -> Array:
-        weights = np.repeat(self.weights[rows], here.shape[1])
+        weights = np.repeat(self.weights[rows], errors.shape[1])
         matrix = slopes[rows].reshape(-1, len(active))
         normal = (matrix.T * weights) @ matrix + RIDGE * np.eye(len(active))
-        pull = (matrix.T * weights) @ here[rows].reshape(-1) + RIDGE * theta[active]
+        pull = (matrix.T * weights) @ errors[rows].reshape(-1) + RIDGE * theta[active]
         step = np.zeros(len(theta))
         step[active] = -np.linalg.solve(normal, pull)
         return np.asarray(np.clip(step, -_LARGEST_STEP, _LARGEST_STEP))

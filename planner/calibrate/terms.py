@@ -1,4 +1,4 @@
-"""The terms of a profile that rows may change, and rows as errors under other values of them."""
+"""The terms of a profile that calibration may change, and the errors of rows as a function of them."""
 
 import math
 from collections import Counter
@@ -24,7 +24,7 @@ from planner.schema.workload import DTYPE_BYTES
 
 _MANY_ROWS: Final = "host.flops_per_s."
 _FEW_ROWS: Final = "host.few_rows_flops_per_s."
-#: Dotted key → the largest value it may have.
+#: Dotted key of a term → its largest possible value.
 TERMS: Final = {
     "host.op_overhead_s": math.inf,
     "host.tensor_move_overhead_s": math.inf,
@@ -41,29 +41,30 @@ _PHASES: Final = ("prefill", "decode")
 
 
 def terms_of(profile: HardwareProfile) -> dict[str, float]:
-    """The terms that a profile has, with their values; what is zero has no factor and is left out."""
-    found = {path: quantity.value for path, quantity in quantities(profile)}
-    return {key: found[key] for key in TERMS if found.get(key)}
+    """The terms of a profile with their values; terms with the value zero are left out."""
+    values = {path: quantity.value for path, quantity in quantities(profile)}
+    return {key: values[key] for key in TERMS if values.get(key)}
 
 
 def numbers_of(profile: HardwareProfile, values: Mapping[str, float]) -> dict[str, float]:
-    """The numbers of a profile under other values of some terms, by dotted key.
+    """All numbers of a profile that change with new values of some terms, by dotted key.
 
-    What few rows reach of the processor's matrix rate goes with what many do: one term, not one for each
-    count of rows.
+    The processor's matrix rates for few rows are scaled with the rate for many rows: they are one term, not
+    one for each number of rows.
     """
-    found = {path: quantity.value for path, quantity in quantities(profile)}
+    former = {path: quantity.value for path, quantity in quantities(profile)}
     changed = {}
     for key, value in values.items():
         changed[key] = value
-        if key.startswith(_MANY_ROWS) and key in found:
-            few = f"{_FEW_ROWS}{key.removeprefix(_MANY_ROWS)}."
-            changed |= {path: one * value / found[key] for path, one in found.items() if path.startswith(few)}
+        if key.startswith(_MANY_ROWS) and key in former:
+            prefix = f"{_FEW_ROWS}{key.removeprefix(_MANY_ROWS)}."
+            factor = value / former[key]
+            changed |= {path: old * factor for path, old in former.items() if path.startswith(prefix)}
     return changed
 
 
 def with_terms(profile: HardwareProfile, values: Mapping[str, float]) -> HardwareProfile:
-    """The profile with other values of some terms; one that it does not have is left out."""
+    """The profile with new values of some terms; terms that it does not have are ignored."""
     changed: Any = profile
     for key, value in numbers_of(profile, values).items():
         changed = _with_value(changed, key.split("."), value)
@@ -71,32 +72,32 @@ def with_terms(profile: HardwareProfile, values: Mapping[str, float]) -> Hardwar
 
 
 def _with_value(part: Any, path: Sequence[str], value: float) -> Any:
-    """A part of a profile, down to one quantity, with another value of the quantity at a path in it."""
+    """A part of a profile with a new value of the quantity at a path in it."""
     if isinstance(part, Quantity):
         return msgspec.structs.replace(part, value=value)
     if isinstance(part, dict):
         return {
-            key: _with_value(one, path[1:], value) if str(key) == path[0] else one
-            for key, one in part.items()
+            key: _with_value(entry, path[1:], value) if str(key) == path[0] else entry
+            for key, entry in part.items()
         }
     return msgspec.structs.replace(part, **{path[0]: _with_value(getattr(part, path[0]), path[1:], value)})
 
 
 class Sample:
-    """Rows that ran and that the model can price, as errors under factors on a profile's terms.
+    """Rows with measurements and a prediction; their errors as a function of factors on a profile's terms.
 
     Attributes:
-        terms: the profile's, with their values.
-        rows: in the files' order.
-        groups: the configuration of each row, which is left out as a whole.
+        terms: the profile's terms with their values.
+        rows: the rows, in the files' order.
+        groups: for each row the number of its configuration; cross-validation leaves out configurations.
     """
 
     def __init__(self, profile: HardwareProfile, paths: Sequence[Path]) -> None:
-        """Take the rows of some files.
+        """Read the rows of several files.
 
         Raises:
             BadFileError: a file cannot be read, or a row is of another model than its plan.
-            InvalidInputError: rows of another GPU, or of too few configurations.
+            InvalidInputError: rows are of another GPU than the profile's, or of too few configurations.
         """
         self.terms = terms_of(profile)
         pairs = planned_rows(paths)
@@ -118,16 +119,16 @@ class Sample:
 
     @property
     def upper(self) -> Array:
-        """The largest logarithm of each term's factor."""
+        """Upper bound of the logarithm of each term's factor."""
         return np.asarray([math.log(max(1.0, TERMS[key] / value)) for key, value in self.terms.items()])
 
     def values(self, theta: Array) -> dict[str, float]:
-        """The terms under factors."""
+        """The values of the terms with the factors exp(θ)."""
         items = zip(self.terms.items(), theta, strict=True)
-        return {key: value * math.exp(one) for (key, value), one in items}
+        return {key: value * math.exp(exponent) for (key, value), exponent in items}
 
     def errors(self, theta: Array, rows: NDArray[np.intp]) -> Array:
-        """Logarithms of predicted over measured, (rows, prefill and decode)."""
+        """Logarithms of predicted divided by measured times, of shape (rows, 2): prefill and decode."""
         values = self.values(theta)
         return np.asarray([self._log_times(values, row) for row in rows]) - self._measured[rows]
 
@@ -142,25 +143,25 @@ class Sample:
 
 
 def _why_not(row: Row, plan: Plan) -> str | None:
-    """Why a row cannot be used, as a clause: it did not run, generated one token, or has no price."""
+    """Why a row cannot be used, as a clause; None if it can."""
     if row.measured is None:
         return "did not run"
     if not row.measured.decode_s:
         return "generated one token"
     if row.predicted is None:
-        return "ran in a way that the cost model has no law for"
+        return "ran in a configuration that the cost model cannot predict"
     try:
         repriced(plan, graph_of(plan.model), workload_of(row, plan), memory_cap_bytes=row.memory_cap_bytes)
     except PlannerError as error:
-        return f"cannot be priced ({error})"
+        return f"cannot be predicted ({error})"
     return None
 
 
 def _counted(reasons: Iterable[str | None]) -> str:
-    """What was left out and why, the most frequent first."""
+    """How many rows were left out for which reason, the most frequent reason first."""
     counts = Counter(reason for reason in reasons if reason is not None)
-    found = [f"{count} {'row' if count == 1 else 'rows'} {reason}" for reason, count in counts.most_common()]
-    return f"; {', '.join(found)}" if found else ""
+    clauses = [f"{n} {'row' if n == 1 else 'rows'} {reason}" for reason, n in counts.most_common()]
+    return f"; {', '.join(clauses)}" if clauses else ""
 
 
 def _measured(row: Row, phase: str) -> float:
@@ -170,9 +171,9 @@ def _measured(row: Row, phase: str) -> float:
 
 
 def _same_machine(profile: HardwareProfile, row: Row, plan: Plan) -> None:
-    mine, theirs = (one.gpu.name if one.gpu else "no GPU" for one in (profile, plan.hardware))
-    if mine != theirs:
+    expected, planned = (one.gpu.name if one.gpu else "no GPU" for one in (profile, plan.hardware))
+    if expected != planned:
         raise InvalidInputError(
-            f"the row of {row.name} at batch {row.batch_size} was planned for {theirs}, and the profile "
-            f"{profile.name} has {mine}; calibrate a profile with rows of its own machine"
+            f"the row of {row.name} at batch {row.batch_size} was planned for {planned}, and the profile "
+            f"{profile.name} has {expected}; calibrate a profile with rows of its own machine"
         )

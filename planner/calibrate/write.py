@@ -1,4 +1,4 @@
-"""A profile's file with other values of some terms; everything else in it stays, comments included."""
+"""Writes new values of some terms into the text of a profile's file; the rest of the text is kept."""
 
 import json
 import tomllib
@@ -9,15 +9,15 @@ from planner.errors import ProfileError
 
 
 def rewritten(text: str, values: Mapping[str, float], note: str) -> str:
-    """The file's text with terms replaced.
+    """The file's text with new values of some terms.
 
     Args:
-        text: TOML of a machine.
-        values: dotted key (`host.op_overhead_s`) → value.
-        note: what each changed number says of itself; its former value is added.
+        text: text of a profile's TOML file.
+        values: dotted key, such as `host.op_overhead_s` → new value.
+        note: note of each changed number; the former value and note are appended to it.
 
     Raises:
-        ProfileError: the file has no such table, or not in lines that can be replaced.
+        ProfileError: the file does not have the table of a term, or the term is not on one line.
     """
     for key, value in values.items():
         text = _replaced(text, key, value, note)
@@ -27,8 +27,8 @@ def rewritten(text: str, values: Mapping[str, float], note: str) -> str:
 def _replaced(text: str, key: str, value: float, note: str) -> str:
     table, _, field = key.rpartition(".")
     former = _table(tomllib.loads(text), table).get(field)
-    said = note if former is None else f"{note}; before: {former['value']:.5g}, {former.get('note', '')}"
-    line = f'{field} = {{ value = {value:.5g}, source = "measured", note = {_quoted(said)} }}'
+    full_note = note if former is None else f"{note}; before: {former['value']:.5g}, {former.get('note', '')}"
+    line = f'{field} = {{ value = {value:.5g}, source = "measured", note = {_quoted(full_note)} }}'
     lines = text.splitlines()
     start = _line_of(lines, f"[{table}]", 0, len(lines))
     if start is None:
@@ -45,7 +45,7 @@ def _replaced(text: str, key: str, value: float, note: str) -> str:
 
 
 def _table(data: dict[str, Any], name: str) -> dict[str, Any]:
-    """A table by its dotted name; empty where there is none."""
+    """A table by its dotted name; empty if there is none."""
     for part in name.split("."):
         inner = data.get(part)
         data = inner if isinstance(inner, dict) else {}
@@ -58,15 +58,15 @@ def _line_of(lines: list[str], wanted: str, start: int, end: int) -> int | None:
 
 def _check(text: str, table: str, field: str, value: float) -> None:
     try:
-        found = float(_table(tomllib.loads(text), table)[field]["value"])
+        written = float(_table(tomllib.loads(text), table)[field]["value"])
     except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise ProfileError(
-            f"{table}.{field} is written over several lines; put it on one line, as planner probe does"
+            f"{table}.{field} spans several lines; put it on one line, as planner probe does"
         ) from error
-    if abs(found - value) > 1e-4 * value:
-        raise ProfileError(f"{table}.{field} stands in the file more than once; keep one")
+    if abs(written - value) > 1e-4 * value:
+        raise ProfileError(f"{table}.{field} is in the file more than once; keep one")
 
 
 def _quoted(text: str) -> str:
-    """A basic string of TOML, whose escapes are JSON's."""
+    """A TOML basic string; its escapes are the same as in JSON."""
     return json.dumps(text, ensure_ascii=False)

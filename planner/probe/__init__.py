@@ -1,1 +1,1 @@
-"""This machine as a hardware profile, every number measured here and now."""
+"""Measures this machine and writes a hardware profile from the measurements."""

@@ -1,7 +1,7 @@
-"""The process that measures one part: `python -m planner.probe.child PART OUT OPTIONS`.
+"""The child process that measures one part of the machine: `python -m planner.probe.child PART OUT OPTIONS`.
 
-Nothing here is imported by the planner. What was found is written to OUT as JSON; OPTIONS is JSON as well. A
-part is a module of `parts` with a function `measure`, and imports no more than it needs.
+The planner does not import this module. The findings are written to OUT as JSON; OPTIONS is JSON, too. A part
+is a module of `planner.probe.parts` with a function `measure`; it imports only what it needs.
 """
 
 import json
@@ -19,9 +19,15 @@ _PARTS: Final = ("collectives", "cpu", "disk", "gpu", "overheads")
 
 
 def main(part: str, out: Path, options: dict[str, Any]) -> None:
-    """Measure one part and write what was found."""
+    """Measure one part and write the findings.
+
+    Args:
+        part: name of a module in `planner.probe.parts`.
+        out: file for the findings, as JSON; with several ranks only rank 0 writes it.
+        options: keyword arguments of the part's `measure`.
+    """
     if part not in _PARTS:
-        raise SystemExit(f"no part of a probe is called {part!r}; the parts are {', '.join(_PARTS)}")
+        raise SystemExit(f"unknown part {part!r} of the probe; the parts are {', '.join(_PARTS)}")
     findings = Findings()
     with findings.clocked(f"imports of {part}"):
         module = import_module(f"planner.probe.parts.{part}")

@@ -1,17 +1,17 @@
-"""Repeats what is measured: often enough for a median, and never for long."""
+"""Timing of repeated runs: enough runs for a median, within a time budget."""
 
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-#: Time that one measurement may take in all, and how many runs it has at least and at most.
+#: Time budget of one measurement, and its smallest and largest number of runs.
 BUDGET_S: Final = 0.25
 LEAST: Final = 3
 MOST: Final = 50
 
 
 def _nothing() -> None:
-    """There is no device to wait for, or nothing to do."""
+    """Do nothing; the default where there is no device to wait for and nothing to prepare."""
 
 
 def repeat(
@@ -23,25 +23,28 @@ def repeat(
     most: int = MOST,
     before: Callable[[], object] = _nothing,
 ) -> list[float]:
-    """Seconds of each run, after one that is not counted.
+    """Time a function repeatedly, after one warm-up run.
 
     Args:
-        run: what is timed.
-        synchronize: waits for the device; called before each clock is read.
-        budget_s: no further run begins after so long, once there are `least`.
-        least: runs, however long they take.
-        most: runs.
-        before: done before each run, and not timed.
+        run: function to time.
+        synchronize: waits until the device is idle; called after each run, before the clock is read.
+        budget_s: no further run starts after this time, once there are `least` runs.
+        least: smallest number of timed runs, however long they take.
+        most: largest number of timed runs.
+        before: called before each run, outside the timed interval.
+
+    Returns:
+        Seconds of each timed run.
     """
     before()
     run()
     synchronize()
-    found: list[float] = []
+    samples: list[float] = []
     begun = time.perf_counter()
-    while len(found) < most and (len(found) < least or time.perf_counter() - begun < budget_s):
+    while len(samples) < most and (len(samples) < least or time.perf_counter() - begun < budget_s):
         before()
-        found.append(once(run, synchronize))
-    return found
+        samples.append(once(run, synchronize))
+    return samples
 
 
 def alternate(
@@ -53,18 +56,21 @@ def alternate(
     most: int = MOST,
     before: Callable[[], object] = _nothing,
 ) -> list[list[float]]:
-    """Seconds of runs that take turns, for each run a list; their differences are taken turn by turn.
+    """Time several functions in alternation, after one warm-up turn; a turn runs each of them once.
 
-    What slows the machine for a while slows neighbours alike, and so hardly shows in a turn's difference.
-    One turn before is not counted.
+    A temporary slowdown of the machine affects all runs of a turn alike, so it largely cancels in the
+    difference of two runs of the same turn.
 
     Args:
-        runs: what is timed, in this order in every turn.
-        synchronize: waits for the device; called before each clock is read.
-        budget_s: no further turn begins after so long, once there are `least`.
-        least: turns, however long they take.
-        most: turns.
-        before: done before each turn, and not timed.
+        runs: functions to time, in this order in every turn.
+        synchronize: waits until the device is idle; called after each run, before the clock is read.
+        budget_s: no further turn starts after this time, once there are `least` turns.
+        least: smallest number of timed turns, however long they take.
+        most: largest number of timed turns.
+        before: called before each turn, outside the timed intervals.
+
+    Returns:
+        For each function, the seconds of its runs in the order of the turns.
     """
     turns: list[list[float]] = []
 
@@ -76,7 +82,7 @@ def alternate(
 
 
 def once(run: Callable[[], object], synchronize: Callable[[], object] = _nothing) -> float:
-    """Seconds of one run, the device waited for."""
+    """Seconds of one run, including the wait until the device is idle."""
     start = time.perf_counter()
     run()
     synchronize()

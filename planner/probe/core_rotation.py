@@ -1,10 +1,12 @@
-"""One thread's walk over the processor's cores, because they are not alike.
+"""Core rotation: moves a thread over the processor's cores, because cores differ in speed.
 
-On a rented machine a core is often one of two hardware threads, and the other one works for somebody else: it
-is then up to 1.8 times slower, for minutes. Which core a process gets is luck, and with it everything that
-Python does there. What is to hold for the machine is therefore measured on many of its cores.
-Seen on a host of two H200: a loop of Python took 10 ms on a third of 32 cores and 14 to 18 ms on the others,
-and launches of kernels 14 µs and 18 to 23 µs each.
+On a rented machine a virtual core is often one hardware thread of a physical core whose other thread belongs
+to another tenant; it can then be up to 1.8 times slower for minutes. The operating system chooses the core of
+a process, and with it the speed of all its Python code. A measurement that describes the whole machine is
+therefore taken on many of its cores.
+
+Measured on a host with two H200: a Python loop took 10 ms on a third of 32 cores and 14 to 18 ms on the
+others; a kernel launch took 14 µs and 18 to 23 µs.
 """
 
 import os
@@ -13,23 +15,24 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Final
 
-#: Where Linux lists the large cores of a processor that has small ones too; programs get those first.
+#: Where Linux lists the performance cores of a hybrid processor; the scheduler prefers these cores.
 _LARGE_CORES: Final = Path("/sys/devices/cpu_core/cpus")
 
 
 class CoreRotation:
-    """Moves the calling thread to the next core whenever it is called, round and round.
+    """Moves the calling thread to the next core at each call, cyclically.
 
-    The thread stays there of its own accord, for it is free to go at once: tied to the core it would wait
-    whenever another thread of its process is there, as those of OpenMP are that spin. Even so it waits a
-    little: only what one thread does should be measured this way. Where threads cannot be moved, nothing is.
+    The affinity is restored right after the move: the scheduler usually leaves the thread on its core, and a
+    thread pinned there would wait whenever another thread of the process runs on that core, such as a
+    spinning OpenMP thread. Some waiting remains, so only single-threaded work should be measured this way.
+    Where the system does not support setting the affinity, a call does nothing.
 
     Args:
-        rank: of this process among those that walk at the same pace; they keep off each other's cores.
-        num_ranks: how many they are.
+        rank: this process among those that rotate in step; different ranks start on different cores.
+        num_ranks: number of these processes.
 
     Attributes:
-        num_cores: after so many calls it is on the same core again.
+        num_cores: length of the cycle: after this many calls the thread is on the same core again.
     """
 
     def __init__(self, rank: int = 0, num_ranks: int = 1) -> None:
@@ -46,12 +49,12 @@ class CoreRotation:
 
 
 def _allowed() -> set[int]:
-    """The cores that this thread may use; none where the system does not tell."""
+    """The cores that this thread may use; empty where the system does not report them."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
 def _restrict(cores: set[int]) -> None:
-    """To these cores; where one has been taken away since, nothing changes."""
+    """Set the thread's affinity to these cores; ignored when they are no longer available."""
     try:
         os.sched_setaffinity(0, cores)
     except OSError:
@@ -59,13 +62,13 @@ def _restrict(cores: set[int]) -> None:
 
 
 def _large(path: Path) -> set[int]:
-    """Cores of a list like `0-7,16`; none where there is no such file."""
+    """Cores in a list such as `0-7,16`; empty where the file does not exist."""
     try:
         text = path.read_text().strip()
     except OSError:
         return set()
-    found: set[int] = set()
+    cores: set[int] = set()
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
-        found.update(range(int(first), int(last or first) + 1))
-    return found
+        cores.update(range(int(first), int(last or first) + 1))
+    return cores

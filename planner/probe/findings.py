@@ -1,4 +1,4 @@
-"""What one part of a probe hands back, and how a measurement that fails becomes a sentence."""
+"""The results of a probe's parts; a failed measurement becomes a sentence in them."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,20 +9,20 @@ import msgspec
 
 from planner.probe.fits import LineFit, Measurement, average_over
 
-#: Of an error's text, so that a sentence stays one.
+#: Longest excerpt of an error's text, in characters.
 _LONGEST: Final = 200
-#: The series that says where a probe's time went.
+#: Name of the series with the duration of each measurement.
 _SECONDS: Final = "seconds that each measurement took"
 
 
 class Findings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Filled while a part is measured, then written as JSON.
+    """The results of one or more parts, filled during the measurement and written as JSON.
 
     Attributes:
-        quantities: path in a profile's file, as in `gpu.context_bytes` → what was measured.
-        facts: what is read and not measured: names and counts.
-        series: name → label of a size or way → value; the details behind the quantities.
-        missing: sentences about what could not be measured.
+        quantities: path in a profile's file, such as `gpu.context_bytes` → measurement.
+        facts: values that are read from the system instead of measured: names and counts.
+        series: name → label (a size or configuration) → value; details behind the quantities.
+        missing: sentences about quantities that could not be measured.
     """
 
     quantities: dict[str, Measurement] = {}
@@ -31,18 +31,18 @@ class Findings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     missing: list[str] = []
 
     def attempt(self, what: str, measure: Callable[["Findings"], None]) -> None:
-        """Run one measurement; if it fails, what it would have found is missing, with the reason."""
+        """Run one measurement; when it fails, note in `missing` that it failed and why."""
         try:
             with self.clocked(what):
                 measure(self)
-        except Exception as error:  # drivers and libraries raise what they like
-            first = str(error).strip().splitlines()
-            said = first[0][:_LONGEST] if first else "no reason given"
-            self.missing.append(f"{what} could not be measured: {type(error).__name__}: {said}")
+        except Exception as error:  # drivers and libraries raise errors of many types
+            lines = str(error).strip().splitlines()
+            reason = lines[0][:_LONGEST] if lines else "no reason given"
+            self.missing.append(f"{what} could not be measured: {type(error).__name__}: {reason}")
 
     @contextmanager
     def clocked(self, what: str) -> Iterator[None]:
-        """Note how long something takes, as a detail."""
+        """Record the duration of the `with` block in `series`, under the name `what`."""
         start = time.perf_counter()
         try:
             yield
@@ -59,19 +59,28 @@ class Findings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         num_cores: int = 1,
         latency_path: str | None = None,
     ) -> None:
-        """A link's rate, and its latency where that has a path, from a line through averages over cores."""
+        """Record a link's rate, and optionally its latency, from a fitted line.
+
+        Args:
+            path: path of the rate (bytes per second) in a profile's file.
+            line: line through the averages of `samples` over the cores.
+            samples: size of a copy in bytes → seconds of its runs.
+            how: method of the measurement, in words.
+            num_cores: cores over which the samples are averaged.
+            latency_path: path of the latency (seconds) in a profile's file; None: it is not recorded.
+        """
         for place, value in ((path, line.bytes_per_s), (latency_path, line.latency_s)):
             if place is not None:
                 self.quantities[place] = Measurement(
                     value=value,
                     spread=line.error,
-                    num_samples=sum(len(one) for one in samples.values()),
+                    num_samples=sum(len(seconds) for seconds in samples.values()),
                     method=how,
                     average=average_over(num_cores),
                 )
 
     def merge(self, other: "Findings") -> None:
-        """Take over everything of another part."""
+        """Add the results of another part to these."""
         self.quantities.update(other.quantities)
         self.facts.update(other.facts)
         for name, values in other.series.items():

@@ -1,4 +1,4 @@
-"""From samples to numbers: averages with their spread, and a line through copies of several sizes. Pure."""
+"""Statistics of samples: averages with their spread, and lines through times of several sizes. Pure."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -6,19 +6,19 @@ from typing import Final
 
 import msgspec
 
-#: Fewer samples have no quartiles.
+#: Smallest number of samples for which quartiles are computed.
 _LEAST_FOR_QUARTILES: Final = 4
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One number, measured.
+    """One measured number.
 
     Attributes:
-        value: the median, or what `average` says, in the unit that its name says.
-        spread: interquartile range over the value; of three samples or fewer the whole range.
-        num_samples: runs behind it.
+        value: average of the samples (see `average`), in the unit of the quantity that it is stored under.
+        spread: interquartile range divided by the value; with three samples or fewer, the whole range.
+        num_samples: number of runs.
         method: what was run, in words.
-        average: how the value was taken from the runs, in words.
+        average: kind of average, in words: `median`, or a mean over cores.
     """
 
     value: float
@@ -32,32 +32,33 @@ def measured(samples: Sequence[float], method: str) -> Measurement:
     """The median of samples and their spread.
 
     Raises:
-        ValueError: no sample, or one that is no positive number.
+        ValueError: there is no sample, or a sample is not a positive, finite number.
     """
     if not samples or not all(0 < sample < float("inf") for sample in samples):
-        raise ValueError(f"{method}: {len(samples)} samples, and not all of them positive numbers")
+        raise ValueError(f"{method}: expected positive numbers as samples, got {len(samples)} samples")
     middle = statistics.median(samples)
     return Measurement(value=middle, spread=_range(samples) / middle, num_samples=len(samples), method=method)
 
 
 def over_cores(samples: Sequence[float], num_cores: int, method: str) -> Measurement:
-    """The mean over cores of each one's median: a median of all would be of the slow ones or of the fast.
+    """The mean over cores of each core's median.
 
-    Of ten cores or more the slowest and the fastest tenth are left out.
+    Cores are often either slow or fast; the median of all samples would be that of one group. With ten cores
+    or more, the slowest and the fastest tenth are left out.
 
     Args:
-        samples: taken on one core after the other, in turns (see `planner.probe.core_rotation`).
-        num_cores: after so many the first core comes again.
+        samples: taken under core rotation (see `planner.probe.core_rotation`), in the order of the runs.
+        num_cores: length of the rotation's cycle: sample i was taken on core i modulo `num_cores`.
         method: what was run, in words.
 
     Raises:
-        ValueError: no sample, or a mean that is no positive number.
+        ValueError: there is no sample, or the mean is not a positive, finite number.
     """
     medians = sorted(statistics.median(samples[core::num_cores]) for core in range(num_cores)[: len(samples)])
     left_out = len(medians) // 10
     value = statistics.fmean(medians[left_out : len(medians) - left_out]) if medians else 0.0
     if not 0 < value < float("inf"):
-        raise ValueError(f"{method}: {len(samples)} samples, and their mean is no positive number")
+        raise ValueError(f"{method}: the mean of {len(samples)} samples is not a positive number")
     return Measurement(
         value=value,
         spread=_range(samples) / value,
@@ -68,34 +69,46 @@ def over_cores(samples: Sequence[float], num_cores: int, method: str) -> Measure
 
 
 def average_over(num_cores: int) -> str:
-    """What `over_cores` takes, in words."""
+    """The kind of average that `over_cores` computes, in words."""
     return f"mean over {num_cores} cores" if num_cores > 1 else "median"
 
 
 def rate(amount: float, seconds: Sequence[float], method: str) -> Measurement:
-    """`amount` a second, from the times it took."""
-    return measured([amount / one for one in seconds], method)
+    """The median rate of several runs.
+
+    Args:
+        amount: work of each run, such as bytes or floating-point operations.
+        seconds: duration of each run.
+        method: what was run, in words.
+
+    Returns:
+        The rate, in units of `amount` per second.
+
+    Raises:
+        ValueError: as `measured`.
+    """
+    return measured([amount / duration for duration in seconds], method)
 
 
 def excess(
     samples: Sequence[float], baselines: Sequence[float], count: int, method: str, num_cores: int = 1
 ) -> Measurement:
-    """What each of `count` things adds, from times with and without them that were taken in turns.
+    """The time that each of `count` items adds, from runs with and without them in alternation.
 
     Args:
-        samples: seconds with them, one for each turn.
-        baselines: seconds without them, in the same turns.
-        count: things that share the difference.
+        samples: seconds with the items, one for each turn.
+        baselines: seconds without the items, in the same turns.
+        count: number of items that the difference is divided by.
         method: what was run, in words.
-        num_cores: of `over_cores`; turns walk over them.
+        num_cores: as in `over_cores`; each turn runs on the next core.
 
     Raises:
-        ValueError: with them it took no longer than without.
+        ValueError: the runs with the items took no longer than those without.
     """
-    added = [one - other for one, other in zip(samples, baselines, strict=True)]
+    added = [sample - baseline for sample, baseline in zip(samples, baselines, strict=True)]
     if not statistics.median(added) > 0:
-        raise ValueError(f"{method}: no longer than without, so nothing can be said")
-    return over_cores([one / count for one in added], num_cores, method)
+        raise ValueError(f"{method}: took no longer than the baseline, so the added time is unknown")
+    return over_cores([seconds / count for seconds in added], num_cores, method)
 
 
 def _range(samples: Sequence[float]) -> float:
@@ -109,9 +122,9 @@ class LineFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Time of moving n bytes: `latency_s + n / bytes_per_s`.
 
     Attributes:
-        latency_s: of no bytes at all; never negative.
-        bytes_per_s: once it flows.
-        error: median of |fitted / measured - 1| over the sizes.
+        latency_s: fitted time for zero bytes; never negative.
+        bytes_per_s: rate beyond the latency.
+        error: median over the sizes of |fitted / measured - 1|.
     """
 
     latency_s: float
@@ -120,19 +133,20 @@ class LineFit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def fit_line(seconds_by_size: Mapping[int, float]) -> LineFit:
-    """The line through (bytes, seconds) with the smallest relative errors.
+    """Fit a line through (bytes, seconds) by least squares of the relative errors.
 
-    Errors are relative because sizes span five decades: by absolute ones the smallest, which alone show the
-    latency, would count for nothing. A line that would start below zero starts at zero.
+    The sizes span five orders of magnitude. With absolute errors the smallest sizes, which alone show the
+    latency, would have no weight. When the fitted latency is negative, it is set to zero and the rate is
+    fitted again.
 
     Args:
         seconds_by_size: bytes → seconds, both positive; at least two sizes.
 
     Raises:
-        ValueError: fewer than two sizes, or times that do not grow with the size.
+        ValueError: there are fewer than two sizes, or the times do not grow with the size.
     """
     if len(seconds_by_size) < 2:
-        raise ValueError(f"a line needs copies of two sizes, not {len(seconds_by_size)}")
+        raise ValueError(f"a line needs times of at least two sizes, not {len(seconds_by_size)}")
     points = sorted(seconds_by_size.items())
     weights = [1 / seconds**2 for _, seconds in points]
     total = sum(weights)
@@ -147,6 +161,6 @@ def fit_line(seconds_by_size: Mapping[int, float]) -> LineFit:
             w * n * n for w, (n, _) in zip(weights, points, strict=True)
         )
     if slope <= 0:
-        raise ValueError("larger copies took no longer than smaller ones")
+        raise ValueError("larger sizes took no longer than smaller ones")
     errors = [abs((latency + slope * n) / t - 1) for n, t in points]
     return LineFit(latency_s=latency, bytes_per_s=1 / slope, error=statistics.median(errors))

@@ -1,8 +1,8 @@
-"""Reads from the disk what the next part will import: `python -m planner.probe.prefetch`.
+"""Fills the page cache with the files that the next part imports: `python -m planner.probe.prefetch`.
 
-On a machine that has just started, transformers' thousands of small files take longer to come from the disk
-than everything that is measured with them. Its index of classes is made of the text of every model's modules,
-so these are read by several threads; the rest comes by importing it, which also compiles what is not yet.
+On a freshly started machine, reading the thousands of small files of transformers takes longer than the
+measurements that use them. transformers builds its index of classes from the source of every model module, so
+several threads read these files; importing the part reads the rest, and compiles bytecode where needed.
 """
 
 import os
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Final
 
 _READERS: Final = 16
-#: The lowest priority: whatever is measured meanwhile goes first.
+#: The lowest scheduling priority, so that a running measurement is disturbed as little as possible.
 _NICE: Final = 19
 _IMPORTED: Final = "planner.probe.parts.overheads"
-#: Modules that the index leaves out.
+#: Prefixes of files that transformers does not read for its index.
 _NOT_READ: Final = ("_", "modular_")
 
 
 def main() -> None:
-    """Read and import, then end; the pages stay in memory."""
+    """Read and import the files, then exit; their pages stay in the page cache."""
     os.nice(_NICE)
     with ThreadPoolExecutor(_READERS) as pool:
         for path in model_files():
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def model_files() -> list[Path]:
-    """What transformers reads of its models when it is imported."""
+    """The model files that transformers reads when it is imported."""
     spec = find_spec("transformers")
     folders = [] if spec is None else spec.submodule_search_locations or []
     return [
@@ -43,7 +43,7 @@ def model_files() -> list[Path]:
 
 
 def _read(path: Path) -> None:
-    # A file that cannot be read is the importing part's to complain of.
+    # The part that imports an unreadable file reports the error.
     with suppress(OSError):
         path.read_bytes()
 

@@ -1,4 +1,4 @@
-"""Pure: findings become a machine's file, which `planner plan --hardware` reads as it is."""
+"""Turns findings into a machine's profile file, which `planner plan --hardware` reads. Pure."""
 
 import json
 from collections.abc import Mapping
@@ -14,23 +14,24 @@ from planner.schema.workload import DTYPE_BYTES
 
 _GEMV: Final = "host.gemv_bytes_per_s."
 _FEW_ROWS: Final = "host.few_rows_flops_per_s."
-#: What is known of the processor for each dtype, and goes with it.
+#: The processor's quantities for each dtype; they are kept or left out together.
 _BY_DTYPE: Final = ("host.flops_per_s.", _GEMV, _FEW_ROWS, "host.attention_bytes_per_s.")
 _THREAD: Final = "cpu_thread_bytes_per_s."
-#: What a machine with a GPU cannot be planned without.
+#: The quantities without which the profile has no GPU.
 _GPU_NEEDS: Final = (
     "gpu.memory_bytes",
     "gpu.context_bytes",
     "gpu.memory_bandwidth_bytes_per_s",
     *(
-        f"{way}.{kind}_bytes_per_s"
-        for way in ("host_to_device", "device_to_host")
+        f"{direction}.{kind}_bytes_per_s"
+        for direction in ("host_to_device", "device_to_host")
         for kind in ("pinned", "pageable")
     ),
 )
 _PEER: Final = ("peer.pinned_bytes_per_s", "peer.pageable_bytes_per_s")
 _DISK_NEEDS: Final = ("disk.capacity_bytes", "disk.read_bytes_per_s")
-#: A dtype whose matrix-vector products read so much less than the others', by one thread, is emulated.
+#: A dtype is taken as emulated when one thread's matrix-vector products reach less than this share of the
+#: rate of the dtype that the profile's memory bandwidth is taken from.
 _EMULATED: Final = 0.25
 #: The order of a profile's tables.
 _TABLES: Final = (
@@ -41,16 +42,16 @@ _TABLES: Final = (
 
 
 class Probed(msgspec.Struct, frozen=True, kw_only=True):
-    """A probe's result.
+    """The result of a probe.
 
     Attributes:
-        description: of the machine, one line.
-        tables: table of the file → key → what stands there: a measurement, a number or a word.
-        num_gpus: GPUs that the profile has.
-        missing: sentences about what could not be measured.
-        series: the details behind the numbers.
-        date: ISO.
-        versions: of the libraries.
+        description: the machine in one line.
+        tables: table of the profile's file → key → value: a measurement, a count or a name.
+        num_gpus: number of GPUs in the profile.
+        missing: sentences about quantities that could not be measured.
+        series: details behind the quantities; see `Findings`.
+        date: of the measurement, in ISO format.
+        versions: library → version.
     """
 
     description: str
@@ -63,34 +64,36 @@ class Probed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def probed(findings: Findings, *, date: str, versions: Mapping[str, str]) -> Probed:
-    """What the findings amount to; a GPU or disk of which too little is known is left out, with a sentence.
+    """Build a profile's tables from the findings of all parts.
+
+    A GPU or a disk with missing quantities is left out, and a sentence in `missing` says so.
 
     Args:
         findings: of all parts.
-        date: ISO.
-        versions: of the libraries that measured.
+        date: of the measurement, in ISO format.
+        versions: library → version, of the libraries used for the measurement.
 
     Raises:
-        RuntimeFailure: not even the processor could be measured.
+        RuntimeFailure: the processor or its memory could not be measured.
     """
-    found, missing = dict(findings.quantities), list(findings.missing)
-    num_gpus = _complete_gpus(found, findings, missing)
-    if any(need not in found for need in _DISK_NEEDS):
-        _drop(found, "disk.")
-    _choose_cpu_rates(found, has_gpu=num_gpus > 0, missing=missing)
+    quantities, missing = dict(findings.quantities), list(findings.missing)
+    num_gpus = _complete_gpus(quantities, findings, missing)
+    if any(need not in quantities for need in _DISK_NEEDS):
+        _drop(quantities, "disk.")
+    _choose_cpu_rates(quantities, has_gpu=num_gpus > 0, missing=missing)
     tables: dict[str, dict[str, Measurement | int | str]] = {}
-    for path, one in found.items():
+    for path, measurement in quantities.items():
         table, _, key = path.rpartition(".")
-        tables.setdefault(table, {})[key] = one
+        tables.setdefault(table, {})[key] = measurement
     if "installed_memory_bytes" not in tables.get("host", {}) or "host.flops_per_s" not in tables:
-        raise RuntimeFailure("no profile without the processor: " + "; ".join(missing))
+        raise RuntimeFailure("a profile needs measurements of the processor: " + "; ".join(missing))
     tables["host"]["num_cores"] = findings.facts["num_cores"]
     if num_gpus:
         tables["gpu"]["name"] = findings.facts["gpu_name"]
     if "fabric" in tables:
         tables["fabric"]["kind"] = findings.facts.get("fabric_kind", "pcie")
     return Probed(
-        description=_description(findings, found, num_gpus),
+        description=_description(findings, quantities, num_gpus),
         tables={name: tables[name] for name in _TABLES if name in tables},
         num_gpus=num_gpus,
         missing=tuple(missing),
@@ -100,16 +103,16 @@ def probed(findings: Findings, *, date: str, versions: Mapping[str, str]) -> Pro
     )
 
 
-def _complete_gpus(found: dict[str, Measurement], findings: Findings, missing: list[str]) -> int:
-    """How many GPUs the profile can have; what belongs to the others is dropped."""
+def _complete_gpus(quantities: dict[str, Measurement], findings: Findings, missing: list[str]) -> int:
+    """The number of GPUs that the profile can describe; quantities that need more GPUs are removed."""
     count = int(findings.facts.get("num_gpus", 0))
-    lacking = [need for need in _GPU_NEEDS if need not in found]
-    if not any(path.startswith("gpu.flops_per_s.") for path in found):
+    lacking = [need for need in _GPU_NEEDS if need not in quantities]
+    if not any(path.startswith("gpu.flops_per_s.") for path in quantities):
         lacking.append("gpu.flops_per_s")
     if count and lacking:
         missing.append(f"the profile has no GPU, because these could not be measured: {', '.join(lacking)}")
         count = 0
-    if count > 1 and any(need not in found for need in _PEER):
+    if count > 1 and any(need not in quantities for need in _PEER):
         missing.append(
             f"the profile has 1 of {count} GPUs, because copies between them could not be measured"
         )
@@ -122,66 +125,77 @@ def _complete_gpus(found: dict[str, Measurement], findings: Findings, missing: l
         ("fabric.", 2),
     ):
         if count < least:
-            _drop(found, prefix)
+            _drop(quantities, prefix)
     return count
 
 
-def _choose_cpu_rates(found: dict[str, Measurement], *, has_gpu: bool, missing: list[str]) -> None:
-    """What each dtype's products read; that of the dtype that weights have there is the memory's bandwidth.
+def _choose_cpu_rates(quantities: dict[str, Measurement], *, has_gpu: bool, missing: list[str]) -> None:
+    """Set the memory bandwidth from the matrix-vector rate of the dtype that weights usually have there.
 
-    Without a GPU a dtype that the processor emulates is left out: nobody wants his plans in it. Beside a GPU
-    it stays, because plans in it are made for the GPU.
+    Without a GPU, a dtype that the processor emulates is left out, because plans should not use it. With a
+    GPU it is kept: plans in this dtype run on the GPU.
     """
-    by_dtype, by_thread = _under(found, _GEMV), _under(found, _THREAD)
-    _drop(found, _THREAD)
+    by_dtype, by_thread = _under(quantities, _GEMV), _under(quantities, _THREAD)
+    _drop(quantities, _THREAD)
     if not by_dtype:
         for table in _BY_DTYPE:
-            _drop(found, table)
+            _drop(quantities, table)
         return
     wanted = ("bfloat16", "float32") if has_gpu else ("float32", "bfloat16")
     dtype = next((name for name in wanted if name in by_dtype), next(iter(by_dtype)))
-    found["host.memory_bandwidth_bytes_per_s"] = by_dtype[dtype]
-    for name, one in by_thread.items():
-        if dtype in by_thread and one.value < _EMULATED * by_thread[dtype].value and not has_gpu:
+    quantities["host.memory_bandwidth_bytes_per_s"] = by_dtype[dtype]
+    for name, measurement in by_thread.items():
+        if dtype in by_thread and measurement.value < _EMULATED * by_thread[dtype].value and not has_gpu:
             for table in _BY_DTYPE:
-                _drop(found, f"{table}{name}")
+                _drop(quantities, f"{table}{name}")
             missing.append(
-                f"{name} on the processor is left out: a thread's matrix-vector products read "
-                f"{one.value / 1e9:.3g} GB/s and those in {dtype} {by_thread[dtype].value / 1e9:.3g}, so it "
-                "is emulated"
+                f"{name} on the processor is left out because it is emulated: matrix-vector products of one "
+                f"thread reach {measurement.value / 1e9:.3g} GB/s in {name} and "
+                f"{by_thread[dtype].value / 1e9:.3g} GB/s in {dtype}"
             )
 
 
-def _under(found: Mapping[str, Measurement], prefix: str) -> dict[str, Measurement]:
-    """What is found under a prefix, by what follows it."""
-    return {path.removeprefix(prefix): one for path, one in found.items() if path.startswith(prefix)}
+def _under(quantities: Mapping[str, Measurement], prefix: str) -> dict[str, Measurement]:
+    """The quantities whose path starts with a prefix, by the rest of the path."""
+    return {
+        path.removeprefix(prefix): measurement
+        for path, measurement in quantities.items()
+        if path.startswith(prefix)
+    }
 
 
-def _drop(found: dict[str, Measurement], prefix: str) -> None:
-    for path in [path for path in found if path.startswith(prefix)]:
-        del found[path]
+def _drop(quantities: dict[str, Measurement], prefix: str) -> None:
+    for path in [path for path in quantities if path.startswith(prefix)]:
+        del quantities[path]
 
 
-def _description(findings: Findings, found: Mapping[str, Measurement], num_gpus: int) -> str:
+def _description(findings: Findings, quantities: Mapping[str, Measurement], num_gpus: int) -> str:
     facts = findings.facts
-    memory = (
-        found["host.installed_memory_bytes"].value / 2**30 if "host.installed_memory_bytes" in found else 0
-    )
+    installed = quantities.get("host.installed_memory_bytes")
+    memory = 0 if installed is None else installed.value / 2**30
     gpus = f"{num_gpus} × {facts['gpu_name']}, " if num_gpus else "no GPU, "
     return f"{gpus}{facts.get('num_cores', '?')} cores ({facts.get('cpu_name', '?')}), {memory:.0f} GiB"
 
 
-def note(one: Measurement, date: str, versions: Mapping[str, str]) -> str:
-    """How a number was measured, for the profile."""
-    runs = f"{one.average} of {one.num_samples}, spread {one.spread:.1%}; " if one.num_samples > 1 else ""
-    return f"{one.method}; {runs}{' '.join(f'{k} {v}' for k, v in versions.items())}, {date}"
+def note(measurement: Measurement, date: str, versions: Mapping[str, str]) -> str:
+    """The note of a measured number in a profile's file.
+
+    Args:
+        measurement: the number.
+        date: of the measurement, in ISO format.
+        versions: library → version.
+    """
+    runs = ""
+    if measurement.num_samples > 1:
+        runs = f"{measurement.average} of {measurement.num_samples}, spread {measurement.spread:.1%}; "
+    return f"{measurement.method}; {runs}{' '.join(f'{k} {v}' for k, v in versions.items())}, {date}"
 
 
 def to_toml(result: Probed) -> str:
-    """The profile's file, details as comments.
+    """The text of the profile's file, with the details as comments.
 
     Raises:
-        RuntimeFailure: what was measured makes no profile.
+        RuntimeFailure: the measurements do not give a valid profile.
     """
     lines = [f"# Measured by `planner probe` on {result.date}."]
     lines += [f"# {sentence}" for sentence in result.missing]
@@ -198,7 +212,7 @@ def to_toml(result: Probed) -> str:
 
 
 def _count(key: str) -> int:
-    """A key that is a count of rows; names stay where they are, before them."""
+    """Sort key: numbers of rows in ascending order, after names, which keep their order."""
     return int(key) if key.isdigit() else 0
 
 
@@ -208,21 +222,21 @@ def _check(text: str) -> None:
     try:
         msgspec.convert(tomllib.loads(text), MachineFile, str_keys=True)
     except (msgspec.ValidationError, tomllib.TOMLDecodeError) as error:
-        raise RuntimeFailure(f"what was measured makes no profile: {error}") from error
+        raise RuntimeFailure(f"the measurements do not give a valid profile: {error}") from error
 
 
-def _value(one: Measurement | int | str, result: Probed) -> str:
-    if isinstance(one, Measurement):
-        said = _text(note(one, result.date, result.versions))
-        return f'{{ value = {_number(one.value)}, source = "measured", note = {said} }}'
-    return str(one) if isinstance(one, int) else _text(one)
+def _value(value: Measurement | int | str, result: Probed) -> str:
+    if isinstance(value, Measurement):
+        quoted_note = _text(note(value, result.date, result.versions))
+        return f'{{ value = {_number(value.value)}, source = "measured", note = {quoted_note} }}'
+    return str(value) if isinstance(value, int) else _text(value)
 
 
 def _number(value: float) -> str:
-    """Five digits; counts of bytes whole."""
+    """Five significant digits; whole numbers, such as bytes, in full."""
     return str(int(value)) if float(value).is_integer() else f"{value:.5g}"
 
 
 def _text(value: Any) -> str:
-    """A basic string of TOML, whose escapes are JSON's."""
+    """A TOML basic string; its escapes are the same as in JSON."""
     return json.dumps(str(value), ensure_ascii=False)

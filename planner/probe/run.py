@@ -1,4 +1,4 @@
-"""Measures this machine: one child process after the other, so that none disturbs another or outlives it."""
+"""Measures this machine, each part in a child process; the parts run one after another."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from planner.probe.findings import Findings
 from planner.probe.parts import host
 from planner.verification.children import run_child
 
-#: After so long a part is given up; all together take under a minute where nothing is wrong.
+#: Time limit of each part. All parts together normally take less than a minute.
 TIMEOUT_S: Final = 120.0
 _CHILD: Final = "planner.probe.child"
 _QUERY: Final = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
@@ -27,19 +27,22 @@ _SMI_S: Final = 20.0
 _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 _NONE: Final = frozenset({"", "-1", "NoDevFiles"})
 _READER: Final = "planner.probe.prefetch"
-#: With so few cores, reading ahead would take time from what is measured.
+#: With this many cores or fewer there is no prefetching, which would disturb the measurement.
 _FEW_CORES: Final = 2
 
 
 def probe(
-    *, disk_folder: Path | None, told: Callable[[str], None] = lambda _: None, timeout_s: float = TIMEOUT_S
+    *, disk_folder: Path | None, on_part: Callable[[str], None] = lambda _: None, timeout_s: float = TIMEOUT_S
 ) -> Findings:
-    """Measure everything that this machine has.
+    """Measure every part of this machine.
 
     Args:
-        disk_folder: a folder on the local disk; None leaves the disk out.
-        told: hears what is measured next.
-        timeout_s: of each part.
+        disk_folder: folder on the disk to measure; None: no disk is measured.
+        on_part: called before each part with its name in words.
+        timeout_s: time limit of each part.
+
+    Returns:
+        The findings of all parts. A part that failed is named in `missing`; no error is raised.
     """
     findings = Findings()
     findings.attempt("the host's cores and memory", host.measure)
@@ -47,9 +50,9 @@ def probe(
     with findings.clocked("the driver's list of GPUs"):
         used = used_gpu_bytes()
     with tempfile.TemporaryDirectory(prefix="probe-") as scratch:
-        run = _Parts(findings=findings, work=Path(scratch), told=told, timeout_s=timeout_s)
+        run = _Parts(findings=findings, work=Path(scratch), on_part=on_part, timeout_s=timeout_s)
         if not used:
-            findings.missing.append("no GPU is visible, so nothing about GPUs and links was measured")
+            findings.missing.append("no GPU is visible, so GPUs and links were not measured")
         else:
             with reading_ahead(wanted=cores > _FEW_CORES):
                 used_by_others = used[first_visible(len(used))]
@@ -60,27 +63,27 @@ def probe(
         if disk_folder is not None:
             run.part("the disk", "disk", {"folder": str(disk_folder)})
         else:
-            findings.missing.append("the disk was left out, as asked")
+            findings.missing.append("the disk was not measured, as requested")
         num_gpus = int(findings.facts.get("num_gpus", 0))
         if num_gpus > 1:
             ranks = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_gpus}")
-            run.part("sums over all GPUs", "collectives", {"backend": "nccl"}, launcher=ranks)
+            run.part("all-reduce over all GPUs", "collectives", {"backend": "nccl"}, launcher=ranks)
             findings.facts["fabric_kind"] = _fabric_kind()
     return findings
 
 
 class _Parts:
-    """Runs parts in children and gathers what they find."""
+    """Runs parts in child processes and collects their findings."""
 
     def __init__(
-        self, *, findings: Findings, work: Path, told: Callable[[str], None], timeout_s: float
+        self, *, findings: Findings, work: Path, on_part: Callable[[str], None], timeout_s: float
     ) -> None:
-        self.findings, self.work, self.told, self.timeout_s = findings, work, told, timeout_s
+        self.findings, self.work, self.on_part, self.timeout_s = findings, work, on_part, timeout_s
         self.seconds = findings.series.setdefault("seconds that each part took", {})
 
     def part(self, what: str, name: str, options: dict[str, Any], *, launcher: Sequence[str] = ()) -> None:
-        """One part; whatever befalls its process becomes a sentence."""
-        self.told(what)
+        """Run one part; a failure of its process becomes a sentence in `missing`."""
+        self.on_part(what)
         start = time.perf_counter()
         out = self.work / f"{name}.json"
         argv = [sys.executable, *launcher, "-m", _CHILD, name, str(out), json.dumps(options)]
@@ -94,15 +97,15 @@ class _Parts:
 
 @contextmanager
 def reading_ahead(*, wanted: bool) -> Iterator[None]:
-    """Meanwhile a child of low priority reads what the next part imports; it ends before that part begins."""
+    """During the `with` block, a low-priority child process reads the files that the next part imports."""
     if not wanted:
         yield
         return
-    # Without a GPU in its sight it cannot take a context, whose memory would be counted.
-    sightless = {**os.environ, _VISIBLE: ""}
+    # Without a visible GPU the child cannot create a CUDA context, whose memory would be measured.
+    without_gpu = {**os.environ, _VISIBLE: ""}
     argv = [sys.executable, "-m", _READER]
-    nowhere = subprocess.DEVNULL
-    child = subprocess.Popen(argv, stdin=nowhere, stdout=nowhere, stderr=nowhere, env=sightless)
+    null = subprocess.DEVNULL
+    child = subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, env=without_gpu)
     try:
         yield
     finally:
@@ -111,10 +114,10 @@ def reading_ahead(*, wanted: bool) -> Iterator[None]:
 
 
 def used_gpu_bytes() -> list[int]:
-    """Device memory in use on each GPU before anything is measured, as the driver numbers them.
+    """Device memory in use on each GPU before the measurement, in the driver's order.
 
-    What torch sees may be fewer, and none at all; the part that measures them says so. Where the driver does
-    not answer, zeros for as many GPUs as torch sees.
+    torch may see fewer GPUs than the driver, or none; the part that measures them reports that. When
+    `nvidia-smi` is missing or fails, the result has a zero for each GPU that torch sees.
     """
     if _hidden():
         return []
@@ -128,18 +131,18 @@ def used_gpu_bytes() -> list[int]:
 
 
 def _hidden() -> bool:
-    """Whether CUDA_VISIBLE_DEVICES lets programs see no GPU; it ends at the first entry that names none."""
+    """Whether CUDA_VISIBLE_DEVICES hides every GPU: the list ends at the first invalid entry."""
     return os.environ.get(_VISIBLE, "0").partition(",")[0].strip() in _NONE
 
 
 def first_visible(count: int) -> int:
-    """Of `count` GPUs as the driver numbers them, the one that programs call the first."""
+    """The driver's index of the GPU that is device 0 under CUDA_VISIBLE_DEVICES, out of `count` GPUs."""
     first = os.environ.get(_VISIBLE, "").partition(",")[0].strip()
     return int(first) if first.isdigit() and int(first) < count else 0
 
 
 def _count_by_torch() -> list[int]:
-    """Zeros for as many GPUs as torch sees, asked in a process that takes no context into this one."""
+    """A zero for each GPU that torch sees; a child process counts them, so this one has no CUDA context."""
     code = "import torch; print(torch.cuda.device_count())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     count = int(done.stdout) if done.returncode == 0 and done.stdout.strip().isdigit() else 0
@@ -147,7 +150,7 @@ def _count_by_torch() -> list[int]:
 
 
 def _fabric_kind() -> str:
-    """`nvlink` where the driver lists active links between GPUs, else `pcie`."""
+    """`nvlink` when the driver lists active links between GPUs, else `pcie`."""
     try:
         done = subprocess.run(
             ("nvidia-smi", "nvlink", "--status"), capture_output=True, text=True, timeout=_SMI_S, check=False

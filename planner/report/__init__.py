@@ -1,1 +1,1 @@
-"""A plan as a page: what fills each device, how one step passes, and what other batches would do."""
+"""Explains and draws a plan: memory of each device, timeline of one step, and other batch sizes."""

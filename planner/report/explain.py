@@ -1,4 +1,4 @@
-"""A plan in words: what is where and why, what bounds each phase, what lost and by how much."""
+"""Explains a plan in words: placement, bottlenecks, and rejected alternatives, each with a reason."""
 
 from collections import Counter
 from typing import Final
@@ -10,27 +10,28 @@ from planner.schema.notebook import ShownInNotebook
 from planner.schema.plan import Alternative, Placement, Plan
 from planner.sizes import format_seconds
 
-#: What each part of a time breakdown means for a reader.
+#: Part of a time breakdown → description.
 _BOUNDS = {
-    "compute": "the device's own work",
+    "compute": "computation on the device",
     "weight_movement": "copying streamed weights",
     "kv_movement": "copying the offloaded KV cache",
-    "communication": "handing activations between devices",
-    "host_overhead": "the host issuing operations and hooks",
+    "communication": "communication between devices",
+    "host_overhead": "host overhead of operations and hooks",
 }
 
-#: What is longer by less than this share of the device's work does not bound it: a few small modules do that.
-_TRIFLE: Final = 0.1
+#: A parallel part that exceeds the computation by less than this share of it is not the bottleneck: a few
+#: small modules cause such an excess.
+_SMALL_EXCESS: Final = 0.1
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Weights that live and execute in one way.
+    """Weights with the same storage and execution device.
 
     Attributes:
-        stored_on, runs_on: devices.
-        num_modules, num_bytes: how much of the model.
-        modules: a short description, as in `model.layers.0 … 17, lm_head`.
-        why: the reason.
+        stored_on, runs_on: devices on which the weights are stored and the modules run.
+        num_modules, num_bytes: number of modules, and bytes of their weights.
+        modules: short list of the modules; see `describe_modules`.
+        why: reason for this placement.
     """
 
     stored_on: str
@@ -42,13 +43,13 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PhaseBound(msgspec.Struct, frozen=True, kw_only=True):
-    """What most of a phase's time goes to.
+    """The bottleneck of a phase.
 
     Attributes:
         phase: `prefill` or `decode`.
-        part: field of the time breakdown that lasts longest, what happens beside it included.
-        share: its share of the phase.
-        sentence: in words.
+        part: field of the time breakdown with the longest duration, including work in parallel with it.
+        share: its share of the phase's time.
+        sentence: the bottleneck in words, without a final period.
     """
 
     phase: str
@@ -58,7 +59,7 @@ class PhaseBound(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tightest(msgspec.Struct, frozen=True, kw_only=True):
-    """The device with the least room left."""
+    """The device with the smallest share of free memory, in the phase in which that is the case."""
 
     device: str
     phase: str
@@ -67,7 +68,17 @@ class Tightest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Explanation(msgspec.Struct, ShownInNotebook, frozen=True, kw_only=True):
-    """Everything `planner explain` says."""
+    """The output of `planner explain`.
+
+    Attributes:
+        headline: model, machine, runtime and workload.
+        places: weights, grouped by storage and execution device.
+        bounds: bottleneck of each phase.
+        tightest: device with the smallest share of free memory; None without any device.
+        rejected: the alternatives that were not chosen.
+        nearest: sentence about the best rejected alternative; empty if there is none.
+        notes: the plan's notes.
+    """
 
     headline: str
     places: tuple[Place, ...]
@@ -79,7 +90,7 @@ class Explanation(msgspec.Struct, ShownInNotebook, frozen=True, kw_only=True):
 
 
 def explain(plan: Plan) -> Explanation:
-    """Explain a plan from the plan alone."""
+    """Explain a plan; the plan contains everything that is needed."""
     return Explanation(
         headline=_headline(plan),
         places=_places(plan),
@@ -96,50 +107,51 @@ def explain(plan: Plan) -> Explanation:
 
 
 def _nearest(plan: Plan) -> str:
-    """The rejected plan that came closest, in a sentence; empty when there was none."""
-    fitting = [one for one in plan.alternatives if one.fits]
+    """A sentence about the best rejected alternative; empty if there is none."""
+    fitting = [alternative for alternative in plan.alternatives if alternative.fits]
     if fitting:
-        return f"The nearest rejected plan is {fitting[0].label}: {fitting[0].reason}."
-    lacking = [one for one in plan.alternatives if one.deficit_bytes]
+        return f"The best rejected alternative is {fitting[0].label}: {fitting[0].reason}."
+    lacking = [alternative for alternative in plan.alternatives if alternative.deficit_bytes]
     if lacking:
-        least = min(lacking, key=lambda one: one.deficit_bytes)
-        return f"Nothing else fits; the nearest is {least.label}: {least.reason}."
+        least = min(lacking, key=lambda alternative: alternative.deficit_bytes)
+        return f"No alternative fits; the closest is {least.label}: {least.reason}."
     return ""
 
 
 def bound(phase: str, time: TimeBreakdown, *, covers: str | None = None) -> PhaseBound:
-    """What most of a phase's time goes to.
+    """The bottleneck of a phase.
 
     Args:
         phase: `prefill` or `decode`.
-        time: its parts, which add up: a part that runs beside the device's work is what it takes longer.
-        covers: the part that does so, if any. Where it takes longer, it lasts for both: a faster device
-            would change nothing.
+        time: parts of the phase's time, which add up to the total. For a part in parallel with computation it
+            contains only the excess over the computation.
+        covers: the part in parallel with computation; None if there is none. If its excess is large enough,
+            it is counted with its whole duration, because a faster device would not shorten the phase.
     """
     lengths: dict[str, float] = {part: getattr(time, part) for part in _BOUNDS}
-    hides = covers is not None and lengths[covers] > _TRIFLE * time.compute
+    hides = covers is not None and lengths[covers] > _SMALL_EXCESS * time.compute
     if covers is not None and hides:
         lengths[covers] += time.compute
     part = max(lengths, key=lengths.__getitem__)
     seconds = lengths[part]
     share = seconds / time.total if time.total > 0 else 0.0
-    beside = f", {format_seconds(time.compute)} of {_BOUNDS['compute']} beside it" if hides else ""
+    parallel = f", in parallel with {format_seconds(time.compute)} of computation" if hides else ""
     return PhaseBound(
         phase=phase,
         part=part,
         share=share,
         sentence=(
             f"{phase} takes {format_seconds(time.total)}; {_BOUNDS[part]} is {100 * share:.0f} % of it "
-            f"({format_seconds(seconds)}{beside if part == covers else ''})"
+            f"({format_seconds(seconds)}{parallel if part == covers else ''})"
         ),
     )
 
 
 def _covers(plan: Plan) -> str | None:
-    """The part of the plan's time that runs beside the device's own work.
+    """The part of the plan's time that is in parallel with computation; None if there is none.
 
-    ZeRO-Inference copies weights ahead out of pinned memory. Everywhere else the host issues operations ahead
-    of a GPU, and its time is known apart from other host work when nothing is streamed.
+    ZeRO-Inference prefetches weights from pinned memory. With other runtimes the host launches operations
+    ahead of the GPU; this part can be separated from other host work only if nothing is streamed.
     """
     if plan.runtime == "zero-inference":
         return "weight_movement" if plan.host_copies == "pinned" else None
@@ -148,7 +160,7 @@ def _covers(plan: Plan) -> str | None:
 
 
 def tightest(memory: dict[str, dict[str, MemoryBreakdown]]) -> Tightest | None:
-    """The device and phase with the smallest share of its capacity free."""
+    """The device and phase with the smallest share of free memory; None without any device."""
     rows = [
         (part.free / part.capacity, device, phase, part)
         for device, phases in memory.items()
@@ -191,28 +203,29 @@ def _places(plan: Plan) -> tuple[Place, ...]:
 def _why(plan: Plan, stored_on: str, runs_on: str) -> str:
     if stored_on == runs_on:
         if stored_on.startswith("gpu:"):
-            return "resident: read at device memory speed, nothing to move"
+            return "resident: read from device memory, no copy needed"
         if plan.main_device == "cpu":
-            return "there is no faster place in this plan"
-        return "executing beside its weights beats moving them to the GPU at this batch size"
+            return "this plan runs on the CPU"
+        return "at this batch size, running on the CPU is faster than copying the weights to the GPU"
     copies = "pinned copies" if stored_on == "cpu" and plan.host_copies == "pinned" else "pageable copies"
-    room = "the GPU has no room left beside the KV cache and activations"
+    full = "the GPU's memory is full with other weights, the KV cache and activations"
     if runs_on == "cpu":
-        room = "host memory has no room left"
+        full = "host memory is full"
     if stored_on == "disk":
-        between = "" if plan.runtime == "zero-inference" else ", and nor has the tier between"
-        return f"read from disk at every forward: {room}{between}"
+        also_full = "" if plan.runtime == "zero-inference" or runs_on == "cpu" else ", and so is host memory"
+        return f"read from disk at every forward: {full}{also_full}"
     if stored_on == "peers":
-        return f"cut over the ranks' GPUs and gathered at every forward: {room} for all of it"
-    return f"streamed from {copies} at every forward: {room}"
+        return "partitioned over the ranks' GPUs and gathered at every forward: one GPU cannot hold all of it"
+    return f"streamed from {copies} at every forward: {full}"
 
 
 def describe_modules(names: list[str], everything: list[str]) -> str:
-    """Fqns with runs of layer numbers folded: `lm_head; h.{0-17}; h.{18-27} (attn.q_proj)`.
+    """A short list of modules, with ranges of layers: `lm_head; h.{0-17}; h.{18-27} (attn.q_proj)`.
 
     Args:
-        names: what to describe.
-        everything: all modules of the plan; a layer that is in `names` whole needs no list of its parts.
+        names: full names of the modules to describe.
+        everything: full names of all modules of the plan; a layer whose modules are all in `names` is listed
+            without them.
     """
     inners: dict[str, set[str]] = {}
     for name in everything:
@@ -237,7 +250,7 @@ def describe_modules(names: list[str], everything: list[str]) -> str:
 
 
 def _pattern(name: str) -> tuple[str, int | None, str]:
-    """`h.3.attn.q_proj` → (`h`, 3, `attn.q_proj`); no number in it: (the name, None, nothing)."""
+    """`h.3.attn.q_proj` → (`h`, 3, `attn.q_proj`); a name without a number → (the name, None, empty)."""
     parts = name.split(".")
     for index, part in enumerate(parts):
         if part.isdecimal():
@@ -246,7 +259,7 @@ def _pattern(name: str) -> tuple[str, int | None, str]:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """`0-3,7` for 0, 1, 2, 3, 7; a number that occurs more than once counts once."""
+    """`0-3,7` for 0, 1, 2, 3, 7; duplicates are ignored."""
     runs: list[list[int]] = []
     for number in sorted(Counter(numbers)):
         if runs and runs[-1][-1] == number - 1:

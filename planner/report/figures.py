@@ -1,4 +1,4 @@
-"""The pictures of a report, drawn by matplotlib (the `plot` extra)."""
+"""The charts of a report, drawn with matplotlib (the `plot` extra)."""
 
 import io
 import math
@@ -13,23 +13,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, FigureBase
 
 _PARTS: Final = ("weights", "kv", "activations", "staging", "context", "slack")
-#: Okabe and Ito's colours, which stay apart for every kind of colour vision.
+#: Colours of Okabe and Ito, which are distinguishable with every kind of colour vision.
 _COLOURS: Final = ("#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#999999")
 _GIB: Final = 2**30
 _WIDTH_INCHES: Final = 8.0
-#: Digits that fit below one of two pictures side by side.
+#: Digits that fit below one of two charts side by side.
 _LABEL_DIGITS: Final = 40
+#: Ratios of the largest to the smallest value from which an axis has ticks at decades, and at 1, 2 and 5.
 _SEVERAL_DECADES: Final = 200
 _ONE_DECADE: Final = 8
 
 
 class Picture(NamedTuple):
-    """What is drawn, and how high it wants to be.
+    """A chart that can be drawn alone or as part of a figure.
 
     Attributes:
-        title: a heading.
-        height_inches: of a page 8 inches wide.
-        draw: onto a figure, or a part of one.
+        title: heading.
+        height_inches: height on a page that is 8 inches wide.
+        draw: draws it on a figure or subfigure.
     """
 
     title: str
@@ -38,7 +39,7 @@ class Picture(NamedTuple):
 
 
 def memory_picture(memory: dict[str, dict[str, MemoryBreakdown]]) -> Picture:
-    """Stacked bars: each device at its worse phase, as a share of what it has."""
+    """Stacked bars of the memory of each device in its worse phase, as a share of its capacity."""
     rows = worst_by_device(memory)
 
     def draw(figure: "FigureBase") -> None:
@@ -55,16 +56,16 @@ def memory_picture(memory: dict[str, dict[str, MemoryBreakdown]]) -> Picture:
         axes.set_yticks(range(len(rows)), list(rows))
         axes.invert_yaxis()
         axes.set_xlim(0, 1.35)
-        axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25 %", "50 %", "75 %", "all of it"])
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25 %", "50 %", "75 %", "100 %"])
         axes.spines[["top", "right"]].set_visible(False)
         legend = {"ncols": len(_PARTS), "frameon": False, "fontsize": 8}
         axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), **legend)
 
-    return Picture("Memory at the worst moment", 1.1 + 0.4 * len(rows), draw)
+    return Picture("Peak memory", 1.1 + 0.4 * len(rows), draw)
 
 
 def timeline_picture(spans: Sequence[Span], title: str) -> Picture:
-    """One step as it passes: a line for each kind of work that there is."""
+    """Timeline of one step, with a line for each kind of work that occurs."""
     colours = dict(zip(LANES, _COLOURS, strict=False))
     lanes = [lane for lane in LANES if any(span.lane == lane for span in spans)]
     unit, per_s = _time_unit(max((span.start_s + span.seconds for span in spans), default=0.0))
@@ -85,21 +86,21 @@ def timeline_picture(spans: Sequence[Span], title: str) -> Picture:
 
 
 def _time_unit(longest_s: float) -> tuple[str, float]:
-    """The unit in which a time is a small number, and how many of it a second has."""
+    """A suitable unit for times up to `longest_s`, and its number per second."""
     if longest_s >= 1:
         return "seconds", 1.0
     return ("milliseconds", 1e3) if longest_s >= 1e-3 else ("microseconds", 1e6)
 
 
 def batch_picture(points: Sequence[BatchPoint], chosen: int) -> Picture:
-    """Step time and tokens per second over the batch size; the chosen one marked."""
+    """Step time and tokens per second over the batch size, with the chosen batch size marked."""
     sizes = [point.batch_size for point in points]
 
     def draw(figure: "FigureBase") -> None:
         sides: Any = figure.subplots(1, 2)
         left, right = sides
         for axes, values, title in (
-            (left, [point.step_s for point in points], "seconds a step"),
+            (left, [point.step_s for point in points], "seconds per step"),
             (right, [point.tokens_per_s for point in points], "tokens per second"),
         ):
             axes.plot(sizes, values, marker="o", markersize=3, color=_COLOURS[0])
@@ -110,19 +111,19 @@ def batch_picture(points: Sequence[BatchPoint], chosen: int) -> Picture:
             axes.set_xticks(sizes, batch_labels(sizes, chosen))
             axes.minorticks_off()
             plain_ticks(axes.yaxis, max(values) / min(values))
-            axes.set_xlabel("batch")
+            axes.set_xlabel("batch size")
             axes.set_title(title, fontsize=9)
             axes.grid(visible=True, which="major", linewidth=0.3)
         left.legend(frameon=False, fontsize=8)
 
-    return Picture("Other batch sizes, run in the same way", 3.0, draw)
+    return Picture("Other batch sizes in the same configuration", 3.0, draw)
 
 
 def batch_labels(sizes: Sequence[int], chosen: int) -> list[str]:
-    """A label for each tick, empty where it would touch another; the chosen batch always has its own.
+    """A label for each tick; empty where it would overlap another. The chosen batch size is always labelled.
 
     Args:
-        sizes: ascending; ticks stand at their logarithms.
+        sizes: batch sizes in ascending order; the axis is logarithmic.
         chosen: one of them.
     """
     across = max(1.0, math.log2(sizes[-1] / sizes[0]))
@@ -136,12 +137,12 @@ def batch_labels(sizes: Sequence[int], chosen: int) -> list[str]:
 
 
 def plain_ticks(axis: Any, ratio: float) -> None:
-    """Plain numbers on a logarithmic axis, never fewer than two.
+    """Label a logarithmic axis with plain numbers, at least two.
 
     Args:
-        axis: of matplotlib.
-        ratio: of the largest value to the smallest: decades are enough where there are several, else 1, 2
-            and 5 of each; what spans less than that has ticks at even distances.
+        axis: an axis of matplotlib.
+        ratio: largest divided by smallest value. For several decades there is a tick at each decade, for
+            about one decade at 1, 2 and 5, and for less there are evenly spaced ticks.
     """
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
@@ -156,7 +157,7 @@ def plain_ticks(axis: Any, ratio: float) -> None:
 
 
 def svg(picture: Picture) -> str:
-    """One picture as an SVG element to put into a page."""
+    """One chart as an SVG element for an HTML page."""
     figure = _figure(picture.height_inches)
     picture.draw(figure)
     buffer = io.StringIO()
@@ -166,7 +167,19 @@ def svg(picture: Picture) -> str:
 
 
 def drawn(pictures: Sequence[Picture], heading: str, suffix: str) -> bytes:
-    """All pictures below each other as the contents of one file, `.png` or `.svg`."""
+    """Draw all charts below each other in one image.
+
+    Args:
+        pictures: the charts, from top to bottom.
+        heading: heading of the image.
+        suffix: `.png` or `.svg`.
+
+    Returns:
+        The contents of the file.
+
+    Raises:
+        InvalidInputError: matplotlib is not installed.
+    """
     heights = [picture.height_inches + 0.3 for picture in pictures]
     figure = _figure(sum(heights) + 0.4)
     figure.suptitle(heading, fontsize=9)

@@ -1,4 +1,4 @@
-"""Writes a report: one self-contained HTML page, or its pictures as PNG or SVG."""
+"""Writes the report of a plan: a self-contained HTML page, or its charts as PNG or SVG."""
 
 from collections.abc import Sequence
 from html import escape
@@ -20,7 +20,7 @@ from planner.search.best_placement import PricedPlacement
 from planner.sizes import format_bytes, format_dollars, format_seconds
 
 _SUFFIXES: Final = (".html", ".png", ".svg")
-#: Title and whether it holds numbers.
+#: Title of each column, and whether it contains numbers.
 _COLUMNS: Final = (
     ("runtime", False),
     ("batch", True),
@@ -29,37 +29,39 @@ _COLUMNS: Final = (
     ("tokens/s", True),
     ("$ per million tokens", True),
     ("loading", True),
-    ("why not", False),
+    ("why not chosen", False),
 )
 
 
 def check_path(path: Path) -> None:
-    """See to it that a report can be written there, before anything is computed for it.
+    """Check that a report can be written to a path, before anything is computed for it.
 
     Raises:
-        InvalidInputError: another suffix than `.html`, `.png` or `.svg`, a folder of that name, or none to
-            put it in.
+        InvalidInputError: the suffix is not `.html`, `.png` or `.svg`, the parent folder does not exist, or
+            the path is a folder.
     """
     if path.suffix not in _SUFFIXES:
-        raise InvalidInputError(f"{path} is no report; give a name that ends in {', '.join(_SUFFIXES)}")
+        raise InvalidInputError(
+            f"{path} is not a file name for a report; use a name that ends in {', '.join(_SUFFIXES)}"
+        )
     if not path.parent.is_dir():
-        raise InvalidInputError(f"{path.parent} is no folder, so {path.name} cannot be written there")
+        raise InvalidInputError(f"{path.parent} is not a folder, so {path.name} cannot be written there")
     if path.is_dir():
-        raise InvalidInputError(f"{path} is a folder; give the name of a file for the report")
+        raise InvalidInputError(f"{path} is a folder; use the name of a file for the report")
 
 
 def write_report(plan: Plan, priced: PricedPlacement, path: Path, row_files: Sequence[Path] = ()) -> None:
-    """Write the report of a plan; the file appears whole or not at all.
+    """Write the report of a plan atomically.
 
     Args:
-        plan: what was chosen.
-        priced: what it was made from.
-        path: `.html` for the page, `.png` or `.svg` for its pictures.
-        row_files: benchmark rows; those of the plan's model are drawn predicted against measured.
+        plan: the plan.
+        priced: the priced placement that the plan was made from.
+        path: file that ends in `.html` for the page, or in `.png` or `.svg` for its charts.
+        row_files: files of benchmark rows; those of the plan's model are drawn as predicted against measured.
 
     Raises:
-        BadFileError: rows cannot be read.
-        InvalidInputError: as `check_path`, or matplotlib is missing.
+        BadFileError: a file of rows cannot be read.
+        InvalidInputError: as `check_path`; or matplotlib is not installed, or the file cannot be written.
     """
     check_path(path)
     pictures = [*_pictures(plan, priced), *_measured(plan, row_files)]
@@ -78,16 +80,16 @@ def _pictures(plan: Plan, priced: PricedPlacement) -> list[Picture]:
     takes = format_seconds(plan.prediction.time[phase].total)
     return [
         memory_picture(plan.prediction.memory),
-        timeline_picture(spans(priced), f"One {what}, as predicted: {takes}"),
+        timeline_picture(spans(priced), f"Predicted timeline of one {what}: {takes}"),
         batch_picture(batches(priced), priced.batch_size),
     ]
 
 
 def _measured(plan: Plan, row_files: Sequence[Path]) -> list[Picture]:
-    """Predicted against measured, where rows of the same model ran."""
+    """The chart of predicted against measured values; empty without measured rows of the plan's model."""
     lines = [line for line in own_lines(row_files) if line.row.model == plan.model.name]
     points = own_points(lines)
-    title = f"Predicted against measured: {plan.model.name}, shaded within 15 % and 30 %"
+    title = f"Predicted against measured: {plan.model.name}; shaded: within 15 % and 30 %"
     return [scatter_picture(points, title)] if points else []
 
 
@@ -111,7 +113,7 @@ def _rendered(name: str, plan: Plan, pictures: list[Picture], **more: str) -> st
         heading=explanation.headline,
         summary=_summary(plan.prediction),
         columns=_COLUMNS,
-        rows=[_row(one) for one in best_by_runtime(plan)],
+        rows=[_row(alternative) for alternative in best_by_runtime(plan)],
         places=explanation.places,
         size=format_bytes,
         pictures=[(picture.title, svg(picture)) for picture in pictures],
@@ -122,30 +124,32 @@ def _rendered(name: str, plan: Plan, pictures: list[Picture], **more: str) -> st
 
 def _summary(prediction: Prediction) -> str:
     prefill, decode = (format_seconds(prediction.time[phase].total) for phase in PHASES)
-    phases = f"Prefill {prefill}, then {decode} a step" if prediction.time["decode"].total else prefill
+    phases = f"Prefill {prefill}, decode step {decode}" if prediction.time["decode"].total else prefill
     return (
         f"{phases}; {prediction.tokens_per_s:.3g} tokens/s; loading takes "
-        f"{format_seconds(prediction.load_s)}. The weakest number in this is {prediction.source.value}."
+        f"{format_seconds(prediction.load_s)}. The least reliable source of a number used: "
+        f"{prediction.source.value}."
     )
 
 
 def _priced(plan: Plan) -> str:
-    """The price behind the prices per token, with its date."""
+    """The hourly price of the machine, with its date."""
     price = plan.hardware.usd_per_hour
     return "" if price is None else f"; ${price.value:,.2f} an hour ({price.note})"
 
 
-def _row(one: Alternative) -> tuple[str, ...]:
-    if not one.fits:
-        return (one.name, str(one.batch_size or ""), "", "", "", "", "", one.reason)
-    price = one.usd_per_million_tokens
+def _row(alternative: Alternative) -> tuple[str, ...]:
+    if not alternative.fits:
+        batch = str(alternative.batch_size or "")
+        return (alternative.name, batch, "", "", "", "", "", alternative.reason)
+    price = alternative.usd_per_million_tokens
     return (
-        one.name,
-        str(one.batch_size),
-        format_seconds(one.prefill_s),
-        format_seconds(one.decode_s) if one.decode_s else "",
-        f"{one.tokens_per_s:.3g}",
+        alternative.name,
+        str(alternative.batch_size),
+        format_seconds(alternative.prefill_s),
+        format_seconds(alternative.decode_s) if alternative.decode_s else "",
+        f"{alternative.tokens_per_s:.3g}",
         "" if price is None else format_dollars(price),
-        format_seconds(one.load_s),
-        one.reason,
+        format_seconds(alternative.load_s),
+        alternative.reason,
     )

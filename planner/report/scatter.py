@@ -1,4 +1,4 @@
-"""Predicted over measured, as a picture: every row on its own side of the diagonal."""
+"""The scatter plot of predicted against measured values."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,21 +12,20 @@ from planner.report.figures import Picture, drawn, plain_ticks
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
-#: Where a number is from → its mark; the colours stay apart for every kind of colour vision.
+#: Origin of a point → marker and colour; the colours are distinguishable with every kind of colour vision.
 _MARKS: Final = {"own": ("o", "#0072B2"), "published": ("^", "#D55E00")}
-#: The bounds that are drawn beside the diagonal, as shares.
+#: Relative errors of the bands around the diagonal.
 _BANDS: Final = (0.15, 0.30)
 
 
 def scatter_picture(points: Sequence[Point], title: str = "Predicted against measured") -> Picture:
-    """A log-log panel for each kind of number, with the diagonal and what lies 15 and 30 % beside it."""
+    """A log-log panel for each metric, with the diagonal and the bands within 15 % and 30 % of it."""
     panels = list(dict.fromkeys(point.panel for point in points))
 
     def draw(figure: "FigureBase") -> None:
         sides: Any = figure.subplots(1, len(panels), squeeze=False)
         for axes, panel in zip(sides[0], panels, strict=True):
-            mine = [point for point in points if point.panel == panel]
-            _panel(axes, panel, mine)
+            _panel(axes, panel, [point for point in points if point.panel == panel])
         sides[0][0].set_ylabel("predicted")
 
     return Picture(title, 3.0, draw)
@@ -40,11 +39,11 @@ def _panel(axes: Any, panel: str, points: Sequence[Point]) -> None:
         axes.fill_between(ends, below, above, color=shade, linewidth=0)
     axes.plot(ends, ends, color="black", linewidth=0.7)
     for origin, (mark, colour) in _MARKS.items():
-        mine = [point for point in points if point.origin == origin]
-        if mine:
-            measured, said = [p.measured for p in mine], [p.predicted for p in mine]
-            label = f"{origin} ({len(mine)})"
-            axes.scatter(measured, said, s=18, marker=mark, color=colour, alpha=0.75, label=label, zorder=3)
+        of_origin = [point for point in points if point.origin == origin]
+        if of_origin:
+            measured, predicted = [p.measured for p in of_origin], [p.predicted for p in of_origin]
+            look = {"s": 18, "marker": mark, "color": colour, "alpha": 0.75, "zorder": 3}
+            axes.scatter(measured, predicted, label=f"{origin} ({len(of_origin)})", **look)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(ends)
@@ -59,23 +58,28 @@ def _panel(axes: Any, panel: str, points: Sequence[Point]) -> None:
 
 
 def check_picture(path: Path) -> None:
-    """See to it that a picture can be written there, before anything is computed for it.
+    """Check that a chart can be written to a path, before anything is computed for it.
 
     Raises:
-        InvalidInputError: another suffix than `.png` or `.svg`, or no such folder.
+        InvalidInputError: the suffix is not `.png` or `.svg`, or the parent folder does not exist.
     """
     if path.suffix not in (".png", ".svg") or not path.parent.is_dir() or path.is_dir():
-        raise InvalidInputError(f"{path} must be a .png or .svg file in a folder that is there")
+        raise InvalidInputError(f"{path} must be a .png or .svg file in an existing folder")
 
 
 def save_scatter(points: Sequence[Point], heading: str, path: Path) -> None:
-    """Write the picture as `.png` or `.svg`; the file appears whole or not at all.
+    """Write the scatter plot atomically.
+
+    Args:
+        points: the points to draw; at least one.
+        heading: heading of the chart.
+        path: file that ends in `.png` or `.svg`.
 
     Raises:
-        InvalidInputError: as `check_picture`, nothing to draw, or matplotlib is missing.
+        InvalidInputError: as `check_picture`; or there is no point, or matplotlib is not installed.
     """
     check_picture(path)
     if not points:
-        raise InvalidInputError("there is no row with a measured and a predicted number to draw")
+        raise InvalidInputError("there is no row with both a measured and a predicted number to draw")
     picture = scatter_picture(points, "shaded: within 15 % and 30 %")
     write_atomically(path, drawn([picture], heading, path.suffix))

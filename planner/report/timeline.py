@@ -1,4 +1,4 @@
-"""One decode step as it passes, and the batches beside the chosen one: what a report draws. Pure."""
+"""The timeline of one decode step, and predictions for other batch sizes: the data of a report. Pure."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,20 +10,21 @@ from planner.cost.time import hops_s, is_hooked, objective_s, time, unit_time
 from planner.schema.breakdown import TimeBreakdown
 from planner.search.best_placement import PricedPlacement, best_placement
 
-#: What happens in a step, each on a line of its own.
+#: Kinds of work in a step; each has a line of the timeline.
 LANES: Final = ("copy", "compute", "host", "exchange")
-#: Work of modules outside every unit, which the model does around them.
+#: Name for the work of modules outside all units.
 OUTSIDE: Final = "outside the blocks"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """Something that happens without a pause.
+    """An interval of work in a step.
 
     Attributes:
-        lane: one of `LANES`; `exchange` is between GPUs.
-        unit: the block or module that it belongs to.
-        start_s, seconds: from the step's beginning.
+        lane: one of `LANES`; `exchange` is communication between GPUs.
+        unit: block or module that it belongs to.
+        start_s: start, relative to the start of the step.
+        seconds: duration.
     """
 
     lane: str
@@ -34,12 +35,12 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPoint:
-    """What one batch size would do, at its own best placement.
+    """Prediction for one batch size with its own best placement.
 
     Attributes:
-        batch_size: of all streams together.
-        step_s: one decode step (one forward, for a model that does not generate).
-        tokens_per_s: of the whole call.
+        batch_size: sequences of all streams together.
+        step_s: time of one decode step, or of one forward for a model that does not generate.
+        tokens_per_s: throughput of the whole call.
     """
 
     batch_size: int
@@ -49,34 +50,42 @@ class BatchPoint:
 
 @dataclass(slots=True)
 class _Timeline:
-    """A step as it is laid out: what has happened until now, and copies that still run ahead.
+    """The timeline of a step under construction.
 
-    The host waits for the copies that it has started, so they pause while it works. The cost model says the
-    same: the host's own work comes on top of the longer of copies and compute.
+    Prefetched copies run in parallel with computation, but not with work of the host. This matches the cost
+    model, in which the host's work is added to the longer of copies and computation.
 
     Attributes:
-        ahead: (unit, seconds left) of weights that have not been copied yet, where copies run ahead.
+        ahead: (unit, remaining seconds) of prefetched weights that have not been copied yet.
+        now_s: current end of the timeline.
+        spans: intervals so far.
     """
 
     ahead: list[tuple[str, float]]
     now_s: float = 0.0
-    found: list[Span] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
 
     def run(self, lane: str, unit: str, seconds: float) -> None:
-        """Something that nothing else happens beside."""
+        """Append work with nothing in parallel.
+
+        Args:
+            lane: one of `LANES`.
+            unit: block or module that it belongs to.
+            seconds: duration; nothing is appended for 0.
+        """
         if seconds > 0:
-            self.found.append(Span(lane=lane, unit=unit, start_s=self.now_s, seconds=seconds))
+            self.spans.append(Span(lane=lane, unit=unit, start_s=self.now_s, seconds=seconds))
             self.now_s += seconds
 
     def compute(self, unit: str, seconds: float) -> None:
-        """Work of the device, while copies run ahead."""
+        """Append computation, with prefetched copies in parallel."""
         start = self.now_s
         self.run("compute", unit, seconds)
         while self.ahead and start < self.now_s:
             start += self._copy(start, self.now_s - start)
 
     def fetch(self, unit: str) -> None:
-        """Wait until all weights up to this unit's have been copied."""
+        """Append the wait until the weights of all units up to this one have been copied."""
         while any(name == unit for name, _ in self.ahead):
             self.now_s += self._copy(self.now_s, float("inf"))
 
@@ -85,15 +94,15 @@ class _Timeline:
         seconds = min(left, at_most_s)
         if left > seconds:
             self.ahead.insert(0, (unit, left - seconds))
-        self.found.append(Span(lane="copy", unit=unit, start_s=start_s, seconds=seconds))
+        self.spans.append(Span(lane="copy", unit=unit, start_s=start_s, seconds=seconds))
         return seconds
 
 
 def spans(priced: PricedPlacement) -> tuple[Span, ...]:
-    """One decode step of a placement (or its prefill, where nothing is decoded), unit by unit.
+    """The timeline of one decode step of a placement, or of its prefill if nothing is decoded.
 
-    A runtime that waits for each copy does one thing after another, so that the last span ends when the
-    predicted step does. One that overlaps copies ahead; it ends no earlier than predicted.
+    For a runtime that waits for each copy, all work is sequential, and the last span ends at the predicted
+    time of the step. For a runtime that prefetches, it ends at the predicted time or later.
     """
     problem, assignment = priced.problem, priced.assignment
     phase = "decode" if problem.num_decode_steps else "prefill"
@@ -107,7 +116,8 @@ def spans(priced: PricedPlacement) -> tuple[Span, ...]:
     names = [unit.unit.name for unit in problem.units]
     moved = list(zip(names, (part.weight_movement for part in parts), strict=True))
     overlaps = problem.scenario.execution.overlaps
-    timeline = _Timeline(ahead=[one for one in moved if one[1] > 0] if overlaps else [])
+    ahead = [(name, seconds) for name, seconds in moved if seconds > 0] if overlaps else []
+    timeline = _Timeline(ahead=ahead)
     _lay(timeline, OUTSIDE, problem.glue[phase].time(hooked=False))
     exchanges = _exchanges(problem, assignment.runs_on, phase)
     for name, part, exchanged in zip(names, parts, exchanges, strict=True):
@@ -117,18 +127,22 @@ def spans(priced: PricedPlacement) -> tuple[Span, ...]:
             timeline.run("copy", name, part.weight_movement)
         _lay(timeline, name, part)
         timeline.run("exchange", name, exchanged)
-    return tuple(timeline.found)
+    return tuple(timeline.spans)
 
 
 def _lay(timeline: _Timeline, unit: str, part: TimeBreakdown) -> None:
-    """All of a unit but its weights: its cache and activations come over the same link."""
+    """Append the work of a unit except the copies of its weights."""
     timeline.run("copy", unit, part.kv_movement + part.communication)
     timeline.run("host", unit, part.host_overhead)
     timeline.compute(unit, part.compute)
 
 
 def _exchanges(problem: Problem, runs_on: Sequence[str], phase: str) -> list[float]:
-    """Seconds between GPUs after each unit: ranks' sums in every block alike, hops where the GPU changes."""
+    """Seconds of communication between GPUs after each unit.
+
+    All-reduces of the ranks are distributed evenly over the blocks; copies of activations follow the units
+    after which the GPU changes.
+    """
     blocks = [unit.unit.is_block for unit in problem.units]
     sharing = blocks if any(blocks) else [True] * len(blocks)
     summed = problem.communication_s[phase] / max(1, sum(sharing))
@@ -140,7 +154,7 @@ def _exchanges(problem: Problem, runs_on: Sequence[str], phase: str) -> list[flo
 
 
 def batches(priced: PricedPlacement) -> tuple[BatchPoint, ...]:
-    """Powers of two up to the largest that fits, and the chosen batch, run in the same way."""
+    """Predictions for powers of two up to the largest that fits, and for the chosen batch size."""
     return tuple(sorted(_batches(priced), key=lambda point: point.batch_size))
 
 
@@ -149,11 +163,11 @@ def _batches(priced: PricedPlacement) -> Iterator[BatchPoint]:
     problem = priced.problem
     size = 1
     while True:
-        found = best_placement(price(problem.scenario.with_batch(size)))
-        if found is None:
+        best = best_placement(price(problem.scenario.with_batch(size)))
+        if best is None:
             return
-        if found.batch_size != priced.batch_size:
-            yield _point(found)
+        if best.batch_size != priced.batch_size:
+            yield _point(best)
         size *= 2
 
 

@@ -1,1 +1,1 @@
-"""Proof by generation: the plain model and the emitted plan, each in a process of its own."""
+"""Verifies a plan by generation: runs the plain model and the emitted plan in child processes."""

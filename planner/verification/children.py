@@ -1,7 +1,7 @@
-"""Runs a child to its end, and ends whatever it started; its last words become the error.
+"""Runs a child process and ends all processes that it started; its last output becomes the error message.
 
-A plan of several ranks starts processes in sessions of their own, so a signal to the child's group does not
-reach them. They are known by their environment instead: `TMPDIR` is a folder made for one verification.
+A plan with several ranks starts processes in sessions of their own, which a signal to the child's process
+group does not reach. They are identified by their environment: `TMPDIR` is a folder of this run alone.
 """
 
 import os
@@ -16,20 +16,20 @@ from typing import Final
 from planner.errors import ModelError, RuntimeFailure
 from planner.runtimes.folder import SCRIPT
 
-#: Keep a child of the libraries' chatter, and off the network.
+#: Environment that keeps the libraries from printing progress and from using the network.
 _QUIET: Final = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
 }
-#: What a script says when it stops by itself, and the status when the checkpoint does not fit.
+#: Prefix of a script's own error messages, and its exit status when the checkpoint does not fit the plan.
 _SENTENCE: Final = f"{SCRIPT}: "
 _UNFIT: Final = 3
-#: How long processes may take to end by themselves.
+#: Time that processes have to end after a signal.
 _GRACE_S: Final = 10.0
 _POLL_S: Final = 0.05
-#: What a script of several ranks says of each that failed.
+#: Message of a script with several ranks about each failed rank.
 _FAILED_RANK: Final = re.compile(r"^rank (\d+) ended with status (-?\d+)$", re.MULTILINE)
 
 
@@ -41,27 +41,27 @@ def run_child(
     timeout_s: float | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> None:
-    """Run a command, and leave none of the processes that it starts behind.
+    """Run a command to its end, then end all processes that it has started.
 
     Args:
-        argv: the command.
-        what: how an error calls it.
-        work: an existing folder of this run alone, for its temporary files.
-        timeout_s: after so long everything is ended; None: never.
-        environment: variables besides this process's own.
+        argv: the command with its arguments.
+        what: name of the run in error messages.
+        work: an existing folder that only this run uses, for temporary files and logs.
+        timeout_s: time limit; None: no limit.
+        environment: environment variables in addition to those of this process.
 
     Raises:
-        ModelError: the child says that the checkpoint does not fit.
-        RuntimeFailure: it failed otherwise, was killed, or took too long.
+        ModelError: the child reports that the checkpoint does not fit.
+        RuntimeFailure: the child failed otherwise, was killed, or exceeded the time limit.
     """
     logs = work / f"logs of {what}"
     logs.mkdir()
-    # torchrun takes its options from PET_*: what every rank says goes into a file of its own.
+    # torchrun reads options from PET_* variables; these redirect the output of each rank to its own file.
     variables = {**os.environ, **_QUIET, "TMPDIR": str(work), "PET_REDIRECTS": "3", "PET_LOG_DIR": str(logs)}
     with (logs / "out").open("wb") as out, (logs / "err").open("wb") as err:
         child = None
         try:
-            # Within, because an interrupt may come when it runs and is not yet known here.
+            # Inside `try`, because an interrupt may arrive after the start and before the assignment.
             child = subprocess.Popen(argv, stdout=out, stderr=err, env={**variables, **(environment or {})})
             status = child.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -76,7 +76,7 @@ def run_child(
 
 
 def _end_all(work: Path) -> None:
-    """End every process of this run that is still there."""
+    """End every process of this run that still exists."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + _GRACE_S
         for pid in _alive(work):
@@ -89,31 +89,32 @@ def _end_all(work: Path) -> None:
 
 
 def _alive(work: Path) -> list[int]:
-    """Processes that were started with this run's folder; one that has ended has no environment any more."""
+    """Ids of the processes with this run's `TMPDIR`; the environment of an ended process is empty."""
     mark = f"TMPDIR={work}".encode()
-    found = []
+    pids = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if mark in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
+                pids.append(int(entry.name))
         except OSError:
             continue
-    return found
+    return pids
 
 
 def _failure(what: str, status: int, logs: Path) -> Exception:
-    """The error that says which process failed, how, and its last words."""
+    """The error that states which process failed, how, and its last output."""
     own = _lines(logs / "err")
     ranks = {int(path.parent.name): _lines(path) for path in logs.glob("*/attempt_*/[0-9]*/stderr.log")}
     statuses = {
         int(rank): int(code) for rank, code in _FAILED_RANK.findall("\n".join(own)) if int(rank) in ranks
     }
     if statuses:
-        # In order of time. A rank that says why it stopped knows best; one that was told to end knows least.
-        rank = min(statuses, key=lambda rank: (not _said(ranks[rank]), statuses[rank] == -signal.SIGTERM))
+        # The first rank that failed, in order of time. Ranks with an error message of the script come first,
+        # ranks that were ended by SIGTERM last.
+        rank = min(statuses, key=lambda rank: (not _messages(ranks[rank]), statuses[rank] == -signal.SIGTERM))
         own, status, what = ranks[rank], statuses[rank], f"rank {rank} of {what}"
-    said = _said(own)
-    last = said[-1] if said else own[-1] if own else "it said nothing"
+    messages = _messages(own)
+    last = messages[-1] if messages else own[-1] if own else "it printed nothing"
     if status == _UNFIT:
         return ModelError(last)
     if status < 0:
@@ -121,8 +122,8 @@ def _failure(what: str, status: int, logs: Path) -> Exception:
     return RuntimeFailure(f"{what} failed with status {status}: {last}")
 
 
-def _said(lines: list[str]) -> list[str]:
-    """The sentences of a script that stopped by itself."""
+def _messages(lines: list[str]) -> list[str]:
+    """The error messages that the script itself printed."""
     return [line.removeprefix(_SENTENCE) for line in lines if line.startswith(_SENTENCE)]
 
 

@@ -1,4 +1,4 @@
-"""Tokens and logits of two runs, compared: pure arithmetic on arrays."""
+"""Compares tokens and logits of two runs. Pure."""
 
 from typing import Final
 
@@ -6,21 +6,23 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-#: Largest allowed logit difference, as a share of the largest logit: float32 sums in another order,
-#: half precision rounds each of them.
+#: Largest allowed difference of logits, as a share of the largest logit. In float32 only the order of sums
+#: differs; in half precision every operation rounds.
 TOLERANCE: Final = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run differs from the plain model.
+    """Differences of a run from the plain model.
 
     Attributes:
-        tokens_equal: every generated token is the same, near-ties aside.
-        num_tokens: tokens compared.
-        near_ties: sequences that part where the plain model's two best logits are within tolerance.
-        logit_error: largest difference, as a share of the plain model's largest logit, while tokens agree.
-        tolerance: what was allowed.
-        first_difference: in words, or empty.
+        tokens_equal: whether all generated tokens are equal, except for near-ties.
+        num_tokens: number of compared tokens.
+        near_ties: number of sequences whose first different token is one at which the plain model's two
+            largest logits differ by less than the tolerance.
+        logit_error: largest difference of logits as long as the tokens agree, as a share of the plain model's
+            largest logit.
+        tolerance: largest allowed `logit_error`.
+        first_difference: the first different token in words; empty if there is none.
     """
 
     tokens_equal: bool
@@ -32,7 +34,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def passed(self) -> bool:
-        """Tokens equal and logits within tolerance."""
+        """Whether the tokens are equal and the logits within the tolerance."""
         return self.tokens_equal and self.logit_error <= self.tolerance
 
 
@@ -43,40 +45,42 @@ def compare(
     logits: npt.NDArray[np.float32],
     dtype: str,
 ) -> Comparison:
-    """Compare a run with the plain model's.
+    """Compare a run with a run of the plain model.
 
     Args:
-        plain_tokens: new tokens of each sequence.
-        tokens: the other run's.
-        plain_logits: (steps, batch, vocabulary), or (1, batch, length, vocabulary) of an encoder.
-        logits: the other run's.
-        dtype: both ran in.
+        plain_tokens: new tokens of each sequence of the plain model.
+        tokens: the same of the other run.
+        plain_logits: logits of the plain model, of shape (steps, batch, vocabulary), or of shape
+            (1, batch, length, vocabulary) for an encoder.
+        logits: the same of the other run.
+        dtype: dtype of both runs, a key of `TOLERANCE`.
     """
     tolerance = TOLERANCE[dtype]
     scale = float(np.abs(plain_logits[np.isfinite(plain_logits)]).max(initial=1e-30))
     if len(plain_tokens) != len(tokens) or logits.shape[1:] != plain_logits.shape[1:]:
         return _unlike(f"{len(tokens)} sequences instead of {len(plain_tokens)}", tolerance)
     worst, near_ties, count, first = 0.0, 0, 0, ""
-    for row, (expected, found) in enumerate(zip(plain_tokens, tokens, strict=True)):
-        length = max(len(expected), len(found))
-        parted = next((i for i in range(length) if expected[i : i + 1] != found[i : i + 1]), length)
-        count += parted
-        # An encoder's logits come in one step; a generator's step after the last agreement still compares.
-        steps = min(parted + 1, len(logits), len(plain_logits))
+    for row, (expected, actual) in enumerate(zip(plain_tokens, tokens, strict=True)):
+        length = max(len(expected), len(actual))
+        agreed = next((i for i in range(length) if expected[i : i + 1] != actual[i : i + 1]), length)
+        count += agreed
+        # The logits of the first different token follow equal tokens, so they are compared, too. An encoder
+        # has only one step.
+        steps = min(agreed + 1, len(logits), len(plain_logits))
         if logits.ndim == 4:
             steps = 1
         for step in range(steps):
             worst = max(worst, _largest_difference(plain_logits[step, row], logits[step, row]) / scale)
-        if parted == length:
+        if agreed == length:
             continue
-        if logits.ndim == 3 and parted < len(plain_logits):
-            best = np.sort(plain_logits[parted, row])[-2:]
+        if logits.ndim == 3 and agreed < len(plain_logits):
+            best = np.sort(plain_logits[agreed, row])[-2:]
             if (best[1] - best[0]) / scale <= tolerance:
                 near_ties += 1
                 continue
         first = first or (
-            f"sequence {row}, token {parted}: {found[parted : parted + 1]} instead of "
-            f"{expected[parted : parted + 1]}"
+            f"sequence {row}, token {agreed}: {actual[agreed : agreed + 1]} instead of "
+            f"{expected[agreed : agreed + 1]}"
         )
     return Comparison(
         tokens_equal=not first,
@@ -88,12 +92,16 @@ def compare(
     )
 
 
-def _largest_difference(expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> float:
-    """Infinite where only one of them is a number: masked entries are -inf in both, NaN is never right."""
-    if np.isnan(found).any() or not np.array_equal(np.isfinite(expected), np.isfinite(found)):
+def _largest_difference(expected: npt.NDArray[np.float32], actual: npt.NDArray[np.float32]) -> float:
+    """Largest absolute difference of finite entries.
+
+    Masked entries are -inf in both arrays. The result is infinite if an entry is finite in only one of them,
+    or NaN.
+    """
+    if np.isnan(actual).any() or not np.array_equal(np.isfinite(expected), np.isfinite(actual)):
         return float("inf")
     finite = np.isfinite(expected)
-    return float(np.abs(found[finite] - expected[finite]).max(initial=0.0))
+    return float(np.abs(actual[finite] - expected[finite]).max(initial=0.0))
 
 
 def _unlike(words: str, tolerance: float) -> Comparison:

@@ -1,6 +1,7 @@
-"""`python -m planner.verification.plain`: what transformers generates by itself, to compare a plan with.
+"""Generates with transformers alone, as the reference for a plan: `python -m planner.verification.plain`.
 
-A child process of `planner verify`; with `--device-map` it checks that the emitted JSON alone will do.
+A child process of `planner verify`. With `--device-map` it loads the model with the emitted device map, to
+check that the map works without the emitted script.
 """
 
 import argparse
@@ -27,7 +28,7 @@ _WORDS = "The license"
 
 
 class _Recorder(transformers.LogitsProcessor):
-    """Keeps each step's logits and the time they were there."""
+    """Records the logits of each step and the time at which they were complete."""
 
     def __init__(self) -> None:
         self.logits: list[torch.Tensor] = []
@@ -86,7 +87,7 @@ def _load(args: argparse.Namespace, offload_folder: str) -> Any:
         ignore_mismatched_sizes=True,
         **options,
     )
-    # Random numbers in the place of what the checkpoint lacks would be compared with other random numbers.
+    # transformers initialises missing weights at random, so the outputs could not be compared.
     for problem in ("missing_keys", "mismatched_keys"):
         if info.get(problem):
             names = ", ".join(sorted(str(name) for name in info[problem])[:5])
@@ -98,7 +99,7 @@ def _load(args: argparse.Namespace, offload_folder: str) -> Any:
 
 
 def _fits_a_gpu(model: Any) -> bool:
-    """Whether the first GPU holds the whole model with a quarter to spare for cache and activations."""
+    """Whether the first GPU can hold the model plus 25 % for the KV cache and activations."""
     if not torch.cuda.is_available():
         return False
     free_bytes, _ = torch.cuda.mem_get_info(0)
@@ -106,7 +107,7 @@ def _fits_a_gpu(model: Any) -> bool:
 
 
 def _first(model: Any) -> Any:
-    """Where a dispatched model takes its inputs."""
+    """The device for the inputs of a model with a device map."""
     places = getattr(model, "hf_device_map", {"": model.device})
     gpus = [place for place in places.values() if place not in ("cpu", "disk")]
     return gpus[0] if gpus else "cpu"
@@ -139,9 +140,9 @@ def _generate(model: Any, rows: torch.Tensor, args: argparse.Namespace, recorder
         num_beams=1,
         logits_processor=transformers.LogitsProcessorList([recorder]),
     )
-    given = 1 if model.config.is_encoder_decoder else rows.shape[1]
-    new: torch.Tensor = output[:, given:].cpu()
-    return new
+    num_given = 1 if model.config.is_encoder_decoder else rows.shape[1]
+    new_tokens: torch.Tensor = output[:, num_given:].cpu()
+    return new_tokens
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs the plain model and the emitted plan in child processes and compares what they say."""
+"""Runs the plain model and the emitted plan in child processes, and compares their tokens and logits."""
 
 import json
 import sys
@@ -24,14 +24,14 @@ from reshard.checkpoint import read_specs
 
 
 class MeasuredRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What one child measured of itself.
+    """Time and memory that a child process measured.
 
     Attributes:
-        load_s, prefill_s: seconds.
-        decode_s: median step, 0 with one token.
-        host_peak_bytes: largest resident set.
-        gpu_peak_bytes: reserved by the allocator, per GPU.
-        offload_files, offload_bytes: written to the disk to stream weights from, by all ranks.
+        load_s, prefill_s: time to load the model, and time of the prefill.
+        decode_s: median time of a decode step; 0 when one token was generated.
+        host_peak_bytes: peak resident set.
+        gpu_peak_bytes: peak memory reserved by the allocator of each GPU.
+        offload_files, offload_bytes: number and size of the files of streamed weights, of all ranks.
     """
 
     load_s: float
@@ -44,20 +44,20 @@ class MeasuredRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The verdict.
+    """The result of a verification.
 
     Attributes:
-        passed: the script, and the JSON alone where there is one, generate what the plain model does.
-        on: `cpu` when the tiers were mapped one step down, else `as planned`.
-        dtype: everything ran in.
-        batch_size, new_tokens: what was generated.
-        num_ranks: processes that the script ran as.
-        script: generate.py against the plain model.
-        map_alone: `from_pretrained(device_map=…)` with device_map.json against the plain model; None for
-            a runtime that takes no device map.
-        plain, plan: measured.
-        num_resident, num_streamed: modules by how they ran.
-        comparable: whether the prediction is for this hardware, in words.
+        passed: whether the script, and the device map alone if there is one, match the plain model.
+        on: `cpu` when every tier was replaced by the next lower one, else `as planned`.
+        dtype: dtype of all runs.
+        batch_size, new_tokens: sequences, and generated tokens of each.
+        num_ranks: number of the script's processes.
+        script: comparison of generate.py with the plain model.
+        map_alone: comparison of `from_pretrained(device_map=…)` with the plain model, using device_map.json;
+            None for a runtime without device maps.
+        plain, plan: measurements of the plain model and of generate.py.
+        num_resident, num_streamed: number of modules with resident and with streamed weights.
+        comparable: whether measurements and prediction are comparable, in words.
     """
 
     passed: bool
@@ -80,17 +80,17 @@ class _Run:
     """One verification.
 
     Attributes:
-        plan, folder: what is proved.
-        checkpoint: of the plain model.
-        given: what the script loads: the checkpoint, or what was cut from it.
-        work: for what the children write.
-        on, new_tokens, batch_size, timeout_s: as asked.
+        plan, folder: the plan to verify, and its folder.
+        checkpoint: checkpoint of the plain model.
+        script_input: folder that the script loads: the checkpoint, or shards of it.
+        work: folder for the output of the child processes.
+        on, new_tokens, batch_size, timeout_s: as in `verify`.
     """
 
     plan: Plan
     folder: Path
     checkpoint: Path
-    given: Path
+    script_input: Path
     work: Path
     on: str | None
     new_tokens: int
@@ -98,12 +98,12 @@ class _Run:
     timeout_s: float | None
 
     def child(self, argv: list[str], what: str) -> None:
-        """Run one child; on the CPU it sees no GPU, which the libraries would take otherwise."""
+        """Run one child process; with `on` = `cpu` its GPUs are hidden, so that libraries do not use them."""
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.on == "cpu" else {}
         run_child(argv, what, self.work, timeout_s=self.timeout_s, environment=hidden)
 
     def plain(self, what: str, options: list[str]) -> Path:
-        """Generate with transformers alone; the folder that it wrote."""
+        """Generate with transformers alone; returns the output folder."""
         plan, out = self.plan, self.work / what
         out.mkdir()
         sizes = ["--new-tokens", str(self.new_tokens), "--batch-size", str(self.batch_size)]
@@ -114,12 +114,12 @@ class _Run:
         return out
 
     def script(self, what: str, input_ids: str) -> Path:
-        """Generate with the emitted script; the folder that it wrote."""
+        """Generate with the emitted script; returns the output folder."""
         out = self.work / what
         out.mkdir()
         reports = ["--report", str(out / "report.json"), "--logits", str(out / "logits.safetensors")]
         options = ["--new-tokens", str(self.new_tokens), "--input-ids", input_ids, *reports]
-        self.child([sys.executable, str(self.folder / SCRIPT), str(self.given), *options], what)
+        self.child([sys.executable, str(self.folder / SCRIPT), str(self.script_input), *options], what)
         return out
 
 
@@ -133,30 +133,30 @@ def verify(
     shards: Path | None = None,
     timeout_s: float | None = None,
 ) -> VerifyReport:
-    """Prove an emitted plan by generating.
+    """Verify an emitted plan: generate with it and with the plain model, and compare tokens and logits.
 
     Args:
-        folder: an emitted plan.
-        checkpoint: a folder with the model's configuration and weights.
-        on: `cpu` to map the tiers one step down, None to run as planned.
-        new_tokens: tokens to generate; the plan's for None.
-        batch_size: sequences; the plan's for None.
-        shards: what was cut from the checkpoint for the plan's ranks; the script loads it. None: the script
-            loads the checkpoint too.
-        timeout_s: longest time of each child; None: no limit.
+        folder: folder of the emitted plan.
+        checkpoint: folder with the model's configuration and weights.
+        on: `cpu`: run without a GPU, with every tier replaced by the next lower one; None: run as planned.
+        new_tokens: tokens to generate for each sequence; None: as in the plan.
+        batch_size: number of sequences; None: as in the plan.
+        shards: folder of per-rank shards of the checkpoint, which the script loads; None: the script loads
+            the checkpoint.
+        timeout_s: time limit of each child process; None: no limit.
 
     Raises:
-        PlanFileError: no plan, or a damaged one.
-        InvalidInputError: no script beside it, or no folder of shards.
+        PlanFileError: the plan is missing or damaged.
+        InvalidInputError: the folder has no script, or `shards` is not a folder.
         ModelError: the checkpoint is of another model, or the shards do not fit the plan.
-        CheckpointError: its files are missing or damaged.
-        RuntimeFailure: a child process failed, or took too long.
+        CheckpointError: files of the checkpoint are missing or damaged.
+        RuntimeFailure: a child process failed, or exceeded the time limit.
     """
     plan = read(folder)
     if not (folder / SCRIPT).is_file():
         raise InvalidInputError(f"{folder} has a plan but no {SCRIPT}; write it with `planner plan --out`")
     if shards is not None and not shards.is_dir():
-        raise InvalidInputError(f"{shards} is no folder; cut the checkpoint with `reshard`")
+        raise InvalidInputError(f"{shards} is not a folder; write the shards with `reshard`")
     spec = resolve(str(checkpoint.resolve()))
     if spec.config_sha256 != plan.model.config_sha256:
         raise ModelError(
@@ -174,7 +174,7 @@ def verify(
                 plan=plan,
                 folder=folder,
                 checkpoint=checkpoint,
-                given=shards or checkpoint,
+                script_input=shards or checkpoint,
                 work=work,
                 on=on,
                 new_tokens=new_tokens or plan.workload.new_tokens,
@@ -185,7 +185,7 @@ def verify(
 
 
 def _report_of(run: _Run) -> VerifyReport:
-    """Run the children, and compare what they wrote."""
+    """Run the child processes, and compare their outputs."""
     plan = run.plan
     plain = run.plain("the plain model", ["--device", "cpu" if run.on == "cpu" else "auto"])
     input_ids = str(plain / "input_ids.json")
@@ -195,8 +195,8 @@ def _report_of(run: _Run) -> VerifyReport:
     device_map = run.folder / DEVICE_MAP_FILE
     if device_map.is_file():
         options = ["--device-map", str(device_map), "--input-ids", input_ids]
-        alone = run.plain("the device map alone", options)
-        by_map = _compared(plain, alone, plan.workload.dtype)
+        map_alone = run.plain("the device map alone", options)
+        by_map = _compared(plain, map_alone, plan.workload.dtype)
     streamed = sum(p.stored_on != p.runs_on for p in plan.placements)
     return VerifyReport(
         passed=by_script.passed and (by_map is None or by_map.passed),
@@ -214,7 +214,7 @@ def _report_of(run: _Run) -> VerifyReport:
         comparable=(
             f"predicted for {plan.hardware.name}, measured on this machine's CPU: not comparable"
             if run.on == "cpu"
-            else f"predicted for {plan.hardware.name}; comparable if this is one"
+            else f"predicted for {plan.hardware.name}; comparable if this machine is one"
         ),
     )
 
@@ -229,8 +229,8 @@ def _compared(plain: Path, other: Path, dtype: str) -> Comparison:
 
 
 def _report(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "report.json").read_text())
-    return found
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return report
 
 
 def _measured(folder: Path) -> MeasuredRun:

@@ -1,4 +1,4 @@
-"""A plan for hardware that is not here, mapped one tier down so that a machine without a GPU can prove it."""
+"""Maps a plan one tier down, so that a machine without its hardware can verify it."""
 
 import msgspec
 
@@ -7,15 +7,15 @@ from planner.schema.plan import Placement, Plan
 
 
 def one_tier_down(plan: Plan) -> Plan:
-    """The same plan with GPU → CPU and streamed → disk; what is on disk or executes on the CPU stays.
+    """The plan with GPU replaced by CPU, and streamed weights by weights on disk.
 
-    Every module that was streamed is streamed, every one that was resident is resident, and there are as many
-    ranks and streams. Where the runtime stores all weights in one place, nothing else changes: that place is
-    apart from where modules run even when they run on the CPU. Host memory stays that, NVMe stays NVMe, and
-    parts that lie on the ranks' GPUs lie with the ranks' processes.
+    Streamed modules remain streamed and resident modules remain resident; the numbers of ranks and streams do
+    not change. For a runtime that stores all weights in one place, only the GPU is replaced, because that
+    place is separate from the executing device also on the CPU: weights in host memory or on NVMe remain
+    there, and weights partitioned over the ranks' GPUs are partitioned over the ranks' processes.
 
     Raises:
-        UnknownNameError: the plan names a runtime that is not known.
+        UnknownNameError: the plan's runtime is unknown.
     """
     (runtime_model,) = runtime_models([plan.runtime])
     down = plan.with_execution(main="cpu", kv_cache="device")

@@ -1,1 +1,1 @@
-"""The `generate.py` of each baseline: what people run without a plan, in the frame that plans run in."""
+"""The `generate.py` of each baseline, with the same interface as the script of a plan."""

@@ -1,4 +1,4 @@
-"""What `from_pretrained(device_map="auto")` makes of the machine.
+"""Runs a model with `from_pretrained(device_map="auto")`.
 
 Needs torch, transformers and accelerate.
 """
@@ -6,9 +6,9 @@ Needs torch, transformers and accelerate.
 import os
 from typing import Any
 
-# Who has no plan sets nothing up, so allocators are as they come; `generation` would change them.
+# A baseline uses the allocators' defaults; `generation` would configure them otherwise.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "")
-# glibc has read this when the process began; `generation` takes it for a user's wish.
+# glibc has read this at the start of the process; `generation` keeps a value that is already set.
 os.environ.setdefault("MALLOC_MMAP_MAX_", "65536")
 
 from generation import DTYPE, auto_class, main
@@ -16,12 +16,13 @@ from generation import DTYPE, auto_class, main
 # isort: split
 import torch
 
-#: Of a GPU's free memory, what transformers takes by itself; a cap hides behind the driver's figure.
+#: Share of a GPU's free memory that transformers uses by default. With a memory cap it must be given
+#: explicitly, because transformers reads the free memory from the driver, which does not know the cap.
 _SHARE = 0.9
 
 
 def load(checkpoint: str, offload_folder: str) -> Any:
-    """Nothing is said about the map but, under a cap, how large the GPUs are."""
+    """Load the model with the automatic device map; a memory cap is passed as `max_memory`."""
     cap = int(os.environ.get("GPU_MEMORY_CAP_BYTES", "0"))
     limits: dict[str, Any] = {}
     if cap and torch.cuda.is_available():

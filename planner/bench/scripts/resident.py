@@ -1,4 +1,4 @@
-"""Everything on one device, the first GPU or the CPU, by transformers alone.
+"""Runs a model on one device, the first GPU or the CPU, with transformers alone.
 
 Needs torch and transformers.
 """
@@ -6,16 +6,16 @@ Needs torch and transformers.
 import os
 from typing import Any
 
-# Who has no plan sets nothing up, so allocators are as they come; `generation` would change them.
+# A baseline uses the allocators' defaults; `generation` would configure them otherwise.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "")
-# glibc has read this when the process began; `generation` takes it for a user's wish.
+# glibc has read this at the start of the process; `generation` keeps a value that is already set.
 os.environ.setdefault("MALLOC_MMAP_MAX_", "65536")
 
 from generation import DEVICE, DTYPE, auto_class, main
 
 
 def load(checkpoint: str, offload_folder: str) -> Any:
-    """The whole model, then moved."""
+    """Load the whole model, then move it to the device."""
     return auto_class().from_pretrained(checkpoint, dtype=DTYPE).to(DEVICE).eval()
 
 

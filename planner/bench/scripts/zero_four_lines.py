@@ -1,4 +1,4 @@
-"""ZeRO-Inference as its announcement shows it: stage 3, weights in pinned host memory, and nothing tuned.
+"""Runs ZeRO-Inference as in its announcement: stage 3, weights in pinned host memory, default settings.
 
 Needs torch, transformers and deepspeed.
 """
@@ -9,7 +9,7 @@ import os
 import socket
 from typing import Any
 
-# Who has no plan sets nothing up, so the allocator is as it comes; `generation` would change it.
+# A baseline uses the allocator's defaults; `generation` would configure it otherwise.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "")
 
 from generation import DTYPE, FOLDER, ON_CPU, auto_class, main
@@ -21,7 +21,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu" if ON_CPU else "cuda")
 
 
 def load(checkpoint: str, offload_folder: str) -> Any:
-    """Built in parts, straight into host memory."""
+    """Load the model partitioned, directly into host memory."""
     import deepspeed
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
@@ -30,7 +30,7 @@ def load(checkpoint: str, offload_folder: str) -> Any:
     deepspeed.init_distributed("gloo" if ON_CPU else "nccl", verbose=False)
     atexit.register(_leave)
     config = json.loads((FOLDER / "ds_config.json").read_text())
-    # While it lives, models are built cut into parts.
+    # As long as this object exists, models are created with partitioned parameters.
     scope = HfDeepSpeedConfig(config)
     model = auto_class().from_pretrained(checkpoint, dtype=DTYPE)
     module = deepspeed.initialize(model=model, config=config)[0].module.eval()
@@ -39,7 +39,7 @@ def load(checkpoint: str, offload_folder: str) -> Any:
 
 
 def _join() -> None:
-    """A process that nobody launched is a group of its own."""
+    """Set up the environment of a process group; a process that no launcher started is a group of one."""
     if "RANK" in os.environ:
         return
     with socket.socket() as held:

@@ -1,1 +1,1 @@
-"""What is measured, one module for each part of a machine; each runs in a process of its own."""
+"""The measurements of a probe: one module for each part of the machine, each run in its own process."""

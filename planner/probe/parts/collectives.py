@@ -1,4 +1,4 @@
-"""Sums over all ranks, by size; one rank's process. Rank 0 writes what was found."""
+"""Time of all-reduce over all ranks, by message size. Every rank runs it; rank 0 writes the findings."""
 
 import os
 from statistics import median
@@ -16,14 +16,15 @@ _RUNS: Final = 10
 
 
 def measure(findings: Findings, backend: str, largest_bytes: int = SIZES[-1]) -> None:
-    """Latency and bus bandwidth of all-reduce: a line through several sizes.
+    """Measure latency and bus bandwidth of all-reduce with a line through several sizes.
 
-    The bus bandwidth is what each rank sends, 2 (n - 1) / n of the message, over the time; see NCCL's tests.
+    The bus bandwidth is defined as in nccl-tests: the bytes that each of n ranks sends, 2 (n - 1) / n of the
+    message, divided by the time.
 
     Args:
-        findings: filled.
+        findings: the results are added to it.
         backend: `nccl`, or `gloo` on the CPU.
-        largest_bytes: sizes above are left out.
+        largest_bytes: larger messages are left out.
     """
     rank = int(os.environ["RANK"])
     device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
@@ -47,7 +48,7 @@ def measure(findings: Findings, backend: str, largest_bytes: int = SIZES[-1]) ->
 
 
 def _times(num_bytes: int, device: torch.device) -> list[float]:
-    """Seconds of each all-reduce of so many bytes; every rank makes as many runs as the others."""
+    """Seconds of each all-reduce of `num_bytes` bytes; the number of runs is the same on every rank."""
     tensor = torch.ones(num_bytes // 2, dtype=torch.float16, device=device)
 
     def reduce() -> None:

@@ -1,7 +1,7 @@
 """Cold reads of a local disk, by block size and number of readers.
 
-A file of random bytes is written and evicted from the page cache; then it is read as a checkpoint is (in
-order, through the cache), and past the cache in blocks at random places.
+A file of random bytes is written and evicted from the page cache. It is then read in two ways: sequentially
+through the page cache, as a checkpoint is, and in blocks at random offsets, bypassing the page cache.
 """
 
 import mmap
@@ -22,70 +22,69 @@ from planner.probe.findings import Findings
 from planner.probe.fits import Measurement, measured, rate
 
 FILE_BYTES: Final = 256 * 2**20
-#: Times that it is read in order: writing takes longer than reading, so a small file is read often.
+#: Number of sequential reads: writing is slower than reading, so the file is small and read several times.
 _SEQUENTIAL: Final = 5
-#: Writing stops after so long; the file is then as large as it has become, at least `_LEAST_BYTES`.
+#: Writing stops after this time, once the file has `_LEAST_BYTES`, even if it has fewer than `FILE_BYTES`.
 _WRITE_S: Final = 3.0
 _LEAST_BYTES: Final = 32 * 2**20
 _CHUNK: Final = 4 * 2**20
 _PAGE: Final = 4096
 _BLOCKS: Final = (128 * 2**10, 2**20, 8 * 2**20)
 _READERS: Final = (1, 4, 16)
-#: File systems that are in memory, or on another machine.
+#: File systems in memory, or on another machine.
 _NOT_LOCAL: Final = frozenset({"tmpfs", "ramfs", "devtmpfs", "nfs", "nfs4", "cifs", "smb3", "ceph", "9p"})
-#: Each way of reading stops after so long.
-_WAY_S: Final = 0.2
+#: Time budget for each combination of block size and number of readers.
+_DIRECT_S: Final = 0.2
 
 
 def measure(findings: Findings, folder: str) -> None:
-    """Capacity, sequential read rate, latency; block sizes and queue depths as details.
+    """Measure capacity, sequential read rate and latency; block sizes and numbers of readers as details.
 
-    A folder that cannot be written, or whose file system is in memory, on another machine or not to be read
-    past the cache, makes a sentence.
+    A sentence in `missing` says when the folder cannot be written, or its file system is in memory, on
+    another machine, or does not support reads that bypass the page cache.
 
     Args:
-        findings: filled.
-        folder: on the disk in question.
+        findings: the results are added to it.
+        folder: folder on the disk to measure.
     """
-    findings.attempt("the disk", lambda found: _disk(found, Path(folder)))
+    findings.attempt("the disk", lambda f: _disk(f, Path(folder)))
 
 
 def _disk(findings: Findings, folder: Path) -> None:
     kind = file_system(folder)
     if kind in _NOT_LOCAL or kind.startswith("fuse"):
-        raise ValueError(f"{folder} is on {kind}, which is no local disk; name a folder that is on one")
+        raise ValueError(f"{folder} is on {kind}, which is not a local disk; choose a folder on one")
     capacity = shutil.disk_usage(folder).free
     with _random_file(folder) as file:
         rates = [file.num_bytes / _sequential(file) for _ in range(_SEQUENTIAL)]
         findings.quantities["disk.read_bytes_per_s"] = measured(
-            rates, f"{_size(file.num_bytes)} read in order, page cache evicted before"
+            rates, f"{_size(file.num_bytes)} read sequentially, page cache evicted before"
         )
         findings.quantities["disk.capacity_bytes"] = Measurement(
             value=capacity, spread=0.0, num_samples=1, method="free space of the file system"
         )
         seconds = _direct(file, _PAGE, num_readers=1)
         findings.quantities["disk.latency_s"] = measured(
-            seconds, "4 KiB at random places, one at a time, past the page cache"
+            seconds, "4 KiB reads at random offsets, one at a time, bypassing the page cache"
         )
-        found = {}
+        rates_by_block = {}
         for block in _BLOCKS:
             for readers in _READERS:
                 start = time.perf_counter()
                 times = _direct(file, block, num_readers=readers)
-                whole = time.perf_counter() - start
-                found[f"{_size(block)} x {readers}"] = rate(
-                    len(times) * block, [whole], "random blocks"
-                ).value
-        findings.series["disk read past the cache, bytes/s by block and readers"] = found
+                elapsed = time.perf_counter() - start
+                bytes_per_s = rate(len(times) * block, [elapsed], "random blocks").value
+                rates_by_block[f"{_size(block)} x {readers}"] = bytes_per_s
+        findings.series["disk read past the cache, bytes/s by block and readers"] = rates_by_block
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True):
-    """An open file that has no name.
+    """An open, unlinked file.
 
     Attributes:
-        cached: a handle that reads through the page cache.
-        direct: one that reads past it.
-        num_bytes: its size.
+        cached: file descriptor for reads through the page cache.
+        direct: file descriptor for reads that bypass the page cache.
+        num_bytes: size of the file.
     """
 
     cached: int
@@ -95,29 +94,29 @@ class _File(msgspec.Struct, frozen=True, kw_only=True):
 
 @contextmanager
 def _random_file(folder: Path) -> Iterator[_File]:
-    """A file on the disk itself. It loses its name at once, so that nothing is left however this ends."""
+    """A file of random bytes on the disk. It is unlinked at once, so that no exit can leave it behind."""
     with ExitStack() as handles:
 
-        def kept(handle: int) -> int:
+        def close_later(handle: int) -> int:
             handles.callback(os.close, handle)
             return handle
 
         written, name = tempfile.mkstemp(dir=folder, prefix=".probe-")
         try:
-            kept(written)
-            cached, direct = (kept(os.open(name, os.O_RDONLY | flag)) for flag in (0, os.O_DIRECT))
+            close_later(written)
+            cached, direct = (close_later(os.open(name, os.O_RDONLY | flag)) for flag in (0, os.O_DIRECT))
         finally:
             os.unlink(name)
         yield _File(cached=cached, direct=direct, num_bytes=_fill(written))
 
 
 def _fill(handle: int) -> int:
-    """Random bytes down to the disk; how many there are."""
+    """Write random bytes and flush them to the disk; returns their number."""
     chunk, begun, num_bytes = os.urandom(_CHUNK), time.perf_counter(), 0
     while num_bytes < FILE_BYTES:
         if num_bytes >= _LEAST_BYTES and time.perf_counter() - begun > _WRITE_S:
             break
-        # Alike chunks could be stored once by a disk that looks for them.
+        # Identical chunks could be deduplicated by the disk.
         _write_all(handle, num_bytes.to_bytes(8, "little") + chunk[8:])
         if num_bytes % (16 * _CHUNK) == 0:
             os.fdatasync(handle)
@@ -127,14 +126,14 @@ def _fill(handle: int) -> int:
 
 
 def _write_all(handle: int, data: bytes) -> None:
-    """A disk that is nearly full takes a part first; the next write then says that it is full."""
+    """Write all of `data`: on a nearly full disk one call writes only a part, and the next one fails."""
     view = memoryview(data)
     while view:
         view = view[os.write(handle, view) :]
 
 
 def _sequential(file: _File) -> float:
-    """Seconds of one cold read from beginning to end."""
+    """Seconds of one cold sequential read of the whole file."""
     buffer = bytearray(_CHUNK)
     os.posix_fadvise(file.cached, 0, 0, os.POSIX_FADV_DONTNEED)
     start = time.perf_counter()
@@ -144,7 +143,7 @@ def _sequential(file: _File) -> float:
 
 
 def file_system(folder: Path) -> str:
-    """The kind of file system that a folder is on, as in `ext4`; empty when the kernel does not say.
+    """The type of a folder's file system, such as `ext4`; empty when the kernel does not list it.
 
     Source: proc(5), /proc/self/mountinfo.
     """
@@ -158,23 +157,23 @@ def file_system(folder: Path) -> str:
 
 
 def _direct(file: _File, block: int, *, num_readers: int) -> list[float]:
-    """Seconds of each read of `block` bytes at random places, `num_readers` at a time."""
-    places = file.num_bytes // block
-    deadline = time.perf_counter() + _WAY_S
+    """Seconds of each read of `block` bytes at random offsets, with `num_readers` concurrent readers."""
+    num_blocks = file.num_bytes // block
+    deadline = time.perf_counter() + _DIRECT_S
 
     def reader(seed: int) -> list[float]:
-        choose_plan = random.Random(seed)
-        found: list[float] = []
-        # O_DIRECT wants aligned memory, which an anonymous mapping is.
+        generator = random.Random(seed)
+        samples: list[float] = []
+        # O_DIRECT needs an aligned buffer; an anonymous mapping is aligned to pages.
         with mmap.mmap(-1, max(block, _PAGE)) as buffer:
-            while not found or time.perf_counter() < deadline:
+            while not samples or time.perf_counter() < deadline:
                 start = time.perf_counter()
-                os.preadv(file.direct, [buffer], choose_plan.randrange(places) * block)
-                found.append(time.perf_counter() - start)
-        return found
+                os.preadv(file.direct, [buffer], generator.randrange(num_blocks) * block)
+                samples.append(time.perf_counter() - start)
+        return samples
 
     with ThreadPoolExecutor(num_readers) as pool:
-        return [one for found in pool.map(reader, range(num_readers)) for one in found]
+        return [seconds for samples in pool.map(reader, range(num_readers)) for seconds in samples]
 
 
 def _size(num_bytes: int) -> str:

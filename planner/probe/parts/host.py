@@ -1,4 +1,4 @@
-"""Cores and memory of the host, as the kernel grants them to this process. Nothing is timed."""
+"""Cores and memory of the host that the kernel grants to this process. Nothing is timed."""
 
 import os
 from collections.abc import Callable
@@ -10,27 +10,27 @@ from planner.probe.fits import Measurement
 from planner.probe.parts import memory
 
 _CGROUP_QUOTA: Final = "cpu.max"
-#: Processes that want to run, for each core, above which what is measured is not the machine's best.
+#: Load per core above which the machine counts as busy, so that measured rates are too low.
 _BUSY: Final = 0.3
 
 
 def measure(findings: Findings, system: Path = Path("/")) -> None:
-    """Cores, memory, the processor's name, and whether anything else runs.
+    """Read the cores, the memory and the processor's name, and check that the machine is idle.
 
     Args:
-        findings: filled.
-        system: the root of `proc` and `sys`; a test's own, or the machine's.
+        findings: the results are added to it.
+        system: folder that contains `proc` and `sys`.
     """
     findings.facts["num_cores"] = num_cores(system)
     findings.facts["cpu_name"] = _cpu_name(system)
     load = float((system / "proc/loadavg").read_text().split()[0])
     if load > _BUSY * num_cores(system):
         findings.missing.append(
-            f"the machine is not idle (load {load:.1f}), so rates are lower than they could be; probe again"
+            f"the machine is not idle (load {load:.1f}), so measured rates may be too low; probe again"
         )
     for path, what, read in (
-        ("host.installed_memory_bytes", "the memory that is installed", memory.installed_bytes),
-        ("host.memory_bytes", "the memory that a process may fill", memory.available_bytes),
+        ("host.installed_memory_bytes", "the installed memory", memory.installed_bytes),
+        ("host.memory_bytes", "the memory that a process may use", memory.available_bytes),
     ):
         findings.attempt(what, _reading(path, read, system))
 
@@ -44,7 +44,7 @@ def _reading(path: str, read: Callable[[Path], tuple[int, str]], system: Path) -
 
 
 def num_cores(system: Path) -> int:
-    """Physical cores that this process may use, at most the control group's share of them."""
+    """Physical cores that this process may use, limited by the control group's CPU quota."""
     usable = os.sched_getaffinity(0)
     cores = {
         (entry.get("physical id", "0"), entry.get("core id", entry["processor"]))
@@ -58,7 +58,7 @@ def num_cores(system: Path) -> int:
 
 
 def _processors(system: Path) -> list[dict[str, str]]:
-    """Each processor's lines of /proc/cpuinfo."""
+    """The entries of /proc/cpuinfo, one for each logical processor."""
     blocks = (system / "proc/cpuinfo").read_text().split("\n\n")
     entries = [
         {key.strip(): value.strip() for key, at, value in (line.partition(":") for line in lines) if at}

@@ -1,8 +1,9 @@
 """Copies between host and GPU, and between two GPUs: a line through several sizes gives latency and rate.
 
-The host's side moves through a buffer much larger than its caches, as weights do: a copy that is repeated
-from one place would come out of the cache. And it moves over the cores, because of pageable memory the driver
-copies in the thread that asks: on three hosts that gave 6 to 9 GB/s, by the core that the probe was on.
+The copies go through different offsets of a host buffer that is much larger than the processor's caches:
+repeated copies from one offset would be served from a cache, which copies of weights are not. The copying
+thread is rotated over the cores, because the driver copies pageable memory in the calling thread: on three
+hosts the rate was 6 to 9 GB/s, depending on the core.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ _LEAST: Final = 8
 
 
 def measure(findings: Findings) -> None:
-    """Both directions, pinned and pageable; between GPUs where there are several."""
+    """Measure both directions with pinned and pageable memory, and copies between GPUs."""
     host: dict[str, torch.Tensor] = {}
     findings.attempt("pinned host memory", lambda _: host.update(pinned=_host(pinned=True)))
     findings.attempt("pageable host memory", lambda _: host.update(pageable=_host(pinned=False)))
@@ -40,7 +41,7 @@ def measure(findings: Findings) -> None:
 
 
 def _host(*, pinned: bool) -> torch.Tensor:
-    """A buffer whose pages are there."""
+    """A host buffer whose pages are allocated."""
     return torch.empty(_BUFFER_BYTES, dtype=torch.uint8, pin_memory=pinned).fill_(1)
 
 
@@ -51,10 +52,13 @@ def _copies(
         turn = count()
 
         def copy(size: int) -> None:
-            # A stride that is odd visits every place before it comes back to one.
+            # The number of offsets is a power of two, so an odd stride visits each before it repeats one.
             start = (next(turn) * 7919 % (_BUFFER_BYTES // size)) * size
-            there, here = host[start : start + size], device[:size]
-            (here.copy_(there) if direction == "host_to_device" else there.copy_(here))
+            host_part, device_part = host[start : start + size], device[:size]
+            if direction == "host_to_device":
+                device_part.copy_(host_part)
+            else:
+                host_part.copy_(device_part)
 
         move = CoreRotation()
         samples = {
@@ -78,15 +82,15 @@ def _copies(
 
 
 def _peers(findings: Findings) -> None:
-    here = torch.empty(SIZES[-1], dtype=torch.uint8, device="cuda:0")
-    there = torch.empty(SIZES[-1], dtype=torch.uint8, device="cuda:1")
+    source = torch.empty(SIZES[-1], dtype=torch.uint8, device="cuda:0")
+    target = torch.empty(SIZES[-1], dtype=torch.uint8, device="cuda:1")
 
     def wait() -> None:
         torch.cuda.synchronize(0)
         torch.cuda.synchronize(1)
 
     samples = {
-        size: repeat(lambda size=size: there[:size].copy_(here[:size]), wait, budget_s=_BUDGET_S)  # type: ignore[misc]
+        size: repeat(lambda size=size: target[:size].copy_(source[:size]), wait, budget_s=_BUDGET_S)  # type: ignore[misc]
         for size in SIZES
     }
     line = _fitted(findings, "GPU to GPU", samples, 1)
@@ -97,5 +101,5 @@ def _peers(findings: Findings) -> None:
 
 def _fitted(findings: Findings, name: str, samples: Mapping[int, list[float]], num_cores: int) -> LineFit:
     means = {size: over_cores(seconds, num_cores, name).value for size, seconds in samples.items()}
-    findings.series[f"{name}, seconds by bytes"] = {str(size): one for size, one in means.items()}
+    findings.series[f"{name}, seconds by bytes"] = {str(size): mean for size, mean in means.items()}
     return fit_line(means)

@@ -1,4 +1,4 @@
-"""Host memory as the kernel tells it: what there is, and what a process may fill now. Nothing is timed."""
+"""Host memory as reported by the kernel: how much is installed, and how much a process can use now."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -10,13 +10,13 @@ _MOUNT: Final = "sys/fs/cgroup"
 
 
 class _Version(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a version of control groups keeps a group's files.
+    """File names of one version of control groups.
 
     Attributes:
-        controllers: of its line in /proc/self/cgroup.
-        mount: below the root.
-        limit, used: files of one number of bytes; a limit may be `max`.
-        files: keys of `memory.stat`: pages of files, which the kernel drops before a limit is reached.
+        controllers: entry in the controllers column of /proc/self/cgroup; empty in version 2.
+        mount: mount point, relative to the root.
+        limit, used: files that contain a number of bytes; a limit may be `max`.
+        files: keys of `memory.stat` for pages of files, which the kernel reclaims when a limit is reached.
     """
 
     controllers: str
@@ -46,13 +46,16 @@ _VERSIONS: Final = (
 
 
 def installed_bytes(system: Path) -> tuple[int, str]:
-    """What the kernel has, or a control group's limit below it, and which of the two it is.
+    """Installed memory, or a smaller limit of a control group.
 
     Args:
-        system: the root of `proc` and `sys`.
+        system: folder that contains `proc` and `sys`.
+
+    Returns:
+        The number of bytes, and its source in words.
 
     Raises:
-        ValueError: the kernel does not say.
+        ValueError: the kernel does not report the installed memory.
     """
     total = _meminfo(system, "MemTotal")
     smallest = min([total, *(limit for _, _, limit in _limits(system))])
@@ -60,21 +63,24 @@ def installed_bytes(system: Path) -> tuple[int, str]:
 
 
 def available_bytes(system: Path) -> tuple[int, str]:
-    """What processes can still take without swapping, and by which of the kernel's files.
+    """Memory that processes can still allocate without swapping, at most what control groups leave.
 
     Args:
-        system: the root of `proc` and `sys`.
+        system: folder that contains `proc` and `sys`.
+
+    Returns:
+        The number of bytes, and its source in words.
 
     Raises:
-        ValueError: the kernel does not say, or there is none.
+        ValueError: the kernel does not report the available memory, or none is available.
     """
-    found = [(_meminfo(system, "MemAvailable"), "MemAvailable of /proc/meminfo")]
+    amounts = [(_meminfo(system, "MemAvailable"), "MemAvailable of /proc/meminfo")]
     for version, group, limit in _limits(system):
         left = limit - _used_bytes(version, group)
-        found.append((left, "memory limit of the control group, less what it uses"))
-    smallest, how = min(found)
+        amounts.append((left, "memory limit of the control group, less what it uses"))
+    smallest, how = min(amounts)
     if smallest <= 0:
-        raise ValueError(f"{how} leaves {smallest} bytes; end what fills the memory, and probe again")
+        raise ValueError(f"{how} leaves {smallest} bytes; free memory, and probe again")
     return smallest, how
 
 
@@ -86,7 +92,7 @@ def _meminfo(system: Path, key: str) -> int:
 
 
 def _limits(system: Path) -> Iterator[tuple[_Version, Path, int]]:
-    """Every limit that holds for this process: its own group's, and those of all groups around it."""
+    """Every limit that applies to this process: those of its own group and of all its ancestors."""
     for version in _VERSIONS:
         for group in _groups(version, system):
             file = group / version.limit
@@ -95,7 +101,7 @@ def _limits(system: Path) -> Iterator[tuple[_Version, Path, int]]:
 
 
 def _groups(version: _Version, system: Path) -> list[Path]:
-    """Folders from this process's group to the mount's root; a container may see only the root."""
+    """Folders from this process's group up to the mount point; a container may see only the mount point."""
     mount, table = system / version.mount, system / "proc/self/cgroup"
     for line in table.read_text().splitlines() if table.is_file() else []:
         _, controllers, path = line.split(":", 2)
@@ -106,7 +112,7 @@ def _groups(version: _Version, system: Path) -> list[Path]:
 
 
 def _used_bytes(version: _Version, group: Path) -> int:
-    """Without pages of files, which are given up first."""
+    """Memory that a group uses, without pages of files, which the kernel can reclaim."""
     used = int((group / version.used).read_text())
     lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
     return used - sum(int(value) for key, value in lines if key in version.files)

@@ -1,11 +1,11 @@
-"""Models of two families, as narrow as wanted, with random weights; made where they stay."""
+"""Models of two families and any width, with random weights, created directly on their device."""
 
 from typing import Any, Final
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-#: Layers of a narrow model, and its width: so narrow that the host alone takes time.
+#: Layers and width of a narrow model: so narrow that the host's overhead dominates the time.
 LAYERS: Final = 24
 NARROW: Final = 64
 _HEAD: Final = 64
@@ -19,12 +19,12 @@ _COMMON: Final[dict[str, Any]] = {
 
 
 def dtype_on(device: str) -> torch.dtype:
-    """The type in which models run on `cpu` or `cuda`."""
+    """The dtype in which models run on `cpu` or `cuda`."""
     return torch.float16 if device == "cuda" else torch.float32
 
 
 def narrow(family: str, device: str) -> Any:
-    """A narrow `opt` or `llama`, in the type in which models run there."""
+    """A narrow `opt` or `llama` model on `cpu` or `cuda`, in the dtype of `dtype_on`."""
     dtype = dtype_on(device)
     if family == "opt":
         return opt(NARROW, LAYERS, device, dtype)
@@ -39,7 +39,14 @@ def narrow(family: str, device: str) -> Any:
 
 
 def opt(width: int, num_layers: int, device: str, dtype: torch.dtype) -> Any:
-    """OPT of any width."""
+    """An OPT model.
+
+    Args:
+        width: hidden size; with at least 64 a multiple of 64, the size of a head.
+        num_layers: number of layers.
+        device: `cpu` or `cuda`.
+        dtype: of the weights.
+    """
     config = OPTConfig(
         hidden_size=width,
         ffn_dim=4 * width,
@@ -52,12 +59,12 @@ def opt(width: int, num_layers: int, device: str, dtype: torch.dtype) -> Any:
 
 
 def leaves(model: torch.nn.Module) -> list[str]:
-    """Names of the modules that have none inside: what the emitted plans' device maps name."""
+    """Names of the modules without submodules, as in the device maps of emitted plans."""
     return [name for name, module in model.named_modules() if name and not list(module.children())]
 
 
 def _built(model_class: Any, config: Any, device: str, dtype: torch.dtype) -> Any:
-    """With weights small enough that nothing overflows."""
+    """Build a model with random weights that are small enough to avoid overflow."""
     with torch.device("meta"):
         model = model_class(config)
     model = model.to(dtype).to_empty(device=device).eval()

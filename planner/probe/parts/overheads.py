@@ -1,7 +1,7 @@
-"""What the host does besides arithmetic: time per operation, per Accelerate hook, per streamed tensor.
+"""Overheads of the host: time per operation, per Accelerate hook, and per streamed tensor.
 
-Operations and hooks are timed on modules so narrow that the host alone takes time, and on many cores, of
-which some are slower. The allocator keeps its pages meanwhile, as in emitted plans.
+Operations and hooks are timed on modules so narrow that the host's overhead dominates, and on many cores,
+because cores differ in speed. PyTorch's allocator has expandable segments, as in emitted plans.
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from statistics import mean, median
 from typing import Any, Final
 
-# Must be set before torch is imported: emitted plans run so.
+# Must be set before torch is imported. Emitted plans set it, too.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
@@ -26,18 +26,19 @@ from planner.probe.fits import excess, over_cores
 from planner.probe.parts import models, streamed
 
 _NEW_TOKENS: Final = 12
-#: The first is not counted.
+#: Calls of `generate()`; the first is a warm-up.
 _CALLS_OF_GENERATE: Final = 4
 _PROMPT: Final = 16
-#: Calls of a turn, and turns. A turn is so short that most pass before something else gets the core, and its
-#: launches fit in a GPU's queue, so that the host does not wait for it.
+#: Calls of a turn. A turn is short, so that most turns are not interrupted by another process, and its
+#: launches fit in the GPU's queue, so that the host does not wait for the GPU.
 _CALLS: Final = 40
+#: Smallest and largest number of turns.
 _FEWEST, _TURNS = 25, 500
 _HEADS: Final = 4
 
 
 class _CountOps(TorchDispatchMode):
-    """Counts operations that are no views, as the graphs do."""
+    """Counts operations other than views, as the module graphs do."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -49,7 +50,7 @@ class _CountOps(TorchDispatchMode):
 
 
 class _Clock(transformers.LogitsProcessor):
-    """Times what passes between one token's logits and the next one's, and moves on after each."""
+    """Times each decode step, from one token's logits to the next, and rotates the core after each step."""
 
     def __init__(self, device: str, move: CoreRotation) -> None:
         self.device, self.move = device, move
@@ -60,29 +61,29 @@ class _Clock(transformers.LogitsProcessor):
         _wait(self.device)
         if self.begun is not None:
             self.steps.append(time.perf_counter() - self.begun)
-            # Only here: as many moves as steps, so that steps come round with the cores.
+            # One move for each recorded step, so that step i ran on core i modulo the number of cores.
             self.move()
         self.begun = time.perf_counter()
         return scores
 
 
 def measure(findings: Findings, device: str) -> None:
-    """All three, on `cpu` or `cuda`."""
-    # More would only wait for each other at arithmetic this small.
+    """Measure the three overheads on `cpu` or `cuda`."""
+    # With so little arithmetic, more threads would only add synchronization.
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     move = CoreRotation()
-    findings.attempt("host time per operation", lambda found: _operations(found, device, move))
-    findings.attempt("host time per hook", lambda found: _hooks(found, device, move))
+    findings.attempt("host time per operation", lambda f: _operations(f, device, move))
+    findings.attempt("host time per hook", lambda f: _hooks(f, device, move))
     tensors = streamed.from_files if device == "cpu" else streamed.from_pinned_memory
-    findings.attempt("host time per streamed tensor", lambda found: tensors(found, move))
+    findings.attempt("host time per streamed tensor", lambda f: tensors(f, move))
 
 
 def _operations(findings: Findings, device: str, move: CoreRotation) -> None:
-    """Decode steps of `generate()`, divided by what the model's forward issues.
+    """Measure the time per operation: decode steps of `generate()`, divided by the forward's operations.
 
-    The two families are averaged step by step: the median of both together would lie in the gap between them,
-    and move with either's outliers.
+    The two families are averaged step by step: the median of all their samples would lie between two separate
+    groups, and would depend on the outliers of each.
     """
     samples, by_family = [], {}
     for name in ("opt", "llama"):
@@ -104,25 +105,26 @@ def _operations(findings: Findings, device: str, move: CoreRotation) -> None:
 
 @torch.no_grad()
 def _hooks(findings: Findings, device: str, move: CoreRotation) -> None:
-    """A Linear with the hook that `dispatch_model` puts on each module, less one without.
+    """Measure the time per hook: a Linear with the hook of `dispatch_model`, less one without it.
 
-    Whole steps with all their hooks and without differ by less than they vary on a busy machine.
+    A single module is timed because whole steps with and without hooks differ by less than their variation on
+    a busy machine.
     """
     place = 0 if device == "cuda" else "cpu"
     plain, hooked = (torch.nn.Sequential(_linear(device)) for _ in range(2))
     dispatch_model(hooked, {"0": place}, skip_keys="past_key_values", force_hooks=True)
     runs = [_calls(hooked[0], device), _calls(plain[0], device)]
 
-    def elsewhere() -> None:
+    def move_and_warm_up() -> None:
         move()
-        # The first run on another core finds nothing in its caches.
+        # The first run on another core has cold caches.
         runs[0]()
         _wait(device)
 
     with_hook, without = alternate(
         runs,
         lambda: _wait(device),
-        before=elsewhere,
+        before=move_and_warm_up,
         budget_s=0.6,
         least=_FEWEST,
         most=_TURNS,
@@ -136,7 +138,7 @@ def _linear(device: str) -> torch.nn.Module:
 
 
 def _calls(module: torch.nn.Module, device: str) -> Callable[[], None]:
-    """Calls of a module amid other work: hooks that follow each other are faster than those of a step."""
+    """Calls of a module alternating with attention: hooks in direct succession are faster than in a step."""
     rows = torch.ones(1, 1, models.NARROW, device=device, dtype=models.dtype_on(device))
     heads = rows.view(1, 1, _HEADS, -1).transpose(1, 2)
 
@@ -150,9 +152,9 @@ def _calls(module: torch.nn.Module, device: str) -> Callable[[], None]:
 
 @torch.no_grad()
 def _steps(model: Any, device: str, move: CoreRotation) -> list[float]:
-    """Seconds of each decode step of `generate()`, after one call that is not counted."""
+    """Seconds of each decode step of `generate()`, after one warm-up call."""
     ids = torch.ones(1, _PROMPT, dtype=torch.long, device=device)
-    found: list[float] = []
+    samples: list[float] = []
     for turn in range(_CALLS_OF_GENERATE):
         clock = _Clock(device, move)
         model.generate(
@@ -163,13 +165,13 @@ def _steps(model: Any, device: str, move: CoreRotation) -> list[float]:
             logits_processor=transformers.LogitsProcessorList([clock]),
         )
         if turn:
-            found += clock.steps
-    return found
+            samples += clock.steps
+    return samples
 
 
 @torch.no_grad()
 def _num_ops(model: Any, device: str) -> int:
-    """Operations of one decode forward."""
+    """Number of operations of one decode forward."""
     ids = torch.ones(1, _PROMPT, dtype=torch.long, device=device)
     cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
     counter = _CountOps()

@@ -176,7 +176,7 @@ def test_what_deepspeed_ignores_is_said_after_the_prediction(predict: Predict) -
     "config, options, words",
     [
         ("{", (), "is not JSON"),
-        ("[]", (), "must be an object"),
+        ("[]", (), "must be a JSON object"),
         (
             {"train_micro_batch_size_per_gpu": 1, "zero_optimisation": {}},
             (),

@@ -80,8 +80,8 @@ def test_a_table_out_of_bounds_is_named() -> None:
         require([good, far, wide])
 
 
-def test_the_cache_that_went_home_costs_time_and_memory() -> None:
-    setup = next(s for s in setups() if s.way == "accelerate-low-first")
+def test_the_cache_that_is_sent_to_the_first_gpu_costs_time_and_memory() -> None:
+    setup = next(s for s in setups() if s.configuration == "accelerate-low-first")
     one, many = outcome(setup, 1), outcome(setup, 32)
     # The first GPU holds no weights, and twice the cache of all the others.
     first = many.memory["gpu:0"]["decode"]

@@ -35,8 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        (["--out", "/proc/rows.jsonl"], "cannot add rows to /proc/rows.jsonl: "),
-        (["--memory-cap", "8GiB"], "--memory-cap stands in for a smaller GPU, and cpu-16c-64g has none"),
+        (["--out", "/proc/rows.jsonl"], "cannot append rows to /proc/rows.jsonl: "),
+        (["--memory-cap", "8GiB"], "--memory-cap simulates a smaller GPU, and cpu-16c-64g has no GPU"),
         (["--new-tokens", "100000"], "takes sequences of up to"),
     ],
 )
@@ -63,7 +63,7 @@ def test_a_plan_for_a_gpu_that_is_not_there_is_refused_before_weights_are_writte
     weights = tmp_path / "weights"
     words = ["--model", str(TRAINED), "--random-weights", str(weights)]
     assert cli.main.run(["bench", str(tmp_path / "plan"), *words]) == 4
-    assert "no GPU can be seen here" in capsys.readouterr().err
+    assert "no GPU is visible here" in capsys.readouterr().err
     assert not weights.exists()
 
 
@@ -83,7 +83,7 @@ def test_without_a_gpu_it_says_what_was_not_measured(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main.run(["bench", str(folder), "--checkpoint", str(TRAINED)]) == 0
-    assert "No GPU took part, so there is no GPU memory to measure." in capsys.readouterr().out
+    assert "The runs used no GPU, so no GPU memory was measured." in capsys.readouterr().out
 
 
 def test_rows_are_in_the_file_while_a_later_batch_still_runs(folder: Path, tmp_path: Path) -> None:

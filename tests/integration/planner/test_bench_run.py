@@ -80,10 +80,10 @@ def check_ran(row: Row, new_tokens: int = 4, *, calls: range = range(1, 6)) -> N
 def test_a_cpu_plan_at_two_batches(isolate: bool, trained: tuple[Model, ModuleGraph], tmp_path: Path) -> None:
     model, graph = trained
     plan = emitted(model, "cpu", tmp_path / "cpu")
-    told: list[Row] = []
-    rows = bench(job(plan, graph, tmp_path / "cpu", batches=(3, 1), isolate=isolate), told.append)
+    reported: list[Row] = []
+    rows = bench(job(plan, graph, tmp_path / "cpu", batches=(3, 1), isolate=isolate), reported.append)
     assert [row.batch_size for row in rows] == [1, 3]
-    assert [row.batch_size for row in told] == [3, 1]
+    assert [row.batch_size for row in reported] == [3, 1]
     for row in rows:
         check_ran(row)
         assert row.predicted is not None
@@ -99,7 +99,7 @@ def test_weights_on_disk_and_several_calls(trained: tuple[Model, ModuleGraph], t
     model, graph = trained
     folder = tmp_path / "streamed"
     plan = emitted(model, "accelerate", folder)
-    (row,) = bench(job(plan, graph, folder, batches=(2,), repeat=7, speaks=False))
+    (row,) = bench(job(plan, graph, folder, batches=(2,), repeat=7, is_predictable=False))
     assert row.predicted is None
     check_ran(row, calls=range(7, 8))
 
@@ -189,7 +189,7 @@ def test_a_plan_from_the_command_line(trained: tuple[Model, ModuleGraph], tmp_pa
     ]
     result = CliRunner().invoke(command, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    for heading in ("measured", "memory", "predicted beside measured", "P99", "reserved"):
+    for heading in ("measured", "memory", "predicted and measured", "P99", "reserved"):
         assert heading in result.stdout
     assert not (tmp_path / "w").exists()
 
@@ -216,13 +216,15 @@ def test_what_cannot_be_meant_is_a_usage_error(words: list[str]) -> None:
 def test_every_baseline_is_a_folder_with_a_prediction(
     name: str, trained: tuple[Model, ModuleGraph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU's profile: nothing is run, and the cost model speaks for each."""
+    """On a GPU's profile: nothing is run, and the cost model predicts each."""
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     spec = resolve(str(TRAINED))
     workload = Workload(batch_size=2, dtype="float16", **LENGTHS)
-    plan, speaks, way = write_baseline(name, spec, trained[0], load("t4"), workload, tmp_path / "folder")
-    assert speaks
-    assert predict(*repriced(plan, trained[1], workload, way=way)) == plan.prediction
+    plan, is_predictable, runtime_model = write_baseline(
+        name, spec, trained[0], load("t4"), workload, tmp_path / "folder"
+    )
+    assert is_predictable
+    assert predict(*repriced(plan, trained[1], workload, runtime_model=runtime_model)) == plan.prediction
     assert plan.prediction.tokens_per_s > 0
     assert plan.main_device == ("cpu" if name == "cpu" else "gpu:0")
     written = {path.name for path in (tmp_path / "folder").iterdir()}
@@ -251,9 +253,18 @@ def test_a_gpu_baseline_runs_one_tier_down(
     folder = tmp_path / "folder"
     spec = resolve(str(TRAINED))
     workload = Workload(batch_size=2, dtype="float32", **LENGTHS)
-    plan, speaks, way = write_baseline(name, spec, trained[0], load("t4"), workload, folder)
+    plan, is_predictable, runtime_model = write_baseline(name, spec, trained[0], load("t4"), workload, folder)
     (folder / "plan.json").write_bytes(encode(one_tier_down(plan)))
-    rows = bench(job(plan, trained[1], folder, batches=(1, 2), speaks=speaks, way=way))
+    rows = bench(
+        job(
+            plan,
+            trained[1],
+            folder,
+            batches=(1, 2),
+            is_predictable=is_predictable,
+            runtime_model=runtime_model,
+        )
+    )
     for row in rows:
         check_ran(row)
         assert row.predicted is not None
@@ -264,13 +275,15 @@ def test_a_cap_below_a_context_is_refused(trained: tuple[Model, ModuleGraph], tm
     folder = tmp_path / "folder"
     spec = resolve(str(TRAINED))
     workload = Workload(batch_size=2, dtype="float16", **LENGTHS)
-    plan, _, way = write_baseline("resident", spec, trained[0], load("t4"), workload, folder)
+    plan, _, runtime_model = write_baseline("resident", spec, trained[0], load("t4"), workload, folder)
     with pytest.raises(InvalidInputError, match="CUDA context"):
-        bench(job(plan, trained[1], folder, batches=(1,), way=way, memory_cap_bytes=2**20))
+        bench(
+            job(plan, trained[1], folder, batches=(1,), runtime_model=runtime_model, memory_cap_bytes=2**20)
+        )
 
 
 def test_several_ranks_with_streams_of_their_own(trained: tuple[Model, ModuleGraph], tmp_path: Path) -> None:
-    """Two processes, started by the folder's own code; one row speaks for both."""
+    """Two processes, started by the folder's own code; one row describes both."""
     folder = tmp_path / "ranks"
     (runtime_model,) = runtime_models(["zero-inference"])
     profile = load("2xt4")

@@ -1,4 +1,4 @@
-"""What `bench` does only where a GPU runs the plan: its thread goes from core to core between tokens."""
+"""What `bench` does only where a GPU runs the plan: its thread is rotated over the cores between tokens."""
 
 import time
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from fixtures.train import TRAINED
-from planner.bench.ladder import _is_gpus_alone, _Walking
+from planner.bench.ladder import _is_gpu_only, _RotatingClock
 
 
 class Clock(transformers.LogitsProcessor):
@@ -22,10 +22,10 @@ class Clock(transformers.LogitsProcessor):
         return scores
 
 
-def test_a_walking_clock_sees_every_token_and_changes_none() -> None:
+def test_a_rotating_clock_sees_every_token_and_changes_none() -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(TRAINED).eval()
     moves: list[float] = []
-    clock = _Walking(Clock(), lambda: moves.append(time.perf_counter()))
+    clock = _RotatingClock(Clock(), lambda: moves.append(time.perf_counter()))
     options: dict[str, Any] = {
         "max_new_tokens": 5,
         "min_new_tokens": 5,
@@ -34,13 +34,13 @@ def test_a_walking_clock_sees_every_token_and_changes_none() -> None:
     }
     ids = torch.tensor([[7, 8, 9]])
     plain = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
-    walked = model.generate(
+    rotated = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         logits_processor=transformers.LogitsProcessorList([clock]),
         **options,
     )
-    assert torch.equal(plain, walked)
+    assert torch.equal(plain, rotated)
     assert len(clock.times) == len(moves) == 5
     # Each time is noted before the thread moves.
     assert all(noted <= moved for noted, moved in zip(clock.times, moves, strict=True))
@@ -52,7 +52,7 @@ def placement(stored_on: str, runs_on: str = "gpu:0") -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "main, placements, walks",
+    "main, placements, rotates",
     [
         ("gpu:0", [placement("gpu:0"), placement("cpu")], True),
         ("gpu:0", [placement("gpu:0"), placement("peers")], True),
@@ -62,7 +62,7 @@ def placement(stored_on: str, runs_on: str = "gpu:0") -> dict[str, str]:
         ("cpu", [placement("disk", "cpu")], False),
     ],
 )
-def test_it_walks_where_no_other_thread_of_the_host_works(
-    main: str, placements: list[dict[str, str]], walks: bool
+def test_it_rotates_where_no_other_thread_of_the_host_works(
+    main: str, placements: list[dict[str, str]], rotates: bool
 ) -> None:
-    assert _is_gpus_alone({"execution": {"main": main}, "placements": placements}) is walks
+    assert _is_gpu_only({"execution": {"main": main}, "placements": placements}) is rotates

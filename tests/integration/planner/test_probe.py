@@ -89,7 +89,7 @@ def test_the_profile_plans(here: tuple[Path, dict[str, object]]) -> None:
 
 def test_a_part_that_takes_too_long_is_left_out() -> None:
     findings = probe(disk_folder=None, timeout_s=0.01)
-    assert "the disk was left out, as asked" in findings.missing
+    assert "the disk was not measured, as requested" in findings.missing
     late = [sentence for sentence in findings.missing if "did not end within" in sentence]
     assert {"the host's own work", "the processor"} <= {sentence.split(" could not")[0] for sentence in late}
     assert set(findings.quantities) == {"host.installed_memory_bytes", "host.memory_bytes"}
@@ -144,7 +144,7 @@ def test_a_disk_in_memory_is_none(tmp_path: Path) -> None:
     findings = msgspec.json.decode(out.read_bytes(), type=Findings)
     assert findings.quantities == {}
     (sentence,) = findings.missing
-    assert "no local disk" in sentence
+    assert "not a local disk" in sentence
 
 
 def test_a_gpu_that_torch_does_not_see_is_said_and_is_none(tmp_path: Path) -> None:

@@ -101,5 +101,5 @@ def test_shards_that_do_not_fit_the_plan_are_refused(
 def test_a_folder_of_shards_that_is_none_is_refused(tmp_path: Path) -> None:
     checkpoint = save("llama", tmp_path / "llama")
     folder = written(checkpoint, "deepspeed-tp", 2, tmp_path / "plan")
-    with pytest.raises(InvalidInputError, match="absent is no folder; cut the checkpoint with `reshard`"):
+    with pytest.raises(InvalidInputError, match="absent is not a folder; write the shards with `reshard`"):
         proved(folder, checkpoint, tmp_path / "absent")

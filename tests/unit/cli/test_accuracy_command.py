@@ -13,5 +13,5 @@ def test_a_plot_that_cannot_be_written_is_refused_before_the_table_is(
 ) -> None:
     out = tmp_path / "accuracy.md"
     assert cli.main.run(["accuracy", "--out", str(out), "--plot", str(tmp_path / plot)]) == 3
-    assert "must be a .png or .svg file in a folder that is there" in capsys.readouterr().err
+    assert "must be a .png or .svg file in an existing folder" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -69,7 +69,7 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "56.0 KiB per token" in text
     assert "OPTDecoderLayer 1.00M 28.0 KiB 2.00 GFLOP 4,096" in text
     assert "must share a device: model.decoder.embed_tokens, lm_head" in text
-    assert "one tensor: model.decoder.embed_tokens.weight = lm_head.weight" in text
+    assert "tied tensors: model.decoder.embed_tokens.weight = lm_head.weight" in text
     assert "model.decoder.embed_tokens Embedding 5.00K" in text
     # The cell may break at its spaces, and the other columns then stand between its parts.
     for part in ("2 ×", "model.decoder.layers.0 …"):

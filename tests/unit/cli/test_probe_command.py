@@ -24,14 +24,22 @@ def test_every_number_is_shown_in_its_unit(capsys: pytest.CaptureFixture[str]) -
             "host": {"num_cores": 8},
         },
         num_gpus=1,
-        missing=("the disk was left out, as asked",),
+        missing=("the disk was not measured, as requested",),
         series={},
         date="2026-01-02",
         versions={},
     )
     _show(result)
     shown = capsys.readouterr().out
-    for text in ("16.0 GiB", "0.812", "65.0 TFLOP/s", "12.3 GB/s", "15.0 µs", "3%", "left out, as asked"):
+    for text in (
+        "16.0 GiB",
+        "0.812",
+        "65.0 TFLOP/s",
+        "12.3 GB/s",
+        "15.0 µs",
+        "3%",
+        "not measured, as requested",
+    ):
         assert text in shown
     assert "num_cores" not in shown
 

@@ -43,10 +43,10 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "column 0 112 75% ….dense.weight" in text
     assert "row 1 112 100%" in text
     assert "injection policy: BloomBlock: self_attention.dense" in text
-    assert "added once, after the all-reduce: transformer.h.*.self_attention.dense.bias" in text
-    assert f"partly on every rank, so that others can be cut: {_UP}" in text
-    assert "hold a tensor of heads that is no parameter: transformer.h.*.self_attention" in text
-    assert "operations without a rule, whose inputs stay together: aten.strange" in text
+    assert "biases added once, after the all-reduce: transformer.h.*.self_attention.dense.bias" in text
+    assert f"partly replicated, so that others can be sharded: {_UP}" in text
+    assert "contain a tensor of heads that is not a parameter: transformer.h.*.self_attention" in text
+    assert "operations without a rule, whose inputs are not sharded: aten.strange" in text
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:

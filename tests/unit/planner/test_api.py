@@ -95,7 +95,7 @@ def test_values_show_themselves_in_a_notebook(plan: planner.Plan) -> None:
     named = planner.load_model("gpt-j-6b")
     machines = planner.compare(named, ["t4"], REQUEST)
     for value, words in (
-        (plan, "Every runtime at its best"),
+        (plan, "Best configuration of each runtime"),
         (planner.explain(plan), "stored on"),
         (machines, "tokens/s"),
         (named, "GPTJForCausalLM"),

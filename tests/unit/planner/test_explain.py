@@ -50,7 +50,7 @@ def test_what_runs_beside_the_device_bounds_a_phase_where_it_takes_longer() -> N
     assert found.part == "weight_movement"
     assert found.share == pytest.approx(1.5 / 1.6)
     assert (
-        "copying streamed weights is 94 % of it (1.50 s, 1.00 s of the device's own work beside"
+        "copying streamed weights is 94 % of it (1.50 s, in parallel with 1.00 s of computation)"
         in found.sentence
     )
     host = bound("decode", TimeBreakdown(compute=0.047, host_overhead=0.021), covers="host_overhead")

@@ -1,11 +1,11 @@
-"""Benchmark rows priced again: errors, borders, points and the picture of them."""
+"""Benchmark rows priced again: errors, largest_batches, points and the picture of them."""
 
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from planner.accuracy.own import OwnLine, borders, own_lines, planned_rows
+from planner.accuracy.own import OwnLine, largest_batches, own_lines, planned_rows
 from planner.accuracy.own_report import fits_right, own_markdown, own_medians
 from planner.accuracy.points import Point, own_points
 from planner.bench.rows import PlanRecord, Row, append, read, record_of
@@ -17,7 +17,7 @@ ROWS = RESULTS / "2026-11-21-h100-probed-rows.jsonl"
 SECOND = RESULTS / "2026-11-21-h100-second-rows.jsonl"
 THIRD = RESULTS / "2026-11-21-h100-third-rows.jsonl"
 LINES = own_lines([ROWS])
-#: What nobody plans: stock allocators leave holes of their own, which are not priced.
+#: Baselines without a plan: the default allocators cause fragmentation, which is not modelled.
 STOCK = ("accelerate-auto", "resident")
 
 
@@ -61,30 +61,30 @@ def test_plans_stay_within_what_is_promised() -> None:
     assert all(name.endswith("largest-64") for name in out)
 
 
-def test_a_border_lies_between_what_ran_and_what_did_not() -> None:
-    found = borders([ROWS, SECOND, THIRD])
+def test_the_predicted_largest_batch_lies_between_what_ran_and_what_did_not() -> None:
+    found = largest_batches([ROWS, SECOND, THIRD])
     assert [sum(one.file == path.name for one in found) for path in (ROWS, SECOND, THIRD)] == [6, 11, 8]
     for one in found:
         assert one.ran < one.failed
         assert one.feasible is not None
         if one.name not in STOCK:
-            # Nothing that was planned is called feasible and does not run, and little is called too large.
+            # No batch that ran out of memory is predicted to fit, and few that ran are predicted not to fit.
             assert 0.9 * one.ran <= one.feasible < one.failed
 
 
-def test_plans_of_one_name_have_borders_of_their_own() -> None:
+def test_plans_of_one_name_have_largest_batches_of_their_own() -> None:
     """Accelerate's plan ran at the batch at which ZeRO-Inference's, in a folder called the same, did not."""
     lines = [line for line in own_lines([SECOND]) if line.row.name == "gpt-j-6b-8GiB-throughput"]
     assert [(line.row.runtime, line.row.status) for line in lines] == [
         ("accelerate", "ok"),
         ("zero-inference", "out_of_memory"),
     ]
-    (border,) = [one for one in borders([SECOND]) if one.name == "gpt-j-6b-8GiB-throughput"]
-    assert (border.ran, border.failed) == (0, lines[1].row.batch_size)
+    (largest,) = [one for one in largest_batches([SECOND]) if one.name == "gpt-j-6b-8GiB-throughput"]
+    assert (largest.ran, largest.failed) == (0, lines[1].row.batch_size)
 
 
 def test_the_table_has_every_row_and_the_plot_every_number(tmp_path: Path) -> None:
-    text = own_markdown(LINES, borders([ROWS]))
+    text = own_markdown(LINES, largest_batches([ROWS]))
     assert text.count("| ok |") + text.count("| out_of_memory |") == len(LINES)
     points = own_points(LINES)
     assert len(points) == sum(m.num_rows for m in own_medians(LINES))
@@ -119,4 +119,4 @@ def test_a_row_of_an_unknown_model_says_why_it_is_not_priced(tmp_path: Path) -> 
     append(path, [unknown, renamed])
     (line,) = own_lines([path])
     assert "no-such-model" in line.reason
-    assert "not priced" in own_markdown([line], borders([path]))
+    assert "not predicted" in own_markdown([line], largest_batches([path]))

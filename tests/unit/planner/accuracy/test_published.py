@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from planner.accuracy.compare import KINDS
-from planner.accuracy.configurations import WAYS
+from planner.accuracy.configurations import CONFIGURATIONS
 from planner.accuracy.published import PublishedRow, rows
 from planner.accuracy.setups import machine_file, setup_of, setups
 from planner.accuracy.summary import TABLES
@@ -31,9 +31,9 @@ def test_every_row_is_priced_or_says_why_not(row: PublishedRow) -> None:
     setup = setup_of(row)
     assert row.metric in KINDS
     assert row.is_out_of_memory or float(row.value) >= 0
-    assert bool(setup.reason) != bool(setup.way)
-    if setup.way:
-        assert setup.way in WAYS
+    assert bool(setup.reason) != bool(setup.configuration)
+    if setup.configuration:
+        assert setup.configuration in CONFIGURATIONS
         profile = load(machine_file(setup.machine))
         assert profile.num_gpus == int(row.n_gpus)
         assert setup.new_tokens == int(row.gen_len or setup.new_tokens)

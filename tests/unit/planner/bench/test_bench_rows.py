@@ -126,5 +126,5 @@ def test_a_row_that_no_benchmark_can_have_written_is_refused(
     append(path, [row(plan)])
     assert read(path) == (row(plan),)
     path.write_text(json.dumps(json.loads(path.read_text()) | change) + "\n")
-    with pytest.raises(BadFileError, match="line 1, is no benchmark row"):
+    with pytest.raises(BadFileError, match="line 1, is not a benchmark row"):
         read(path)

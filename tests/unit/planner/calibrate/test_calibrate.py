@@ -105,7 +105,7 @@ def test_a_time_that_is_none_is_refused(change: dict[str, Any], tmp_path: Path) 
         damaged = msgspec.structs.replace(row.measured, **change)
         append(path, [record_of(plan), msgspec.structs.replace(row, measured=damaged)])
     # JSON has no NaN: it is written as null, which is no number.
-    with pytest.raises(BadFileError, match=r"is no benchmark row: Expected `float"):
+    with pytest.raises(BadFileError, match=r"is not a benchmark row: Expected `float"):
         Sample(PROFILE, [path])
 
 
@@ -130,7 +130,7 @@ def test_why_rows_were_left_out_is_said(tmp_path: Path) -> None:
         Sample(PROFILE, [path])
     assert "0 configurations" in str(caught.value)
     assert "1 row did not run" in str(caught.value)
-    assert "1 row cannot be priced (the plan's model nosuch is not where it was planned from" in str(
+    assert "1 row cannot be predicted (the plan's model nosuch is not where it was planned from" in str(
         caught.value
     )
     assert "unknown model 'nosuch'" in str(caught.value)

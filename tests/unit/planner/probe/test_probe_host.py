@@ -133,7 +133,7 @@ def test_no_memory_left_is_said_and_the_rest_is_found(tmp_path: Path) -> None:
     measure(findings, machine)
     assert set(findings.quantities) == {"host.installed_memory_bytes"}
     (sentence,) = findings.missing
-    assert "the memory that a process may fill could not be measured" in sentence
+    assert "the memory that a process may use could not be measured" in sentence
     assert "leaves 0 bytes" in sentence
 
 

@@ -176,7 +176,7 @@ def test_an_emulated_dtype_is_left_out_where_plans_would_run_in_it(tmp_path: Pat
         assert set(getattr(without.host, rates)) == {"float32", "bfloat16"}
     (sentence,) = result_of(findings(0)).missing
     assert "float16 on the processor is left out" in sentence
-    assert "1 GB/s and those in float32 12" in sentence
+    assert "1 GB/s in float16 and 12 GB/s in float32" in sentence
     assert without.host.memory_bandwidth_bytes_per_s.note.startswith("by float32")
     beside = loaded(findings(1), tmp_path)
     assert set(beside.host.flops_per_s) == {"float32", "bfloat16", "float16"}
@@ -203,7 +203,7 @@ def test_without_a_word_of_what_is_free_a_share_of_the_memory_is_taken_off(tmp_p
 def test_a_number_that_no_profile_may_hold_is_refused() -> None:
     found = findings(0)
     found.quantities["host.op_overhead_s"] = one(-1.0)
-    with pytest.raises(RuntimeFailure, match="makes no profile"):
+    with pytest.raises(RuntimeFailure, match="do not give a valid profile"):
         to_toml(result_of(found))
 
 

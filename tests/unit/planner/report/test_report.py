@@ -165,7 +165,7 @@ def test_pictures_alone(tmp_path: Path, suffix: str) -> None:
 def test_another_suffix_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"ends in \.html"):
         write_report(PLAN, CANDIDATE, tmp_path / "report.pdf")
-    with pytest.raises(InvalidInputError, match="is no folder"):
+    with pytest.raises(InvalidInputError, match="is not a folder"):
         write_report(PLAN, CANDIDATE, tmp_path / "none" / "report.html")
     (tmp_path / "report.html").mkdir()
     with pytest.raises(InvalidInputError, match="is a folder"):
