@@ -98,7 +98,7 @@ def test_both_writers_name_the_same_weights_or_refuse_for_the_same_reason(name: 
             zero_inference.weight_quantization(source, decisions, scheme)
         with pytest.raises(InvalidInputError) as refused:
             weight_quantization(graph, bits)
-        reason = str(refused.value).partition(": ")[2].removesuffix("; plan without --weight-bits")
+        reason = str(refused.value).partition(": ")[2].removesuffix("; plan without `weight_bits`")
         assert str(raised.value).partition(": ")[2].startswith(reason)
         return
     block = weight_quantization(graph, bits)
@@ -120,7 +120,7 @@ def test_mixtral_weighs_what_its_four_projections_save() -> None:
 
 
 def test_an_empty_choice_says_so() -> None:
-    with pytest.raises(InvalidInputError, match=r"no Linear in its blocks.*plan without --weight-bits"):
+    with pytest.raises(InvalidInputError, match=r"no Linear in its blocks.*plan without `weight_bits`"):
         packed(graph_for(resolve("gpt2")), 8)
 
 
