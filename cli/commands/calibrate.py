@@ -17,9 +17,9 @@ _COLUMNS: Final = (
     Column("term", wraps=True),
     Column("value", is_number=True),
     Column("fitted", is_number=True),
-    Column("error without", is_number=True),
-    Column("error with", is_number=True),
-    Column("changed"),
+    Column("error", is_number=True),
+    Column("new error", is_number=True),
+    Column("taken"),
 )
 
 

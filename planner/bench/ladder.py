@@ -124,14 +124,9 @@ class _Runner:
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
+            message = f"while loading: {_first_line(error)}"
             for batch in self.wanted:
-                self._write(
-                    {
-                        "batch": batch,
-                        "status": "out_of_memory",
-                        "said": f"while loading: {_first_line(error)}",
-                    }
-                )
+                self._write({"batch": batch, "status": "out_of_memory", "said": message})
             return False
         self.load_s = time.perf_counter() - start
         self.load_peak = _host_peak()
@@ -224,11 +219,8 @@ class _Runner:
         generation.run(self.model, inputs, self.options, clock)
         report = generation.measured(clock, start, self.load_s)
         times = generation.gathered((clock.times[-1] - start, report["prefill_s"]))
-        return {
-            **report,
-            "whole_s": max(whole_s for whole_s, _ in times),
-            "first_s": max(first_s for _, first_s in times),
-        }
+        whole_s, first_s = (max(seconds) for seconds in zip(*times, strict=True))
+        return {**report, "whole_s": whole_s, "first_s": first_s}
 
     def _write(self, row: dict[str, Any]) -> None:
         """Append a row. Rank 0 writes the rows of all ranks; every rank writes its own out of memory."""
