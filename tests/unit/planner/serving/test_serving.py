@@ -129,7 +129,7 @@ def test_a_runtimes_own_requirements_stay(resident: Made) -> None:
 
 
 def test_requirements_are_the_projects_own() -> None:
-    project = (Path(__file__).parents[3] / "pyproject.toml").read_text()
+    project = (Path(__file__).parents[4] / "pyproject.toml").read_text()
     for line in (*djl._COMMON, *djl._DEEPSPEED):
         assert f'"{line}"' in project
 
