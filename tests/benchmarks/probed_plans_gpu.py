@@ -166,27 +166,16 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def borders(rows: list[dict[str, Any]], plans: dict[str, Any]) -> dict[str, Any]:
+def largest(rows: Path) -> dict[str, Any]:
     """Largest batch that is called feasible, and that ran, where the largest was looked for."""
-    import msgspec
+    from planner.accuracy.own import largest_batches
 
-    from planner.bench.repricing import largest_feasible
-    from planner.models.resolve import resolve
-    from planner.schema.plan import Plan
-    from planner.tracing.store import graph_for
-
-    found = {}
-    names = {(r["plan_sha256"], r["memory_cap_bytes"]) for r in rows if r["status"] == "out_of_memory"}
-    for sha, cap in names:
-        mine = [r for r in rows if r["plan_sha256"] == sha and r["memory_cap_bytes"] == cap]
-        plan = msgspec.convert(plans[sha], Plan)
-        ran = max((r["batch_size"] for r in mine if r["status"] == "ok"), default=0)
-        said = 0
-        if mine[0]["predicted"] is not None:
-            graph = graph_for(resolve(plan.model.name))
-            said = largest_feasible(plan, graph, plan.workload, memory_cap_bytes=cap)
-        found[f"{plan.model.name}:{mine[0]['name']}:{cap}"] = {"feasible": said, "ran": ran}
-    return found
+    if not rows.is_file():
+        return {}
+    return {
+        f"{batch.model}:{batch.name}:{batch.memory_cap_bytes}": {"feasible": batch.feasible, "ran": batch.ran}
+        for batch in largest_batches([rows])
+    }
 
 
 def _step(row: dict[str, Any]) -> float:
@@ -248,13 +237,12 @@ def _sum_up(runner: Runner, left_out: list[str]) -> dict[str, Any]:
     text = runner.rows.read_text() if runner.rows.is_file() else ""
     records = [json.loads(line) for line in text.splitlines()]
     rows = [record for record in records if record["kind"] == "row"]
-    plans = {record["sha256"]: record["plan"] for record in records if record["kind"] == "plan"}
     summary = {
         "date": time.strftime("%Y-%m-%d"),
         "profile": runner.profile.read_text().splitlines()[:6],
         "errors": errors(rows),
         "ratios": ratios(rows),
-        "largest_batch": borders(rows, plans),
+        "largest_batch": largest(runner.rows),
         "did_not_run": [(r["name"], r["batch_size"], r["said"][:200]) for r in rows if r["status"] != "ok"],
         "left_out": left_out,
         "commands": runner.log,
