@@ -210,6 +210,13 @@ class RuntimeModel(ABC):
         """What one rank holds and computes of the model: all of it, unless the runtime cuts it."""
         return graph
 
+    def notes(self, graph: ModuleGraph, execution: ExecutionConfig) -> tuple[str, ...]:
+        """What a user should know of a plan with this configuration: sentences without the final period.
+
+        `graph` is the whole model, as in `rank_graph`.
+        """
+        return ()
+
     def hook(self, profile: HardwareProfile) -> Quantity:
         """Host time of the runtime's hook around one module's forward."""
         return profile.host.hook_overhead_s

@@ -135,7 +135,8 @@ def _check(model: Model, profile: HardwareProfile, request: Request) -> None:
 
 
 def _notes(model: Model, winner: Candidate, fitting: list[Candidate], request: Request) -> tuple[str, ...]:
-    notes = list(model.graph.leaks)
+    runtime_model = winner.priced.problem.scenario.runtime_model
+    notes = [*model.graph.leaks, *runtime_model.notes(model.graph, winner.execution)]
     assignment = winner.priced.assignment
     if winner.execution.main != "cpu" and "cpu" in assignment.runs_on:
         notes.append(

@@ -18,7 +18,12 @@ from planner.cost.time_terms import copy_s, read_and_copy_s
 from planner.graph.schema import ModuleGraph, Node
 from planner.runtimes.zero_inference.parameters import parameters
 from planner.runtimes.zero_inference.prefetch_excess import Excess, excesses, merged
-from planner.runtimes.zero_inference.quantization import PackedGraph, packed, why_nothing
+from planner.runtimes.zero_inference.quantization import (
+    PackedGraph,
+    packed,
+    unquantized_note,
+    why_nothing,
+)
 from planner.runtimes.zero_inference.sizes import (
     MIN_SWAPPED_BYTES,
     Sizes,
@@ -114,6 +119,13 @@ class ZeroInferenceRuntime(RuntimeModel):
     def rank_graph(self, graph: ModuleGraph, execution: ExecutionConfig) -> ModuleGraph:
         """The whole model; with the weights packed that are quantized, wherever they are."""
         return packed(graph, execution.weight_bits)
+
+    def notes(self, graph: ModuleGraph, execution: ExecutionConfig) -> tuple[str, ...]:
+        """Which weights inside the blocks a plan with quantized weights leaves at 16 bits."""
+        if execution.weight_bits is None:
+            return ()
+        note = unquantized_note(graph, execution.weight_bits)
+        return () if note is None else (note,)
 
     def hook(self, profile: HardwareProfile) -> Quantity:
         """DeepSpeed's hooks fetch, wait, look ahead and release, in Python, without weights too."""

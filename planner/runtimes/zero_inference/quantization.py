@@ -9,8 +9,10 @@ from typing import Any
 
 import msgspec
 
+from planner.device_map.keys import join
 from planner.errors import InvalidInputError
 from planner.graph.schema import ItemsizeCost, ModuleGraph, Node, PhaseCost, Poly, Tensor
+from planner.tensor_parallel.patterns import pattern_of
 from quantize.deepspeed_block import post_init_quant
 from quantize.deepspeed_selection import EXPERTS, NO_LINEAR, Choice, Weight, choose, packed_elements
 from quantize.scheme import ZeroInference
@@ -52,6 +54,32 @@ def why_nothing(graph: ModuleGraph, num_bits: int) -> str | None:
     if choice.weights:
         return None
     return choice.refusals[0].sentence if choice.refusals else f"{graph.model_class}: {NO_LINEAR}"
+
+
+def unquantized_note(graph: ModuleGraph, num_bits: int) -> str | None:
+    """Which weights inside the blocks stay at 16 bits and why, as a sentence without its period.
+
+    Equal layers are named once, with `*` in the place of a layer's number. None when DeepSpeed quantizes all
+    weights that a plan asks for.
+    """
+    refusals = choice_for(graph, num_bits).refusals
+    if not refusals:
+        return None
+    patterns_of: dict[str, dict[str, None]] = {}
+    for refusal in refusals:
+        patterns_of.setdefault(refusal.reason, {})[pattern_of(refusal.name)] = None
+    clauses = [f"{' and '.join(patterns)} ({reason})" for reason, patterns in patterns_of.items()]
+    names = {refusal.name for refusal in refusals}
+    num_elements = sum(
+        tensor.num_elements
+        for node in graph.nodes
+        for tensor in node.tensors
+        if join(node.name, tensor.name) in names
+    )
+    return (
+        f"{len(names)} weights inside the blocks, {100 * num_elements / graph.num_parameters:.0f} % of the "
+        f"model's parameters, stay at 16 bits: {'; '.join(clauses)}"
+    )
 
 
 def weight_quantization(graph: ModuleGraph, num_bits: int) -> dict[str, Any]:
