@@ -130,8 +130,8 @@ def _why_lost(loser: Candidate, winner: Candidate, request: Request) -> str:
     if 0.999 < ratio < 1.001:
         return "as fast; the chosen one is simpler"
     if ratio < 1:
-        return f"{1 / ratio:.2f}× faster, not asked for"
-    what = {"latency": "slower", "throughput": "less", "cost": "dearer"}[request.objective]
+        return f"{1 / ratio:.2f}× faster; chosen by name only"
+    what = {"latency": "slower", "throughput": "less", "cost": "more expensive"}[request.objective]
     if request.objective == "throughput":
         return f"{100 * (1 - 1 / ratio):.0f} % {what}"
     return f"{ratio:.2f}× {what}" if ratio >= 1.1 else f"{100 * (ratio - 1):.1f} % {what}"

@@ -178,7 +178,7 @@ def _sizes(zero: Any, graph: ModuleGraph, execution: ExecutionConfig) -> Sizes:
     if offload.buffer_count < least:
         raise InvalidInputError(
             f"offload_param.buffer_count is {offload.buffer_count}, and one module of {graph.model_class} "
-            f"has {least} parameters that are read together; make it at least {2 * least + 3}"
+            f"has {least} parameters that are read together; make it at least {chosen.num_buffers}"
         )
     return msgspec.structs.replace(stated, num_buffers=offload.buffer_count, buffer=int(offload.buffer_size))
 

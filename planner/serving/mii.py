@@ -98,7 +98,7 @@ def serve(emitted: Emitted, plan: Plan, graph: ModuleGraph) -> Emitted:
 
 
 def runtimes(graph: ModuleGraph) -> tuple[str, ...] | None:
-    """The runtimes worth planning for a model that MII is to serve; None where its own engine may run it."""
+    """The runtimes to plan for when MII is to serve a model; None for all, where FastGen supports it."""
     return None if graph.model_type in FASTGEN else tuple(sorted(_LEGACY))
 
 

@@ -70,7 +70,7 @@ class ZeroInferenceRuntime(RuntimeModel):
         self._last_excesses: tuple[ModuleGraph, tuple[Excess, ...]] | None = None
 
     def configurations(self, profile: HardwareProfile) -> tuple[ExecutionConfig, ...]:
-        """One GPU or all; weights in host memory, on NVMe or on the GPUs; the cache on the GPU or the host."""
+        """One GPU or all; weights in host memory, on NVMe or on the GPUs; the cache on a GPU or on the host."""
         if profile.num_gpus == 0:
             return ()
         stores = [

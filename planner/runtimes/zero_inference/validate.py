@@ -269,8 +269,8 @@ def _zero(config: dict[str, Any]) -> Iterable[Finding]:
         yield Finding(
             kind="harmful",
             sentence=(
-                f"stage3_param_persistence_threshold {kept} keeps parameters that are stored on NVMe, and each "
-                f"of them occupies a buffer permanently; set it below {MIN_SWAPPED_BYTES // itemsize}"
+                f"stage3_param_persistence_threshold {kept} keeps parameters that are stored on NVMe, and "
+                f"each of them occupies a buffer permanently; set it below {MIN_SWAPPED_BYTES // itemsize}"
             ),
         )
 
