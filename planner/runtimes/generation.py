@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-# First, because it configures torch's allocator. Scripts import these names from this module.
+# First: it configures torch's allocator. Scripts import these names from this module.
 from ranks import (  # noqa: F401
     DEVICE,
     EXECUTION,
@@ -85,9 +85,8 @@ def check_model(checkpoint: str) -> None:
         with torch.device("meta"):
             model = auto_class().from_config(config)
     except ValueError as error:
-        stop(
-            f"{checkpoint} is no checkpoint that transformers knows: {' '.join(str(error).split())[:300]}", 3
-        )
+        reason = " ".join(str(error).split())[:300]
+        stop(f"{checkpoint} is no checkpoint that transformers knows: {reason}", 3)
     given = (type(model).__name__, sum(parameter.numel() for parameter in model.parameters()))
     planned = (PLAN["model"]["model_class"], PLAN["model"]["num_parameters"])
     if given != planned:
@@ -136,16 +135,13 @@ def tokenizer_for(checkpoint: str, model: Any) -> Any:
 
 @torch.no_grad()
 def run(model: Any, inputs: dict[str, torch.Tensor], args: argparse.Namespace, clock: Clock) -> torch.Tensor:
-    """Generate.
+    """New token ids, [sequences, new tokens]; of an encoder the likeliest token at each position.
 
     Args:
         model: the model.
         inputs: token ids and mask of this rank's sequences, [sequences, tokens].
         args: the command line.
         clock: records the time of every step.
-
-    Returns:
-        New token ids, [sequences, new tokens]; of an encoder the likeliest token at each position.
     """
     rows, prompt = inputs["input_ids"].shape
     keep_host_pages(NUM_STREAMS * rows * (prompt + args.new_tokens))

@@ -30,6 +30,7 @@ from planner.runtimes.zero_inference.sizes import (
     buffer_elements,
     sizes_for,
 )
+from planner.runtimes.zero_inference.transfers import gather_s, partition_copy_s, partition_read_s
 from planner.schema.breakdown import PHASES
 from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
@@ -70,7 +71,7 @@ class ZeroInferenceRuntime(RuntimeModel):
         self._last_excesses: tuple[ModuleGraph, tuple[Excess, ...]] | None = None
 
     def configurations(self, profile: HardwareProfile) -> tuple[ExecutionConfig, ...]:
-        """One GPU or all; weights in host memory, on NVMe or on the GPUs; the cache on a GPU or on the host."""
+        """On one GPU and on all; every store of the weights; the KV cache on the GPU or in host memory."""
         if profile.num_gpus == 0:
             return ()
         stores = [
@@ -148,11 +149,11 @@ class ZeroInferenceRuntime(RuntimeModel):
         quantities: list[Quantity] = [per_tensor]
         seconds = 0.0
         if stored_on in ("cpu", "disk"):
-            seconds = _copy_s(num_bytes, num_tensors, execution, profile, quantities)
+            seconds = partition_copy_s(num_bytes, num_tensors, execution, profile, quantities)
         if stored_on == "disk":
-            seconds = max(seconds, _read_s(num_bytes, num_tensors, profile, quantities))
+            seconds = max(seconds, partition_read_s(num_bytes, num_tensors, profile, quantities))
         if execution.num_ranks > 1:
-            seconds += _gather_s(num_bytes, num_tensors, execution.num_ranks, profile, quantities)
+            seconds += gather_s(num_bytes, num_tensors, execution.num_ranks, profile, quantities)
         return Movement(copy_s=seconds, host_s=num_tensors * per_tensor.value, quantities=tuple(quantities))
 
     def buffers(self, scenario: Scenario) -> Buffers:
@@ -263,49 +264,6 @@ def configuration(
 def _times(operation: Quantity, count: float) -> Quantity:
     """Host time of `count` operations."""
     return Quantity(value=count * operation.value, source=Source.ASSUMED, note="ZeRO-3's hooks on an H100 VM")
-
-
-def _copy_s(
-    num_bytes: int,
-    num_tensors: int,
-    execution: ExecutionConfig,
-    profile: HardwareProfile,
-    quantities: list[Quantity],
-) -> float:
-    """Seconds to copy each rank's partitions over its own link; host memory limits all links together."""
-    link = profile.host_to_device
-    if link is None:
-        raise ValueError(f"profile {profile.name!r} has no link to a GPU")
-    quantities += [link.latency_s, link.pinned_bytes_per_s, link.pageable_bytes_per_s]
-    pinned = execution.host_copies == "pinned"
-    seconds = copy_s(num_bytes / execution.num_ranks, link, pinned=pinned, num_copies=num_tensors)
-    if execution.num_ranks == 1:
-        return seconds
-    memory = profile.host.memory_bandwidth_bytes_per_s
-    quantities.append(memory)
-    return max(seconds, num_bytes / memory.value)
-
-
-def _read_s(num_bytes: int, num_tensors: int, profile: HardwareProfile, quantities: list[Quantity]) -> float:
-    """Seconds to read the partitions of all ranks from the one disk."""
-    disk = profile.disk
-    if disk is None:
-        raise ValueError(f"profile {profile.name!r} has no disk to stream from")
-    quantities += [disk.latency_s, disk.read_bytes_per_s]
-    return num_tensors * disk.latency_s.value + num_bytes / disk.read_bytes_per_s.value
-
-
-def _gather_s(
-    num_bytes: int, num_tensors: int, num_ranks: int, profile: HardwareProfile, quantities: list[Quantity]
-) -> float:
-    """Seconds to gather the other ranks' partitions, and to split the result, which is read and written."""
-    peer, gpu = profile.peer, profile.gpu
-    if peer is None or gpu is None:
-        raise ValueError(f"profile {profile.name!r} has no link between GPUs")
-    quantities += [peer.latency_s, peer.pinned_bytes_per_s, gpu.memory_bandwidth_bytes_per_s]
-    others = num_bytes * (num_ranks - 1) / num_ranks
-    split_s = 2 * num_bytes / (gpu.memory_bandwidth_bytes_per_s.value * gpu.bandwidth_efficiency.value)
-    return copy_s(others, peer, pinned=True, num_copies=num_tensors) + split_s
 
 
 def _held_bytes(num_bytes: int, execution: ExecutionConfig) -> int:
