@@ -16,14 +16,18 @@ def emit(plan: Plan, graph: ModuleGraph, folder: Path, *, server: str | None = N
     """Write the folder that runs a plan; see the runtime's own `emit` module.
 
     Args:
-        plan: what to run.
-        graph: the model's.
-        folder: where.
-        server: a server to put in front (see `planner.serving.registry`), or None.
+        plan: the plan.
+        graph: the model's graph.
+        folder: the folder to write; an existing plan there is replaced.
+        server: name of the server whose files are added (see `planner.serving.registry`), or None.
+
+    Returns:
+        The files.
 
     Raises:
-        UnknownNameError: the plan names a runtime that is not known, or `server` is none.
+        UnknownNameError: the plan's runtime or `server` is not known.
         InvalidInputError: `folder` holds something other than a plan, or the server cannot run this one.
+        RuntimeFailure: the folder cannot be written.
     """
     runtime_models([plan.runtime])
     package = plan.runtime.replace("-", "_")

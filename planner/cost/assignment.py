@@ -1,4 +1,4 @@
-"""A choice of places for everything that a problem places."""
+"""Where every unit of a problem runs and where every leaf is stored."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class Assignment:
         """Every unit on one device, and every leaf stored in one place.
 
         Args:
-            problem: priced.
-            runs_on: the device.
-            stored_on: the place; the same device for None.
+            problem: the priced scenario whose units are assigned.
+            runs_on: the device of every unit, `gpu:N` or `cpu`.
+            stored_on: the place of every leaf, that device or `cpu`, `disk` or `peers`; `runs_on` for None.
         """
         place = runs_on if stored_on is None else stored_on
         return cls(
@@ -35,17 +35,17 @@ class Assignment:
 
     @property
     def places(self) -> frozenset[str]:
-        """Every device that something lives or executes on."""
+        """Every device or place where something is stored or runs."""
         return frozenset(self.runs_on).union(*self.stored_on) if self.stored_on else frozenset(self.runs_on)
 
 
 def kind_of(device: str) -> str:
-    """`gpu:3` is a `gpu`."""
+    """The kind of a device or place: `gpu` for `gpu:N`; any other is its own kind."""
     return GPU if device.startswith("gpu:") else device
 
 
 def leaves(problem: Problem, assignment: Assignment) -> Iterable[tuple[str, LeafPrice, str]]:
-    """Where each leaf's unit executes, the leaf, and where it lives."""
+    """For each leaf: the device that its unit runs on, the leaf, and the place where it is stored."""
     for unit, runs_on, stored_on in zip(problem.units, assignment.runs_on, assignment.stored_on, strict=True):
         for leaf, place in zip(unit.leaves, stored_on, strict=True):
             yield runs_on, leaf, place

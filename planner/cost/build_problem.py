@@ -24,10 +24,10 @@ from planner.schema.workload import Workload
 
 
 def price(scenario: Scenario) -> Problem:
-    """Price one rank's scenario.
+    """Price one rank's scenario: work, memory and movement of every unit and leaf.
 
     Raises:
-        InvalidInputError: the device does not run the workload's dtype.
+        InvalidInputError: the device has no rate for the workload's dtype.
     """
     graph, chain, workload = scenario.graph, scenario.chain, scenario.workload
     runtime_model = scenario.runtime_model
@@ -55,7 +55,13 @@ def price(scenario: Scenario) -> Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contexts:
-    """Self-attention context: at the end of each phase, and the mean over decode steps."""
+    """Tokens in the self-attention cache.
+
+    Attributes:
+        prefill: after prefill.
+        decode: after the last decode step.
+        mean: in the mean decode step.
+    """
 
     prefill: int
     decode: int
@@ -63,7 +69,7 @@ class Contexts:
 
     @classmethod
     def of(cls, graph: ModuleGraph, workload: Workload) -> "Contexts":
-        """For one `generate()` call: step i of `new_tokens - 1` sees the first context plus i."""
+        """The contexts of one `generate()` call; after decode step i the first one has grown by i tokens."""
         steps = workload.new_tokens - 1
         return cls(
             prefill=self_context(graph, workload, 0),
@@ -72,11 +78,11 @@ class Contexts:
         )
 
     def last(self, phase: str) -> int:
-        """At the phase's end, where memory is worst."""
+        """The context at the end of a phase, where memory use is largest."""
         return self.prefill if phase == "prefill" else self.decode
 
     def typical(self, phase: str) -> int:
-        """What the phase's time is priced at."""
+        """The context at which the time of a phase is priced."""
         return self.prefill if phase == "prefill" else self.mean
 
 
@@ -91,7 +97,7 @@ def _engines(scenario: Scenario) -> dict[str, Engine]:
 
 
 def _capacities(scenario: Scenario) -> dict[str, Capacity]:
-    """Of the GPUs that one rank can use, and of the host, which all ranks share."""
+    """Capacities of the GPUs that one rank can use, and of the host, which all ranks share."""
     profile, execution = scenario.profile, scenario.execution
     capacities: dict[str, Capacity] = {}
     if execution.main != "cpu" and profile.gpu is not None:
@@ -115,25 +121,25 @@ class _Pricer:
         self.workload = scenario.workload
 
     def units(self) -> tuple[UnitPrice, ...]:
-        """Price each structure once; its twins differ in names only."""
-        first: dict[bytes, UnitPrice] = {}
+        """Price every unit; units of equal structure are priced once, since only their names differ."""
+        by_structure: dict[bytes, UnitPrice] = {}
         result = []
         for unit in self.scenario.chain.units:
-            twin = first.get(unit.key)
-            if twin is None:
-                first[unit.key] = twin = self._unit(unit)
-            result.append(_renamed(twin, unit) if twin.unit is not unit else twin)
+            priced = by_structure.get(unit.key)
+            if priced is None:
+                by_structure[unit.key] = priced = self._unit(unit)
+            result.append(_renamed(priced, unit) if priced.unit is not unit else priced)
         return tuple(result)
 
     def live(self, node: Node, phase: str) -> int | None:
-        """Activations while a module's own code runs; None where it has none."""
+        """Activation bytes while a module's own operations run; None where it has none in the phase."""
         cost = phase_cost(node, phase, self.workload)
         if cost is None or cost.num_ops == 0:
             return None
         return peak_bytes(node, phase, self.workload, self.contexts.last(phase))
 
     def peak(self, nodes: Iterable[Node], phase: str) -> int:
-        """The most activations while any of some modules runs."""
+        """The largest activation bytes while any of the modules runs."""
         context = self.contexts.last(phase)
         return largest(peak_bytes(node, phase, self.workload, context) for node in nodes)
 
@@ -146,14 +152,14 @@ class _Pricer:
         *,
         hook_s: float,
     ) -> UnitWork:
-        """The work of some modules in one phase.
+        """The work of the modules `nodes` in one phase.
 
         Args:
             nodes: the modules.
-            weights: module → bytes of its parameters.
-            engine: what runs them.
+            weights: module → bytes of its parameters; a module that is absent has none.
+            engine: the GPU or CPU that runs them.
             phase: `prefill` or `decode`.
-            hook_s: host time of the runtime's hooks on them.
+            hook_s: host time of the runtime's hooks on them, in seconds per forward.
         """
         context, nodes = self.contexts.typical(phase), tuple(nodes)
         return UnitWork(
@@ -198,7 +204,7 @@ class _Pricer:
         return sum(kv_bytes(node, self.workload, self.contexts.last(phase)) for node in unit.nodes)
 
     def _memory(self, unit: Unit, kind: str, kv: int) -> MemoryTerm:
-        """A unit's buffers, and its cache unless that is offloaded; on a GPU a growing cache fragments."""
+        """A unit's buffers, its cache unless that is offloaded, and on a GPU the cache's fragmentation."""
         cached = kv if self.scenario.execution.kv_cache == "device" else 0
         return MemoryTerm(
             weights=sum(leaf.buffer_bytes(self.workload.itemsize_bytes) for leaf in unit.leaves),
@@ -227,23 +233,24 @@ class _Pricer:
         )
 
 
-def _renamed(twin: UnitPrice, unit: Unit) -> UnitPrice:
-    leaves = zip(unit.leaves, twin.leaves, strict=True)
-    return replace(twin, unit=unit, leaves=tuple(replace(priced, leaf=leaf) for leaf, priced in leaves))
+def _renamed(price: UnitPrice, unit: Unit) -> UnitPrice:
+    """The price of a unit of equal structure, with the names of `unit`."""
+    leaves = zip(unit.leaves, price.leaves, strict=True)
+    return replace(price, unit=unit, leaves=tuple(replace(priced, leaf=leaf) for leaf, priced in leaves))
 
 
 def _restaged(unit: UnitPrice, peaks: Mapping[str, Mapping[str, int]]) -> UnitPrice:
-    """The unit as a runtime stages it that fetches ahead: see `RuntimeModel.streamed_peaks`."""
+    """The unit with the peaks of a runtime that prefetches: see `RuntimeModel.streamed_peaks`."""
     leaves = []
     for leaf in unit.leaves:
-        found = [peaks[module.name] for module in leaf.leaf.modules if module.name in peaks]
-        worst = {phase: largest(one[phase] for one in found) for phase in PHASES}
+        of_modules = [peaks[module.name] for module in leaf.leaf.modules if module.name in peaks]
+        worst = {phase: largest(of_module[phase] for of_module in of_modules) for phase in PHASES}
         leaves.append(replace(leaf, streamed_peak=worst))
     return replace(unit, leaves=tuple(leaves))
 
 
 def _crossing_bytes(graph: ModuleGraph, chain: Chain, workload: Workload) -> dict[str, int]:
-    """The widest flow into a unit from outside it: the residual stream, near enough."""
+    """Bytes of the widest edge into a unit from another one, which is the residual stream in practice."""
     unit_of = {n.name: index for index, unit in enumerate(chain.units) for n in unit.nodes}
     per_token = max(
         (

@@ -1,8 +1,8 @@
-"""The one sum of memory: bytes of an assignment, per device and phase.
+"""Memory of an assignment: bytes per device and phase. The one place where its parts are added.
 
 What a unit, a leaf and the runtime add to a device are linear terms (`MemoryTerm`). Evaluation adds them up
-here, the search's integer program has them as coefficients, and stages are filled by the same sum. Beside
-them stands the largest of activations and streamed modules, which follow each other.
+here, the search's integer program has them as coefficients, and pipeline stages are filled by the same sum.
+Activations and streamed modules are no terms: they replace each other in time, so only their maximum counts.
 """
 
 import math
@@ -27,7 +27,13 @@ from planner.schema.breakdown import PHASES, MemoryBreakdown
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shortage:
-    """The device that lacks most: by how many bytes, and in which phase."""
+    """A device whose capacity is exceeded.
+
+    Attributes:
+        device: `gpu:N`, `cpu` or `disk`.
+        phase: `prefill` or `decode`.
+        num_bytes: bytes missing.
+    """
 
     device: str
     phase: str
@@ -35,7 +41,10 @@ class Shortage:
 
 
 def memory(problem: Problem, assignment: Assignment) -> dict[str, dict[str, MemoryBreakdown]]:
-    """Bytes per device and phase, of all ranks: their GPUs are alike, and they share the host."""
+    """Memory of all ranks as device → phase → bytes; the disk is listed when something is stored on it.
+
+    Every rank's GPU holds the same bytes, and the ranks share the host.
+    """
     execution = problem.scenario.execution
     spread = _spread(problem, assignment)
     result: dict[str, dict[str, MemoryBreakdown]] = {}
@@ -44,7 +53,7 @@ def memory(problem: Problem, assignment: Assignment) -> dict[str, dict[str, Memo
             result[device] = _of_device(problem, assignment, spread, device)
     for rank in range(1, execution.num_ranks if execution.main != CPU else 1):
         result[f"gpu:{rank}"] = result[execution.main]
-    # The host after the GPUs, as tables have it.
+    # Moved to the end: tables list the host after the GPUs.
     result[CPU] = result.pop(CPU)
     disk = problem.scenario.profile.disk
     if any(DISK in stored_on for stored_on in assignment.stored_on) and disk is not None:
@@ -64,8 +73,8 @@ class _Spread(NamedTuple):
 
     Attributes:
         stored: place → bytes of all weights that are stored there.
-        charged: device → bytes of the weights that count as its own; what is streamed from a store of
-            everything is counted with the store.
+        charged: device → bytes of the weights that are counted as stored there; what is streamed from a store
+            that holds every weight is counted with that store, in `Buffers`.
         streamed: device → the leaves that run on it and are stored elsewhere.
     """
 
@@ -75,7 +84,7 @@ class _Spread(NamedTuple):
 
 
 def _spread(problem: Problem, assignment: Assignment) -> _Spread:
-    """In one walk over the leaves, since a search asks it of many devices many times."""
+    """All three tables in one pass over the leaves, because a search computes them many times."""
     spread = _Spread({}, {}, {})
     for runs_on, leaf, stored_on in leaves(problem, assignment):
         spread.stored[stored_on] = spread.stored.get(stored_on, 0) + leaf.stored_bytes
@@ -112,15 +121,15 @@ def device_memory(
     streamed: Iterable[LeafPrice] = (),
     streams: bool = False,
 ) -> dict[str, MemoryBreakdown]:
-    """The sum for one device: its terms, the worst moment of what follows each other, and the slack.
+    """Memory of one device: its terms, the largest of activations and streamed modules, and the slack.
 
     Args:
-        problem: priced.
+        problem: the priced scenario.
         device: `gpu:N` or `cpu`.
-        units: those that run there.
-        weights_bytes: parameters that count as stored there.
-        streamed: leaves that run there and are stored elsewhere.
-        streams: whether the assignment streams anything, to whatever device.
+        units: those that run on the device.
+        weights_bytes: bytes of the parameters that are counted as stored on the device.
+        streamed: leaves that run on the device and are stored elsewhere.
+        streams: whether the assignment streams anything, to any device.
 
     Returns:
         Phase → bytes.
@@ -153,15 +162,15 @@ def device_memory(
 
 
 def stored_weights(problem: Problem, leaf: LeafPrice, stored_on: str, runs_on: str) -> MemoryTerm:
-    """What a leaf's parameters add to where they are stored.
+    """What a leaf's parameters add to the place where they are stored.
 
-    Nothing where the runtime has one store of everything and streams them from it: `Buffers` has that.
+    Nothing where the runtime streams them from a store that holds every weight: `Buffers` counts that store.
 
     Args:
-        problem: priced.
+        problem: the priced scenario.
         leaf: one of its leaves.
-        stored_on: a device or another place.
-        runs_on: the device that its unit runs on.
+        stored_on: `gpu:N`, `cpu`, `disk` or `peers`.
+        runs_on: the device that the leaf's unit runs on, `gpu:N` or `cpu`.
     """
     in_store = stored_on != runs_on and problem.scenario.runtime_model.stores_all
     return MemoryTerm(weights=0 if in_store else leaf.stored_bytes)
@@ -170,15 +179,15 @@ def stored_weights(problem: Problem, leaf: LeafPrice, stored_on: str, runs_on: s
 def runtime_term(
     problem: Problem, units: Iterable[UnitPrice], device: str, phase: str, *, streams: bool
 ) -> MemoryTerm:
-    """What a device holds besides its units: the runtime's buffers, and of an offloaded cache its part.
+    """What a device holds besides its units: the runtime's buffers, and its part of an offloaded cache.
 
     Args:
-        problem: priced.
-        units: those that may run there.
+        problem: the priced scenario.
+        units: those that may run on the device.
         device: `gpu:N` or `cpu`.
         phase: `prefill` or `decode`.
-        streams: whether the assignment streams anything; most buffers exist only then, or where the runtime
-            stores everything in them.
+        streams: whether the assignment streams anything. Most buffers exist only then, or where the runtime
+            keeps every weight in them.
     """
     buffers = problem.buffers
     staging = buffers.workspace if device != CPU else 0
@@ -193,12 +202,12 @@ def runtime_term(
 
 
 def least_peak(problem: Problem, units: Iterable[UnitPrice], device: str, phase: str) -> int:
-    """The most activations at once on a device that runs some units, whatever is streamed to it.
+    """Peak activation bytes on a device that runs `units`, without what is streamed to it.
 
     Args:
-        problem: priced.
-        units: those that run there.
-        device: `gpu:N` or `cpu`.
+        problem: the priced scenario.
+        units: those that run on the device.
+        device: `gpu:N` or `cpu`; the main device also runs the modules outside every placement unit.
         phase: `prefill` or `decode`.
     """
     glue = problem.glue_peak[phase] if device == problem.scenario.execution.main else 0
@@ -206,7 +215,10 @@ def least_peak(problem: Problem, units: Iterable[UnitPrice], device: str, phase:
 
 
 def _with_kept_pages(phases: dict[str, MemoryBreakdown]) -> dict[str, MemoryBreakdown]:
-    """With the fragmentation of heap pages that are retained, if any are; it never makes a plan too large."""
+    """The phases with the fragmentation of retained heap pages, if pages are retained, in their slack.
+
+    It is limited to the free bytes: it never makes a plan infeasible.
+    """
     transient, room = _transient_and_room(phases)
     fragmentation = host_fragmentation_bytes(transient, room)
     return {
@@ -216,13 +228,13 @@ def _with_kept_pages(phases: dict[str, MemoryBreakdown]) -> dict[str, MemoryBrea
 
 
 def kept_pages_max_tokens(problem: Problem, phases: dict[str, MemoryBreakdown]) -> int | None:
-    """Up to how many tokens in a call an emitted script retains heap pages; None where it never does.
+    """The most tokens of a call with which an emitted script retains heap pages; None where it never does.
 
-    Transient bytes grow with the tokens of all sequences, prompts and new ones.
+    Transient bytes grow with the tokens of all sequences, prompt and new ones.
 
     Args:
-        problem: priced.
-        phases: phase → bytes of host memory, as predicted.
+        problem: the priced scenario.
+        phases: phase → predicted host memory.
     """
     execution, workload = problem.scenario.execution, problem.scenario.workload
     if execution.main != CPU or not execution.keeps_host_pages:
@@ -239,7 +251,7 @@ def _transient_and_room(phases: dict[str, MemoryBreakdown]) -> tuple[int, int]:
 
 
 def shortage(memory_by_device: dict[str, dict[str, MemoryBreakdown]]) -> Shortage | None:
-    """The largest lack of bytes anywhere, or None when everything fits."""
+    """The largest shortage of any device and phase, or None when everything fits."""
     lacks = [
         Shortage(device=device, phase=phase, num_bytes=-part.free)
         for device, phases in memory_by_device.items()

@@ -1,8 +1,8 @@
-"""The chain that a plan places: no-split units in execution order, each with the leaves it can stream.
+"""The chain that a plan places: placement units in execution order, each with the leaves it can stream.
 
-A *unit* executes on one device: a no-split block, a lone module, or modules that a tie or a
-co-location constraint holds together. A *leaf* is one entry of a device map: the smallest subtree
-whose root owns weights. Leaves of one unit may live apart (streamed ones run where the unit runs).
+A *unit* runs on one device: a no-split block, a single module outside the blocks, or modules that a tied
+weight or a co-location constraint joins. A *leaf* is one entry of a device map: the smallest subtree whose
+root owns weights. Leaves of one unit may be stored in different places; all of them run where the unit runs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,12 +16,12 @@ from reshard.dtypes import dtype as dtype_named
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnedTensor:
-    """A tensor as a plan sees it.
+    """A tensor that a module of a leaf owns.
 
     Attributes:
-        fqn: full name.
+        fqn: its full name in the model.
         tensor: shape, kind and dtype.
-        canonical: False for a tied tensor whose bytes another one counts.
+        canonical: False for a tied tensor whose bytes are counted at another owner.
     """
 
     fqn: str
@@ -29,7 +29,7 @@ class OwnedTensor:
     canonical: bool
 
     def num_bytes(self, itemsize_bytes: int) -> int:
-        """Bytes it takes in a model whose dtype has `itemsize_bytes`."""
+        """Bytes of the tensor in a model whose dtype takes `itemsize_bytes` per element."""
         own = self.tensor.dtype
         size = itemsize_bytes if own is None else dtype_named(own).itemsize_bytes
         return self.tensor.num_elements * size
@@ -37,7 +37,7 @@ class OwnedTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaf:
-    """What lives in one place: one entry of a device map, or entries that a tied tensor joins.
+    """What is stored in one place: one entry of a device map, or entries that a tied tensor joins.
 
     Attributes:
         entries: fqns of the subtrees; none for a container that keeps scratch buffers only.
@@ -50,7 +50,7 @@ class Leaf:
     tensors: tuple[tuple[OwnedTensor, ...], ...]
 
     def stored_bytes(self, itemsize_bytes: int) -> int:
-        """Parameter bytes, tied duplicates not counted."""
+        """Bytes of the parameters, tied duplicates not counted."""
         return sum(
             t.num_bytes(itemsize_bytes)
             for owned in self.tensors
@@ -59,7 +59,7 @@ class Leaf:
         )
 
     def buffer_bytes(self, itemsize_bytes: int) -> int:
-        """Buffer bytes; they stay where the module executes."""
+        """Bytes of the buffers, which stay on the device that the module runs on."""
         return sum(
             t.num_bytes(itemsize_bytes)
             for owned in self.tensors
@@ -70,15 +70,16 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """Modules that execute on one device.
+    """Modules that run on one device.
 
     Attributes:
         name: the block's fqn, or the first module's.
         nodes: every module in it that has tensors or operations, in execution order.
         leaves: its entries in a device map.
-        pinned_to_main: the runtime runs it on the main device whatever a map says.
+        pinned_to_main: the runtime runs it on the main device, whatever a device map says.
         is_block: it is one no-split block.
-        is_chain: it sits at one place in the chain, so that a pipeline stage can end before it.
+        is_chain: all of it is at one position of the chain, so that a pipeline stage can end before it.
+        key: equal for units that differ only in their names.
     """
 
     name: str
@@ -92,11 +93,12 @@ class Unit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """The whole model as units, and the operations that belong to none.
+    """The whole model as placement units, and the modules that belong to none.
 
     Attributes:
         units: in execution order.
-        glue: modules without tensors outside every unit (masks, position ids); on the main device.
+        glue: modules outside every placement unit (masks, position ids): they own no tensors and run on the
+            main device.
     """
 
     units: tuple[Unit, ...]
@@ -108,7 +110,7 @@ def chain_of(graph: ModuleGraph, groups: Sequence[Sequence[str]]) -> Chain:
 
     Args:
         graph: the traced model.
-        groups: fqns of tensor-owning modules that must execute together, from
+        groups: fqns of tensor-owning modules that must run on one device, from
             `planner.graph.groups.placement_units`.
     """
     by_name = {node.name: node for node in graph.nodes}
@@ -135,7 +137,7 @@ def chain_of(graph: ModuleGraph, groups: Sequence[Sequence[str]]) -> Chain:
 
 
 def _merged(groups: Sequence[Sequence[str]], entries: dict[str, str]) -> list[list[str]]:
-    """Groups that share an entry become one: what is one line of a map lives and runs in one place."""
+    """Groups that share an entry become one: one entry of a map has one place and one device."""
     merged: list[list[str]] = []
     for group in groups:
         touched = {entries[name] for name in group}
@@ -211,9 +213,10 @@ def _leaf(entries: tuple[str, ...], modules: Iterable[Node], duplicates: set[str
 def _entries(graph: ModuleGraph) -> dict[str, str]:
     """Map entry of every tensor-owning module: the outermost ancestor that owns tensors itself.
 
-    Scratch buffers count: from_pretrained leaves those that no entry covers on the CPU, and an attention
-    whose mask is there fails on a GPU. Above the blocks a container of scratch buffers is no entry, or
-    all blocks would be one; nor is the root, which a map cannot name beside its children.
+    Scratch buffers (non-persistent ones) count: from_pretrained leaves those that no entry covers on the CPU,
+    and an attention module whose mask is there fails on a GPU. A container of scratch buffers that contains
+    blocks is no entry, or all blocks would be one entry; nor is the root, which a map cannot name beside its
+    children.
     """
     nodes = [n for n in graph.nodes if n.tensors]
     above = _above_blocks(graph)
@@ -237,7 +240,7 @@ def _is_scratch(node: Node) -> bool:
 
 
 def _structure_key(name: str, nodes: Sequence[Node], leaves: Sequence[Leaf]) -> bytes:
-    """Equal for units that differ only in their names: they are interchangeable to a search."""
+    """A key that is equal for units that differ only in their names: a search may interchange them."""
 
     def relative(fqn: str) -> str:
         return fqn.removeprefix(name)

@@ -1,4 +1,4 @@
-"""Memory and time of one assignment, and what follows from them."""
+"""The prediction for one assignment: memory, time, throughput, price and loading."""
 
 from planner.cost.assignment import Assignment, leaves
 from planner.cost.memory import memory
@@ -10,7 +10,7 @@ from planner.schema.quantity import weakest
 
 
 def predict(problem: Problem, assignment: Assignment) -> Prediction:
-    """Memory and time of one assignment, with everything that follows from them."""
+    """Memory and time of one assignment, and the throughput, price and load time that follow from them."""
     times = time(problem, assignment)
     total_s = objective_s(problem, times)
     workload = problem.scenario.workload
@@ -34,7 +34,7 @@ def predict(problem: Problem, assignment: Assignment) -> Prediction:
 
 
 def _load_s(problem: Problem, assignment: Assignment) -> float:
-    """Reading what must be read once, and copying to the GPUs what lives there."""
+    """Seconds to read the checkpoint's part that does not stay on disk, and to fill the GPUs."""
     read = problem.buffers.unpacked + sum(
         leaf.stored_bytes
         for _, leaf, stored_on in leaves(problem, assignment)

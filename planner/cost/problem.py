@@ -1,7 +1,7 @@
-"""A model priced for one machine, one workload and one way to run: what every choice costs.
+"""A model priced for one machine, one workload and one configuration: what every choice costs.
 
-Pure numbers. `planner.cost.build_problem` makes them, `planner.cost.memory` and `planner.cost.time` sum them
-for one assignment, and `planner.search` finds the best one.
+Numbers only. `planner.cost.build_problem` computes them, `planner.cost.memory` and `planner.cost.time` sum
+them for one assignment, and `planner.search` finds the best assignment.
 """
 
 import math
@@ -15,19 +15,20 @@ from planner.cost.time_terms import Engine, copy_s
 from planner.schema.breakdown import TimeBreakdown
 from planner.schema.quantity import Quantity
 
-#: Where a leaf can live, given where its unit executes: the device itself, or a place to stream from.
+#: Kinds of places where a leaf can be stored: its unit's device (`gpu`, `cpu`), or a place to stream from
+#: (`cpu`, `disk`, or `peers`: partitioned over the ranks' GPUs).
 GPU, CPU, DISK, PEERS = "gpu", "cpu", "disk", "peers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitWork:
-    """Host and device work of one unit in one phase: the device runs behind the host, or is it.
+    """Host and device work of one unit in one phase.
 
     Attributes:
-        kernel_s: time on the engine.
-        dispatch_s: host time to issue it.
-        hook_s: host time of the runtime's hooks.
-        asynchronous: whether the longer of the two hides the other.
+        kernel_s: seconds of kernels on the engine (the CPU's matrix work, where the CPU runs the unit).
+        dispatch_s: seconds in which the host issues them.
+        hook_s: seconds of the runtime's hooks on the host.
+        asynchronous: whether host and engine work at the same time, so that only the longer counts.
     """
 
     kernel_s: float
@@ -36,11 +37,11 @@ class UnitWork:
     asynchronous: bool
 
     def time(self, *, hooked: bool, waits: bool = False) -> TimeBreakdown:
-        """As a breakdown: what the host does beyond the kernels is overhead.
+        """The breakdown of the unit's time; host work that kernels do not hide is overhead.
 
         Args:
-            hooked: whether the runtime's hooks are on the modules.
-            waits: whether they wait for the device, so that the host cannot run ahead of it in them.
+            hooked: whether the runtime has its hooks on the modules.
+            waits: whether the hooks wait for the device, so that kernels do not hide their host time.
         """
         hooks = self.hook_s if hooked else 0.0
         host = self.dispatch_s + (0.0 if waits else hooks)
@@ -50,16 +51,16 @@ class UnitWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeafPrice:
-    """One entry of the device map.
+    """The price of one leaf: one entry of the device map.
 
     Attributes:
-        leaf: which.
-        stored_bytes: what it takes where it lives.
-        moved_bytes: what one forward brings to the device when it is streamed (a tied tensor each time).
-        num_tensors: how many copies that is.
-        forwards: forwards of it in each phase.
-        streamed_peak: phase → live activations plus its own staged module, at the worst.
-        streamable: False when the model uses its tensors without calling it: no hook would fetch them.
+        leaf: the leaf.
+        stored_bytes: bytes of its parameters where they are stored.
+        moved_bytes: bytes that one call copies to the device when it is streamed (a tied tensor each time).
+        num_tensors: copies in which they are moved.
+        forwards: phase → calls of the leaf in one forward of the model.
+        streamed_peak: phase → the largest sum of live activations and the staged module, in bytes.
+        streamable: False when the model uses its tensors without calling the module, so no hook fetches them.
     """
 
     leaf: Leaf
@@ -73,16 +74,16 @@ class LeafPrice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitPrice:
-    """One unit of the chain.
+    """The price of one unit of the chain.
 
     Attributes:
-        unit: which.
+        unit: the unit.
         work: `gpu` or `cpu` → phase → work.
         kv: phase → cache bytes at the phase's end.
         peak: phase → live activation bytes while it runs.
-        memory: `gpu` or `cpu` → phase → what it adds to a device of that kind that it runs on, without the
-            parameters of its leaves.
-        leaves: its entries.
+        memory: `gpu` or `cpu` → phase → memory that it adds to a device of that kind that it runs on, without
+            the parameters of its leaves.
+        leaves: prices of its leaves.
     """
 
     unit: Unit
@@ -94,11 +95,11 @@ class UnitPrice:
 
     @property
     def stored_bytes(self) -> int:
-        """Weights of all its leaves."""
+        """Bytes of the parameters of all its leaves."""
         return sum(leaf.stored_bytes for leaf in self.leaves)
 
     def resident(self, kind: str, phase: str) -> MemoryTerm:
-        """What it adds to a device that it runs on and that stores all its leaves.
+        """Memory that it adds to a device that it runs on and that stores all its leaves.
 
         Args:
             kind: `gpu` or `cpu`.
@@ -108,10 +109,10 @@ class UnitPrice:
 
     @property
     def offloaded_kv_bytes(self) -> int:
-        """Host memory that its offloaded cache comes to hold.
+        """Host memory that its offloaded cache takes in the end.
 
-        Keys and values are pinned copies, and PyTorch's pinned allocator rounds each up to a power of two
-        and keeps the smaller ones it has outgrown: one size for each doubling since prefill, at least one.
+        Keys and values are pinned copies. PyTorch's pinned allocator rounds each up to a power of two and
+        retains the smaller blocks of earlier steps: one size for each doubling since prefill, at least one.
         """
         first, last = self.kv["prefill"], self.kv["decode"]
         if last == 0:
@@ -123,11 +124,11 @@ class UnitPrice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """What a device has, and what is gone before anything is placed on it.
+    """Memory of a device, and the part that is in use before anything is placed on it.
 
     Attributes:
-        total_bytes: of the device.
-        context_bytes: the CUDA context, or the processes that run the model.
+        total_bytes: all memory of the device.
+        context_bytes: memory of the CUDA context, or of the processes that run the model.
     """
 
     total_bytes: int
@@ -135,24 +136,24 @@ class Capacity:
 
     @property
     def available_bytes(self) -> int:
-        """What the terms of an assignment may charge."""
+        """Bytes that the terms of an assignment may take."""
         return self.total_bytes - self.context_bytes - SLACK_FLOOR_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Everything a search or an evaluation needs. With several ranks it is one rank's problem.
+    """A priced scenario: everything a search or an evaluation needs. With several ranks it is one rank's.
 
     Attributes:
         scenario: what is priced: model, machine, workload and configuration, as one rank sees them.
-        units: priced, in execution order.
-        glue: phase → work of modules outside every unit, on the main device.
-        glue_peak: phase → live activation bytes while that runs, sampling included.
+        units: prices of the placement units, in execution order.
+        glue: phase → work of the modules outside every placement unit, on the main device.
+        glue_peak: phase → live activation bytes while those run, sampling included.
         crossing_bytes: phase → bytes of the residual stream between two units.
         num_decode_steps: forwards after prefill.
-        engines: what it was priced with.
-        buffers: what the runtime takes besides the weights.
-        capacities: device that modules can run on → what it has.
+        engines: `gpu` or `cpu` → the engine that the work was priced with.
+        buffers: memory of the runtime besides the weights.
+        capacities: device that modules can run on → its memory.
         communication_s: phase → seconds of one forward in which the ranks exchange results.
     """
 
@@ -169,7 +170,7 @@ class Problem:
 
     @property
     def main_kind(self) -> str:
-        """`gpu` or `cpu`."""
+        """Kind of the main device: `gpu` or `cpu`."""
         return CPU if self.scenario.execution.main == "cpu" else GPU
 
     @property
@@ -179,7 +180,7 @@ class Problem:
 
     @property
     def disk_deficit_bytes(self) -> int:
-        """What the disk lacks to hold the checkpoint and the runtime's own copy; 0 when it is not used."""
+        """Bytes missing on disk for the checkpoint and the runtime's own copy; 0 when no disk is used."""
         disk = self.scenario.profile.disk
         if disk is None or DISK not in self.scenario.execution.streams_from:
             return 0
@@ -187,11 +188,17 @@ class Problem:
         return max(0, checkpoint + self.buffers.disk - round(disk.capacity_bytes.value))
 
     def weight(self, phase: str) -> int:
-        """How many forwards of this phase one `generate()` makes."""
+        """Forwards of this phase in one `generate()` call."""
         return 1 if phase == "prefill" else self.num_decode_steps
 
     def movement(self, leaf: LeafPrice, stored_on: str, runs_on: str) -> Movement:
-        """One forward's movement of a leaf's weights."""
+        """The movement of a leaf's weights for one of its calls.
+
+        Args:
+            leaf: the leaf.
+            stored_on: where it is stored: `gpu:N`, `cpu`, `disk` or `peers`.
+            runs_on: the device that its unit runs on, `gpu:N` or `cpu`.
+        """
         return self.scenario.runtime_model.movement(
             self.scenario,
             num_bytes=leaf.moved_bytes,
@@ -201,10 +208,10 @@ class Problem:
         )
 
     def kv_movement_s(self, unit: UnitPrice, phase: str) -> float:
-        """Moving an offloaded cache: out after each append, and back in before each decode step.
+        """Seconds to move one unit's offloaded cache: out after each append, in before each decode step.
 
-        A layer goes out on the stream that computes while the next one comes in on another, the other way
-        over a link that carries both at once: the slower of the two shows.
+        A layer is copied out on the compute stream while the next one is copied in on another stream. The
+        link carries both directions at once, so only the slower copy counts.
         """
         out, back = self.scenario.profile.device_to_host, self.scenario.profile.host_to_device
         num_bytes = unit.kv[phase]
@@ -214,7 +221,7 @@ class Problem:
         return out_s if phase == "prefill" else max(out_s, copy_s(num_bytes, back, pinned=True, num_copies=2))
 
     def crossing_s(self, phase: str) -> float:
-        """Taking the residual stream to the CPU and back, for one unit that executes there."""
+        """Seconds to copy the residual stream to the CPU and back, for one unit that runs there."""
         out, back = self.scenario.profile.device_to_host, self.scenario.profile.host_to_device
         if out is None or back is None:
             return 0.0
@@ -222,6 +229,6 @@ class Problem:
         return copy_s(num_bytes, out, pinned=False) + copy_s(num_bytes, back, pinned=False)
 
     def quantities(self, kind: str) -> tuple[Quantity, ...]:
-        """Numbers behind any work on this kind of device."""
+        """The numbers that any work on this kind of device (`gpu` or `cpu`) was computed from."""
         host = self.scenario.profile.host
         return (*self.engines[kind].quantities, host.op_overhead_s)

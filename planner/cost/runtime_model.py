@@ -1,4 +1,4 @@
-"""What is priced, and how a runtime runs it: a `Scenario`, and the `RuntimeModel` that answers for it.
+"""What is priced, and how a runtime runs it: a `Scenario`, and the `RuntimeModel` of the runtime.
 
 A runtime is one package under `planner/runtimes/` with a `model` (pure; `RUNTIME_MODEL` is its
 `RuntimeModel`), an `emit` (pure: the files that run a plan) and a `generate` (the script among them, which
@@ -25,14 +25,15 @@ from planner.schema.workload import Workload
 class Scenario:
     """Everything that a price depends on: a model, a machine, a workload, and how it is run.
 
-    `whole` makes it for all ranks together; `of_one_rank` is what is priced.
+    `whole` builds the scenario of all ranks together; `of_one_rank` is what is priced. A stream is a rank
+    that generates sequences of its own.
 
     Attributes:
         graph: the model, or one rank's part of it.
         chain: the graph's placement units.
         profile: the whole machine.
         workload: of all streams together, or of one rank.
-        num_sequences: of all streams together.
+        num_sequences: sequences of all streams together.
         execution: the runtime's configuration.
         runtime_model: the runtime.
     """
@@ -56,7 +57,7 @@ class Scenario:
         *,
         chain: Chain | None = None,
     ) -> "Scenario":
-        """All ranks together.
+        """The scenario of all ranks together.
 
         Args:
             graph: the whole model.
@@ -77,7 +78,7 @@ class Scenario:
         )
 
     def of_one_rank(self) -> "Scenario":
-        """What one rank holds, computes and generates of it."""
+        """The scenario of one rank: its part of the model and its sequences."""
         graph = self.runtime_model.rank_graph(self.graph, self.execution)
         return replace(
             self,
@@ -91,7 +92,7 @@ class Scenario:
 
         Args:
             batch_size: sequences of one rank.
-            num_sequences: of all streams together; one rank's times the streams for None.
+            num_sequences: sequences of all streams together; `batch_size` times the streams for None.
         """
         return replace(
             self,
@@ -101,18 +102,18 @@ class Scenario:
 
     @property
     def num_stages(self) -> int:
-        """GPUs over which one rank can spread its units."""
+        """GPUs over which one rank can distribute its units, as pipeline stages."""
         return self.profile.num_gpus if self.runtime_model.pipeline else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Movement:
-    """Seconds to bring a leaf's weights where they run, once.
+    """Time to bring a leaf's weights to the device where they are used, once.
 
     Attributes:
-        copy_s: the bytes.
-        host_s: the host's work around them.
-        quantities: every number this came from.
+        copy_s: seconds to transfer the bytes.
+        host_s: seconds of the host's work around the transfer.
+        quantities: every number that these were computed from.
     """
 
     copy_s: float
@@ -122,14 +123,15 @@ class Movement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buffers:
-    """Bytes that a runtime takes besides the weights themselves, however much it streams.
+    """Bytes that a runtime takes besides the weights, whatever the amount that it streams.
 
     Attributes:
         device: on each GPU in use, when anything is streamed or kept in a store.
-        host: in host memory then, all ranks together.
-        disk: on disk then.
+        host: in host memory, for all ranks together, in the same case.
+        disk: on disk, in the same case.
         workspace: on each GPU in use, always.
-        unpacked: what the checkpoint has beyond the weights as they are kept, read once while loading.
+        unpacked: bytes by which the checkpoint is larger than the weights as the runtime keeps them, if it
+            quantizes them; they are read once, while loading.
     """
 
     device: int = 0
@@ -144,9 +146,9 @@ class Emitted:
     """What a runtime adds to a plan's folder.
 
     Attributes:
-        files: name → contents; `generate.py` among them.
-        needs: the packages that it imports, in words.
-        readme: paragraphs of the README about this runtime, Markdown.
+        files: name → contents, `generate.py` among them.
+        needs: the packages that the script imports, in words, for the README.
+        readme: paragraphs of the README about this runtime, in Markdown.
     """
 
     files: Mapping[str, bytes]
@@ -158,17 +160,18 @@ class RuntimeModel(ABC):
     """What the cost model asks of a runtime. With several ranks every answer is about one of them.
 
     Attributes:
-        name: of the runtime.
-        own_environment: what it needs that other runtimes cannot share an environment with, or empty. Such a
-            runtime is priced and shown, and chosen only when it is asked for by name or nothing else fits.
+        name: name of the runtime.
+        own_environment: packages that it cannot share an environment with other runtimes for, in words, or
+            empty. Such a runtime is priced and shown, and chosen only when it is asked for by name or nothing
+            else fits.
         pipeline: whether several GPUs of one process hold the model in stages.
-        stores_all: whether one place keeps every weight, resident ones too, and the others are streamed from
-            it; its bytes are among `buffers`, and every configuration's `streams_from` is that place alone.
+        stores_all: whether one place keeps every weight, resident ones included, and the others are streamed
+            from it. The bytes of that place are counted in `buffers`, and it is the only entry of every
+            configuration's `streams_from`.
         needs_resident: whether something must be stored on the main GPU, even when all could be streamed.
-        hooks: when every module is hooked: `split` (as soon as more than one place is used), `always`
-            or `never`.
-        hooks_on: `owners` of tensors, or all `modules`.
-        hooks_wait: whether its hooks wait for the device: kernels do not hide the host's work in them then.
+        hooks: when modules have hooks: `split` (as soon as more than one place is used), `always` or `never`.
+        hooks_on: which modules have them: `owners` of tensors, or all `modules`.
+        hooks_wait: whether the hooks wait for the device, so that kernels do not hide their host time.
     """
 
     name: str
@@ -182,68 +185,75 @@ class RuntimeModel(ABC):
 
     @abstractmethod
     def configurations(self, profile: HardwareProfile) -> tuple[ExecutionConfig, ...]:
-        """Every configuration worth pricing on a machine, the simplest first; empty when it cannot run."""
+        """Every configuration worth pricing on a machine, the simplest first; empty when none runs there."""
 
     @abstractmethod
     def movement(
         self, scenario: Scenario, *, num_bytes: int, num_tensors: int, stored_on: str, runs_on: str
     ) -> Movement:
-        """Time to bring tensors from where they are stored to where they run.
+        """Time to bring tensors from where they are stored to the device where they are used.
 
         Args:
-            scenario: one rank's.
-            num_bytes: of all the tensors together.
-            num_tensors: how many copies that is.
-            stored_on: a device, `disk` or `peers`.
-            runs_on: a device.
+            scenario: the scenario of one rank.
+            num_bytes: bytes of all the tensors together.
+            num_tensors: number of tensors; each is one copy.
+            stored_on: `gpu:N`, `cpu`, `disk` or `peers`; not `runs_on`.
+            runs_on: `gpu:N` or `cpu`.
         """
 
     def absent(self, profile: HardwareProfile) -> str:
-        """When `configurations` is empty: the reason, as a clause."""
+        """Why `configurations` is empty for a machine, as a clause."""
         return f"{profile.name} has {profile.num_gpus} GPUs"
 
     def why_not(self, scenario: Scenario) -> str | None:
-        """Why the model cannot run so, as a clause; None when it can. Asked of the `whole` scenario."""
+        """Why the runtime cannot run a scenario of all ranks, as a clause; None when it can."""
         return None
 
     def rank_graph(self, graph: ModuleGraph, execution: ExecutionConfig) -> ModuleGraph:
-        """What one rank holds and computes of the model: all of it, unless the runtime cuts it."""
+        """One rank's part of the model `graph`: all of it, unless the runtime cuts or quantizes weights."""
         return graph
+
+    def notes(self, graph: ModuleGraph, execution: ExecutionConfig) -> tuple[str, ...]:
+        """What a user should know of a plan with this configuration: sentences without the final period.
+
+        `graph` is the whole model, as in `rank_graph`.
+        """
+        return ()
 
     def hook(self, profile: HardwareProfile) -> Quantity:
         """Host time of the runtime's hook around one module's forward."""
         return profile.host.hook_overhead_s
 
     def buffers(self, scenario: Scenario) -> Buffers:
-        """What the runtime takes besides the weights."""
+        """Memory of the runtime besides the weights."""
         return Buffers()
 
     def streamed_peaks(
         self, scenario: Scenario, live: Callable[[Node, str], int | None]
     ) -> Mapping[str, Mapping[str, int]] | None:
-        """Module → phase → bytes of activations and staged weights at the worst, when it is streamed.
-
-        What `buffers` has on the GPU is not counted; a module that is not named needs no more.
+        """Peak bytes of activations and staged weights that streaming a module leads to.
 
         Args:
-            scenario: one rank's.
-            live: a node and a phase → activations while its own code runs, or None where it does not.
+            scenario: the scenario of one rank.
+            live: a function from a node and a phase to the activation bytes while the node's own operations
+                run, or None where it has none.
 
         Returns:
-            None: only a module's own weights are staged, while it runs.
+            Module → phase → bytes, without those that `buffers` counts on the GPU; a module that is absent
+            leads to none. None for a runtime that stages a module's own weights only, while the module runs.
         """
         return None
 
     def communication_s(self, scenario: Scenario) -> Mapping[str, float]:
-        """Phase → seconds that the ranks spend on each other's results in one forward of `rank_graph`."""
+        """Phase → seconds in which the ranks exchange results during one forward of `rank_graph`."""
         return dict.fromkeys(PHASES, 0.0)
 
     def load_s(self, scenario: Scenario, *, read_bytes: int, device_bytes: int) -> float:
-        """Seconds to read what must be read and to copy to each GPU what is stored there.
+        """Seconds to read the checkpoint and to copy to each GPU what is stored there.
 
         Args:
-            scenario: one rank's.
-            read_bytes: weights that do not stay on disk, of one rank.
-            device_bytes: weights that are stored on the rank's GPU.
+            scenario: the scenario of one rank.
+            read_bytes: bytes of one rank's weights that do not stay on disk.
+            device_bytes: bytes of the weights that are stored on the rank's GPU.
         """
         return read_and_copy_s(scenario.profile, read_bytes=read_bytes, device_bytes=device_bytes)

@@ -1,4 +1,4 @@
-"""Seconds of one assignment, per phase."""
+"""Time of an assignment: seconds per phase, as breakdowns."""
 
 import itertools
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from planner.schema.quantity import Quantity, weakest
 
 
 def time(problem: Problem, assignment: Assignment) -> dict[str, TimeBreakdown]:
-    """Seconds of one prefill and of the mean decode step."""
+    """Phase → seconds of one prefill and of the mean decode step, for the whole batch."""
     hooked = is_hooked(problem.scenario.runtime_model, assignment)
     source = weakest(q.source for q in _quantities(problem, assignment))
     result = {}
@@ -36,24 +36,33 @@ def time(problem: Problem, assignment: Assignment) -> dict[str, TimeBreakdown]:
 
 
 def is_hooked(runtime_model: RuntimeModel, assignment: Assignment) -> bool:
-    """Whether the runtime's hooks are on the modules."""
+    """Whether the runtime has hooks on the modules under this assignment."""
     if runtime_model.hooks == "split":
         return len(assignment.places) > 1
     return runtime_model.hooks == "always"
 
 
 def _overlapped(problem: Problem, time: TimeBreakdown) -> TimeBreakdown:
-    """Weights that are copied while the device computes show only where they take longer."""
+    """The time without copies that computing hides, where the configuration overlaps both."""
     if not problem.scenario.execution.overlaps:
         return time
-    left = max(0.0, time.weight_movement - time.compute)
-    return msgspec.structs.replace(time, weight_movement=left)
+    exposed_s = max(0.0, time.weight_movement - time.compute)
+    return msgspec.structs.replace(time, weight_movement=exposed_s)
 
 
 def unit_time(
     problem: Problem, unit: UnitPrice, runs_on: str, stored_on: tuple[str, ...], phase: str, *, hooked: bool
 ) -> TimeBreakdown:
-    """One unit's share of one forward."""
+    """Time of one unit in one forward of the model.
+
+    Args:
+        problem: the priced scenario.
+        unit: one of its units.
+        runs_on: the device that the unit runs on, `gpu:N` or `cpu`.
+        stored_on: for each leaf of the unit, where it is stored: `gpu:N`, `cpu`, `disk` or `peers`.
+        phase: `prefill` or `decode`.
+        hooked: whether the runtime has hooks on the modules.
+    """
     waits = problem.scenario.runtime_model.hooks_wait
     work = unit.work[kind_of(runs_on)][phase].time(hooked=hooked, waits=waits)
     crossing = problem.crossing_s(phase) if runs_on == CPU and problem.main_kind == GPU else 0.0
@@ -71,13 +80,19 @@ def unit_time(
 
 
 def hops_s(problem: Problem, runs_on: tuple[str, ...], phase: str) -> float:
-    """Handing the residual stream from GPU to GPU, and the result back to the first."""
+    """Seconds of one forward to copy the residual stream from GPU to GPU, and the result back to the first.
+
+    Args:
+        problem: the priced scenario.
+        runs_on: for each unit, in execution order, the device that it runs on.
+        phase: `prefill` or `decode`.
+    """
     peer = problem.scenario.profile.peer
     gpus = [device for device in runs_on if device != CPU]
     if peer is None or not gpus:
         return 0.0
-    stops = [*gpus, problem.scenario.execution.main]
-    num_hops = sum(a != b for a, b in itertools.pairwise(stops))
+    visited = [*gpus, problem.scenario.execution.main]
+    num_hops = sum(source != target for source, target in itertools.pairwise(visited))
     return num_hops * copy_s(problem.crossing_bytes[phase], peer, pinned=True)
 
 
@@ -92,5 +107,5 @@ def _quantities(problem: Problem, assignment: Assignment) -> Iterable[Quantity]:
 
 
 def objective_s(problem: Problem, times: dict[str, TimeBreakdown]) -> float:
-    """Seconds of the whole `generate()` call: what every search minimises at a given batch."""
+    """Seconds of the whole `generate()` call, which every search minimises at a given batch size."""
     return sum(problem.weight(phase) * times[phase].total for phase in PHASES)

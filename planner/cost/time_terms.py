@@ -1,4 +1,4 @@
-"""Seconds: roofline per module, host work per operation, copies per link."""
+"""Formulas and constants of time: roofline per module, host work per operation, copies over links."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,27 +14,27 @@ from planner.schema.hardware import Gpu, HardwareProfile, Host, Link
 from planner.schema.quantity import Quantity, Source
 from planner.schema.workload import DTYPE_BYTES, Workload
 
-#: Reading a checkpoint from a machine without local NVMe: a network volume.
+#: Read rate of a checkpoint on a machine without local NVMe, which then is on a network volume.
 NETWORK_VOLUME: Final = Quantity(value=0.25e9, source=Source.ASSUMED, note="a general purpose cloud volume")
 
 
-#: How often a decode step passes over the cache to append to it: transformers' DynamicLayer concatenates,
-#: which reads all of it and writes it. Then attention reads it.
+#: Times that a decode step reads or writes the whole cache in order to append to it: transformers'
+#: DynamicLayer concatenates, which reads all of it and writes all of it. Attention then reads it once more.
 APPENDING_PASSES: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """What executes: a GPU or the CPU's cores, at one dtype.
+    """What runs kernels: a GPU or all cores of the CPU, at one dtype.
 
     Attributes:
         flops_per_s: matrix rate that is reached, efficiency included.
         bytes_per_s: memory bandwidth that is reached.
-        asynchronous: whether the host runs ahead of it (a GPU's stream) or is it (the CPU).
-        cache_bytes_per_s: at which attention reads a KV cache for one query.
-        quantities: every number this came from.
-        few_rows: rows of a matrix product, and the seconds that it takes at least for each weight: by
-            increasing rows, one row first. Empty where nobody knows.
+        asynchronous: True for a GPU, whose kernels run while the host issues the next; False for the CPU.
+        cache_bytes_per_s: rate at which attention reads a KV cache for one query.
+        quantities: every number that these were computed from.
+        few_rows: pairs of a number of rows of a matrix product and the least seconds per weight at that many
+            rows, by increasing rows, the first with one row. Empty where it was not measured.
     """
 
     flops_per_s: float
@@ -45,7 +45,10 @@ class Engine:
     few_rows: tuple[tuple[float, float], ...] = ()
 
     def product_s(self, num_weights: float, products: float) -> float:
-        """The least seconds of so many multiplications with so many weights: straight lines between rows."""
+        """The least seconds of a matrix product, interpolated linearly between numbers of rows; 0 if unknown.
+
+        `products` are multiplications with a weight, so `products / num_weights` is the number of rows.
+        """
         if not self.few_rows or not num_weights:
             return 0.0
         rows, seconds = zip(*self.few_rows, strict=True)
@@ -53,7 +56,7 @@ class Engine:
 
 
 def gpu_engine(gpu: Gpu, dtype: str) -> Engine:
-    """A GPU at `dtype`.
+    """The engine of a GPU at `dtype`.
 
     Raises:
         InvalidInputError: the GPU has no native support for the dtype.
@@ -78,7 +81,7 @@ def gpu_engine(gpu: Gpu, dtype: str) -> Engine:
 
 
 def cpu_engine(host: Host, dtype: str) -> Engine:
-    """The CPU's cores at `dtype`.
+    """The engine of all cores of the CPU at `dtype`.
 
     Raises:
         InvalidInputError: the profile has no rate for the dtype.
@@ -102,21 +105,35 @@ def cpu_engine(host: Host, dtype: str) -> Engine:
 
 
 def _few_rows(rates: Mapping[int, Quantity], one_row_s: float) -> tuple[tuple[float, float], ...]:
-    """Seconds for each weight by rows; more rows take no less, whatever was measured on a busy machine."""
+    """Pairs of rows and seconds per weight; made monotone, because measurements are noisy.
+
+    `rates` are FLOP per second by rows, `one_row_s` the seconds per weight with one row.
+    """
     if not rates:
         return ()
     rows = sorted(rates)
-    seconds = accumulate((one_row_s, *(2 * one / rates[one].value for one in rows)), max)
+    seconds = accumulate((one_row_s, *(2 * num_rows / rates[num_rows].value for num_rows in rows)), max)
     return tuple(zip((1, *rows), seconds, strict=True))
 
 
 def kernel_s(
     node: Node, engine: Engine, phase: str, workload: Workload, *, context: int, weight_bytes: int
 ) -> float:
-    """Roofline time of one module's own operations, and what products of few rows take beyond it.
+    """Seconds of one module's own operations: the roofline, or the measured time of products with few rows.
 
-    A matrix product reads each weight once, but never more weights than it multiplies: a lookup
-    reads rows, and a mixture of experts reads the experts its tokens chose.
+    A matrix product reads each weight once, but never more weights than it multiplies: an embedding reads
+    the rows that are looked up, and a mixture of experts the experts that its tokens were routed to.
+
+    Args:
+        node: the module.
+        engine: what runs it.
+        phase: `prefill` or `decode`.
+        workload: gives batch, prompt length and element size.
+        context: tokens in the self-attention cache.
+        weight_bytes: bytes of the module's parameters.
+
+    Returns:
+        Seconds of all its calls in one forward; 0 where it does not run in the phase.
     """
     cost = phase_cost(node, phase, workload)
     if cost is None:
@@ -132,7 +149,14 @@ def kernel_s(
 
 
 def dispatch_s(node: Node, profile: HardwareProfile, phase: str, workload: Workload) -> float:
-    """Host time to issue one module's own operations."""
+    """Host seconds to issue one module's own operations in one forward.
+
+    Args:
+        node: the module; 0 where it does not run in the phase.
+        profile: gives the host time of one operation.
+        phase: `prefill` or `decode`.
+        workload: gives the element size.
+    """
     cost = phase_cost(node, phase, workload)
     if cost is None:
         return 0.0
@@ -140,13 +164,26 @@ def dispatch_s(node: Node, profile: HardwareProfile, phase: str, workload: Workl
 
 
 def copy_s(num_bytes: float, link: Link, *, pinned: bool, num_copies: int = 1) -> float:
-    """Time of `num_copies` blocking copies of `num_bytes` in all."""
+    """Seconds of blocking copies over a link.
+
+    Args:
+        num_bytes: bytes of all copies together.
+        link: one direction of the link.
+        pinned: whether the host's side is page-locked memory.
+        num_copies: number of copies; each takes the link's latency.
+    """
     rate = link.pinned_bytes_per_s if pinned else link.pageable_bytes_per_s
     return num_copies * link.latency_s.value + num_bytes / rate.value
 
 
 def read_and_copy_s(profile: HardwareProfile, *, read_bytes: int, device_bytes: int) -> float:
-    """Time to read bytes from the disk, and to copy some of them to a GPU from pageable memory."""
+    """Seconds to read bytes from the disk, and then to copy bytes to a GPU from pageable memory.
+
+    Args:
+        profile: the machine; without a disk its checkpoint is on a network volume.
+        read_bytes: bytes to read.
+        device_bytes: bytes to copy to one GPU.
+    """
     disk, link = profile.disk, profile.host_to_device
     rate = (disk.read_bytes_per_s if disk is not None else NETWORK_VOLUME).value
     seconds = read_bytes / rate

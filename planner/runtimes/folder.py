@@ -1,4 +1,4 @@
-"""The emitted folder: written whole beside its final name, then renamed."""
+"""The emitted folder: written completely under a temporary name beside it, then renamed."""
 
 import os
 import shutil
@@ -14,9 +14,9 @@ from planner.schema.plan import PLAN_FILE, Plan, encode
 from planner.sizes import format_bytes, format_seconds
 
 SCRIPT: Final = "generate.py"
-#: What every script shares.
+#: Modules that every `generate.py` imports.
 SHARED: Final = ("generation.py", "ranks.py")
-#: Names of what was written: all else in the folder is its owner's, a checkpoint beside a server's files say.
+#: The file that lists what was written. Anything else in the folder is the user's, such as a checkpoint.
 LISTING: Final = ".written"
 
 
@@ -26,9 +26,14 @@ def script(package: str) -> bytes:
 
 
 def write_folder(plan: Plan, emitted: Emitted, folder: Path) -> tuple[Path, ...]:
-    """Write plan.json, the runtime's files, what they share and README.md as one folder.
+    """Write plan.json, the runtime's files, the modules that they share and README.md as one folder.
 
-    A plan that is there already is replaced; what else has been put beside it stays.
+    An existing plan is replaced; other files in its folder stay.
+
+    Args:
+        plan: the plan.
+        emitted: the runtime's files, and a server's if there are any.
+        folder: the folder to write.
 
     Returns:
         The files, under their final names.
@@ -57,7 +62,7 @@ def write_folder(plan: Plan, emitted: Emitted, folder: Path) -> tuple[Path, ...]
         fresh.chmod(0o777 & ~umask)
         _replace(folder, fresh)
     except OSError as error:
-        # A full disk does not name the file.
+        # The error of a full disk does not name a file.
         raise RuntimeFailure(f"cannot write the plan to {folder}: {error.strerror}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -69,7 +74,7 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _replace(folder: Path, fresh: Path) -> None:
-    """Put `fresh` in the place of `folder`; what was written there goes only once the new one stands."""
+    """Rename `fresh` to `folder`; the old content is removed only when the new folder is in its place."""
     if not folder.exists():
         fresh.rename(folder)
         return
@@ -89,7 +94,7 @@ def _replace(folder: Path, fresh: Path) -> None:
 
 
 def _foreign(folder: Path) -> list[str]:
-    """What lies in a plan's folder and was not written with it; nothing where that is not known."""
+    """Names in a plan's folder that were not written with it; none where no list says what was written."""
     listing = folder / LISTING
     if not listing.is_file():
         return []

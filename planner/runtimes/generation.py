@@ -1,4 +1,4 @@
-"""What the generate.py of every plan shares: command line, ranks, inputs, clocks and the report.
+"""Shared by the generate.py of every plan: command line, ranks, inputs, time measurement and the report.
 
 Needs torch and transformers, and nothing of the planner that wrote it.
 Exit status: 0 done, 3 the checkpoint does not fit the plan, 4 out of memory or of GPUs.
@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-# First, because it sets torch's allocator up. Scripts take all of it from here.
+# First: it configures torch's allocator. Scripts import these names from this module.
 from ranks import (  # noqa: F401
     DEVICE,
     EXECUTION,
@@ -50,7 +50,7 @@ DTYPE: torch.dtype = getattr(torch, PLAN["workload"]["dtype"])
 
 
 class Clock(transformers.LogitsProcessor):
-    """Notes when each token's logits are there, and keeps them if asked; changes nothing."""
+    """Records the time of each token's logits, and the logits too if asked; it does not change them."""
 
     def __init__(self, *, keep: bool) -> None:
         self.times: list[float] = []
@@ -71,7 +71,7 @@ def auto_class() -> Any:
 
 
 def check_loaded(info: dict[str, Any], checkpoint: str) -> None:
-    """Stop if from_pretrained put random numbers where the checkpoint lacks a tensor or has another shape."""
+    """Stop if a tensor is missing or has another shape, where from_pretrained uses random numbers."""
     for problem in ("missing_keys", "mismatched_keys"):
         if info.get(problem):
             names = ", ".join(sorted(str(name) for name in info[problem])[:5])
@@ -79,25 +79,24 @@ def check_loaded(info: dict[str, Any], checkpoint: str) -> None:
 
 
 def check_model(checkpoint: str) -> None:
-    """Stop if the checkpoint's configuration is of another model than the plan's."""
+    """Stop if the checkpoint's configuration is that of another model than the plan's."""
     try:
         config = transformers.AutoConfig.from_pretrained(checkpoint)
         with torch.device("meta"):
             model = auto_class().from_config(config)
     except ValueError as error:
-        stop(
-            f"{checkpoint} is no checkpoint that transformers knows: {' '.join(str(error).split())[:300]}", 3
-        )
-    found = (type(model).__name__, sum(parameter.numel() for parameter in model.parameters()))
-    wanted = (PLAN["model"]["model_class"], PLAN["model"]["num_parameters"])
-    if found != wanted:
-        words = [f"{name} of {count:,} parameters" for name, count in (found, wanted)]
+        reason = " ".join(str(error).split())[:300]
+        stop(f"{checkpoint} is no checkpoint that transformers knows: {reason}", 3)
+    given = (type(model).__name__, sum(parameter.numel() for parameter in model.parameters()))
+    planned = (PLAN["model"]["model_class"], PLAN["model"]["num_parameters"])
+    if given != planned:
+        words = [f"{name} of {count:,} parameters" for name, count in (given, planned)]
         stop(f"{checkpoint} is a {words[0]}, and the plan is of {PLAN['model']['name']}, a {words[1]}", 3)
 
 
 @contextlib.contextmanager
 def in_words(checkpoint: str) -> Iterator[None]:
-    """End with a sentence for what a user can mend: files that cannot be read, and memory."""
+    """Turn errors that a user can correct into a message and an exit status: unreadable files, memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -109,11 +108,11 @@ def in_words(checkpoint: str) -> Iterator[None]:
 
 
 def inputs_for(args: argparse.Namespace, model: Any) -> tuple[dict[str, torch.Tensor], Any]:
-    """Token ids of the whole batch, and the tokenizer when there are words to decode."""
+    """Token ids and mask of the whole batch, and the tokenizer; None for it when token ids were given."""
     if args.input_ids:
         rows = torch.tensor(json.loads(args.input_ids.read_text()))
     elif args.prompt_tokens:
-        # Kernel injection runs under transformers 4.43, which knows models of text alone.
+        # Kernel injection runs with transformers 4.43, whose configurations lack get_text_config.
         config = getattr(model.config, "get_text_config", lambda: model.config)()
         generator = torch.Generator().manual_seed(args.seed)
         rows = torch.randint(3, config.vocab_size, (args.batch_size, args.prompt_tokens), generator=generator)
@@ -125,18 +124,25 @@ def inputs_for(args: argparse.Namespace, model: Any) -> tuple[dict[str, torch.Te
 
 
 def tokenizer_for(checkpoint: str, model: Any) -> Any:
-    """The tokenizer, set up for batches."""
+    """The checkpoint's tokenizer, configured to pad batches."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    # A decoder continues from the right end, so the padding goes to the left.
+    # A decoder continues at the right end, so the padding is on the left.
     tokenizer.padding_side = "right" if model.config.is_encoder_decoder else "left"
     return tokenizer
 
 
 @torch.no_grad()
 def run(model: Any, inputs: dict[str, torch.Tensor], args: argparse.Namespace, clock: Clock) -> torch.Tensor:
-    """New token ids; for an encoder, the likeliest token at each place."""
+    """New token ids, [sequences, new tokens]; of an encoder the likeliest token at each position.
+
+    Args:
+        model: the model.
+        inputs: token ids and mask of this rank's sequences, [sequences, tokens].
+        args: the command line.
+        clock: records the time of every step.
+    """
     rows, prompt = inputs["input_ids"].shape
     keep_host_pages(NUM_STREAMS * rows * (prompt + args.new_tokens))
     if PLAN["model"]["auto_class"] == "masked-lm":
@@ -146,7 +152,7 @@ def run(model: Any, inputs: dict[str, torch.Tensor], args: argparse.Namespace, c
     if EXECUTION["kv_cache"] == "offloaded" and not ON_CPU:
         options["cache_implementation"] = "offloaded"
     if NUM_STREAMS > 1:
-        # Ranks whose sequences end early go on stepping until all have ended.
+        # Ranks whose sequences end early continue to step until all ranks have ended.
         options["synced_gpus"] = True
     if args.ignore_eos:
         model.generation_config.eos_token_id = None
@@ -160,13 +166,19 @@ def run(model: Any, inputs: dict[str, torch.Tensor], args: argparse.Namespace, c
         logits_processor=transformers.LogitsProcessorList([clock]),
         **options,
     )
-    given = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-    new: torch.Tensor = output[:, given:].cpu()
-    return new
+    num_given = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    new_ids: torch.Tensor = output[:, num_given:].cpu()
+    return new_ids
 
 
 def measured(clock: Clock, start: float, load_s: float) -> dict[str, Any]:
-    """What this rank measured."""
+    """The measurements of this rank, as values of the report.
+
+    Args:
+        clock: has the time of every step.
+        start: time at which generation started, of the same clock.
+        load_s: seconds that loading took.
+    """
     steps = [later - earlier for earlier, later in pairwise([start, *clock.times])]
     return {
         "load_s": load_s,
@@ -180,13 +192,13 @@ def measured(clock: Clock, start: float, load_s: float) -> dict[str, Any]:
 
 
 def offloaded(folder: Path) -> dict[str, int]:
-    """What this rank has put on the disk."""
+    """Number and bytes of the files that this rank has written to the offload folder."""
     sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
     return {"offload_files": len(sizes), "offload_bytes": sum(sizes)}
 
 
 def merged(ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """One report of all ranks: the slowest one's times, everybody's memory."""
+    """One report of all ranks: the times of the slowest rank, the memory of every rank."""
     slowest = max(ranks, key=lambda rank: rank["prefill_s"] + sum(rank["decode_s"]))
     sums = ("host_peak_rss_bytes", "offload_files", "offload_bytes")
     lists = ("devices", "gpu_peak_allocated_bytes", "gpu_peak_reserved_bytes")
@@ -199,7 +211,7 @@ def merged(ranks: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """The command line."""
+    """The parsed command line."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("checkpoint", help="folder or hub id")
     parser.add_argument("--prompt", action="append", help="text; repeat for a batch")
@@ -220,15 +232,15 @@ def main(load: Callable[[str, str], Any], description: str | None) -> None:
     """Load, generate, print.
 
     Args:
-        load: from a checkpoint and an empty folder for offloaded weights to the model, ready to generate.
-        description: for `--help`.
+        load: a function from a checkpoint and an empty folder for offloaded weights to the loaded model.
+        description: text of `--help`.
     """
     args = arguments(description)
     if RANK == 0:
         with in_words(args.checkpoint):
             check_model(args.checkpoint)
     with tempfile.TemporaryDirectory(prefix="offload-", dir=args.offload_folder) as offload_folder:
-        # Ranks make theirs in this one, which goes even when they are killed.
+        # Each rank makes its folder in this one, which is removed even when ranks are killed.
         launch_ranks("--offload-folder", offload_folder)
         with in_words(args.checkpoint):
             start = time.perf_counter()
@@ -261,7 +273,16 @@ def finish(
     clock: Clock,
     mine: dict[str, Any],
 ) -> None:
-    """Bring the ranks' sequences and measurements together; rank 0 writes and prints them."""
+    """Gather the ranks' sequences and measurements; rank 0 writes and prints them.
+
+    Args:
+        args: the command line.
+        tokenizer: decodes the tokens; None to print token ids.
+        num_sequences: sequences of the batch; ranks with fewer repeat one, which is dropped.
+        tokens: new token ids of this rank, [sequences, new tokens].
+        clock: has the logits, if they were asked for.
+        mine: measurements of this rank.
+    """
     ranks = gathered(mine)
     rows = [row for rank in gathered(tokens.tolist())[:NUM_STREAMS] for row in rank][:num_sequences]
     logits = gathered(torch.stack(clock.logits))[:NUM_STREAMS] if args.logits else []
@@ -272,8 +293,8 @@ def finish(
     if args.logits:
         from safetensors.torch import save_file
 
-        steps = min(len(one) for one in logits)
-        whole = torch.cat([one[:steps] for one in logits], dim=1)[:, :num_sequences]
-        save_file({"logits": whole.contiguous()}, args.logits)
+        steps = min(len(of_rank) for of_rank in logits)
+        of_batch = torch.cat([of_rank[:steps] for of_rank in logits], dim=1)[:, :num_sequences]
+        save_file({"logits": of_batch.contiguous()}, args.logits)
     for row in rows:
         print(tokenizer.decode(row, skip_special_tokens=True) if tokenizer else row)

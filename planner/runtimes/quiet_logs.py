@@ -1,4 +1,4 @@
-"""Libraries' logs, where they speak to somebody else than who reads the output."""
+"""Silences the logs of libraries whose messages do not concern the user of this program."""
 
 import logging
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def silent(name: str) -> Iterator[None]:
-    """Meanwhile a library's logger says nothing that is not critical."""
+    """Within the context, the library's logger `name` logs critical messages only."""
     log = logging.getLogger(name)
     before = log.level
     log.setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""One process of a plan: which rank it is, what it runs on, how it starts the others and hears of them.
+"""One process of a plan: its rank and device, and how it starts the other ranks and gathers their results.
 
 Needs torch, and nothing of the planner that wrote it.
 """
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Without it the caching allocator fragments as the KV cache grows. Must be set before torch is imported.
+# Without this the caching allocator fragments as the KV cache grows. It must be set before torch is imported.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 # DeepSpeed's shared-memory all-reduce reads this; only DeepSpeed's own launcher sets it.
 if "LOCAL_WORLD_SIZE" in os.environ:
@@ -26,13 +26,13 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def stop(sentence: str, status: int) -> None:
-    """End with a sentence."""
+    """Print a message on stderr and exit with `status`."""
     print(f"generate.py: {sentence}", file=sys.stderr, flush=True)
     raise SystemExit(status)
 
 
 def read_json(name: str) -> Any:
-    """A file of this folder."""
+    """The content of a JSON file of this folder."""
     try:
         return json.loads((FOLDER / name).read_text())
     except (OSError, ValueError) as error:
@@ -40,13 +40,13 @@ def read_json(name: str) -> Any:
 
 
 PLAN = read_json("plan.json")
-#: How the runtime is told to run the model.
+#: The runtime's configuration.
 EXECUTION = PLAN["execution"]
 NUM_RANKS, NUM_STREAMS = EXECUTION["num_ranks"], EXECUTION["num_streams"]
 RANK = int(os.environ.get("RANK", "0"))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
 ON_CPU = EXECUTION["main"] == "cpu"
-#: Where this rank takes its inputs.
+#: The device of this rank's inputs.
 DEVICE = torch.device("cpu") if ON_CPU else torch.device("cuda", LOCAL_RANK)
 
 
@@ -56,15 +56,15 @@ def check_gpus() -> None:
         return
     places = {
         EXECUTION["main"],
-        *(one[key] for one in PLAN["placements"] for key in ("stored_on", "runs_on")),
+        *(placement[key] for placement in PLAN["placements"] for key in ("stored_on", "runs_on")),
     }
     needed = 1 + max(int(place.removeprefix("gpu:")) for place in places if place.startswith("gpu:"))
     if NUM_RANKS > 1:
-        # A launcher may have spread them over several machines.
+        # A launcher may have started the ranks on several machines.
         needed = LOCAL_RANK + 1 if "RANK" in os.environ else NUM_RANKS
-    if (found := torch.cuda.device_count()) < needed:
+    if (visible := torch.cuda.device_count()) < needed:
         hosts = "; README.md says how to start it on several hosts" if (FOLDER / "hostfile").exists() else ""
-        stop(f"the plan needs {needed} GPU{'s' * (needed > 1)}, and {found} can be seen here{hosts}", 4)
+        stop(f"the plan needs {needed} GPU{'s' * (needed > 1)}, and {visible} can be seen here{hosts}", 4)
 
 
 def launch_ranks(*more: str) -> None:
@@ -83,7 +83,7 @@ def launch_ranks(*more: str) -> None:
         failed = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
         for rank, failure in failed:
             print(f"rank {rank} ended with status {failure.exitcode}", file=sys.stderr)
-        # Others are ended by a signal, or end with 1 because they wait for the one that says why it stops.
+        # The rank that stops has the highest status: the others are ended by a signal, or end with status 1.
         raise SystemExit(max(1, *(failure.exitcode for _, failure in failed))) from None
     raise SystemExit(0)
 
@@ -102,14 +102,14 @@ def gpus() -> list[int]:
 
 
 def keep_host_pages(num_tokens: int) -> bool:
-    """Have the C library retain heap pages that operations give back, where the plan found room for it.
+    """Let the C library retain freed heap pages, where the plan has memory for it.
 
-    glibc maps a block of over 32 MiB anew each time, and the kernel clears its pages: a fourth of a large
-    batch's prefill. Retained pages are fragmented, by up to one and a half times the transient bytes. A
-    `MALLOC_MMAP_MAX_` that the user has set is respected.
+    glibc maps a block of more than 32 MiB anew each time, and the kernel clears its pages, which takes a
+    fourth of a large batch's prefill. Retained pages become fragmented, by up to 1.5 times the transient
+    bytes. A `MALLOC_MMAP_MAX_` that the user has set is respected.
 
     Args:
-        num_tokens: of all sequences, prompts and new ones.
+        num_tokens: tokens of all sequences, prompt and new ones.
 
     Returns:
         Whether pages are retained.
@@ -118,14 +118,15 @@ def keep_host_pages(num_tokens: int) -> bool:
         return False
     most = PLAN["kept_pages_max_tokens"]
     keeps: bool = most is not None and num_tokens <= most
-    # M_MMAP_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h, and what glibc itself comes to without.
+    # M_MMAP_MAX (-4), M_MMAP_THRESHOLD (-3) and M_TRIM_THRESHOLD (-1) of malloc.h; where pages are not
+    # retained, the values that glibc's dynamic adjustment would reach.
     limits = {-4: 0, -1: -1} if keeps else {-4: 65536, -3: 32 << 20, -1: 64 << 20}
     mallopt = ctypes.CDLL(None).mallopt
     return all(mallopt(option, limit) == 1 for option, limit in limits.items()) and keeps
 
 
 def share(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """This rank's sequences; ranks with fewer repeat one, because all must take every step together."""
+    """This rank's sequences; a rank with fewer repeats one, because all ranks must step together."""
     if NUM_STREAMS == 1:
         return {name: rows.to(DEVICE) for name, rows in inputs.items()}
     total = inputs["input_ids"].shape[0]
@@ -135,9 +136,9 @@ def share(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def gathered(mine: Any) -> list[Any]:
-    """What every rank has, in rank 0; elsewhere only one's own."""
+    """The values `mine` of all ranks, by rank."""
     if NUM_RANKS == 1:
         return [mine]
-    found: list[Any] = [None] * NUM_RANKS
-    torch.distributed.all_gather_object(found, mine)
-    return found
+    of_ranks: list[Any] = [None] * NUM_RANKS
+    torch.distributed.all_gather_object(of_ranks, mine)
+    return of_ranks

@@ -1,4 +1,4 @@
-"""The runtimes by name. A new one is a package beside these and one line here."""
+"""The runtimes by name. A new runtime needs a package beside these and an entry in `RUNTIME_MODELS`."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -12,7 +12,7 @@ from planner.runtimes.kernel_injection.model import RUNTIME_MODEL as KERNEL_INJE
 from planner.runtimes.transformers_tp.model import RUNTIME_MODEL as TRANSFORMERS_TP
 from planner.runtimes.zero_inference.model import RUNTIME_MODEL as ZERO_INFERENCE
 
-#: The simplest first: of two that are as fast it is chosen.
+#: The simplest first: of two equally fast ones the first is chosen.
 RUNTIME_MODELS: Final[dict[str, RuntimeModel]] = {
     runtime_model.name: runtime_model
     for runtime_model in (CPU, ACCELERATE, ZERO_INFERENCE, DEEPSPEED_TP, KERNEL_INJECTION, TRANSFORMERS_TP)
@@ -20,10 +20,10 @@ RUNTIME_MODELS: Final[dict[str, RuntimeModel]] = {
 
 
 def runtime_models(names: Iterable[str] | None = None) -> tuple[RuntimeModel, ...]:
-    """The named runtimes' laws; all of them for None.
+    """The models of the named runtimes; of all runtimes for None.
 
     Raises:
-        UnknownNameError: a name that is none of them.
+        UnknownNameError: no runtime has one of the names.
     """
     if names is None:
         return tuple(RUNTIME_MODELS.values())

@@ -1,4 +1,4 @@
-"""Predictions as breakdowns: never a bare number, always its parts and its weakest source."""
+"""Predictions as breakdowns: the parts of a number, and for time the weakest source among them."""
 
 from collections.abc import Iterable, Mapping
 
@@ -11,16 +11,16 @@ PHASES = ("prefill", "decode")
 
 
 class MemoryBreakdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bytes on one device at the worst moment of one phase.
+    """Peak bytes on one device in one phase.
 
     Attributes:
-        weights: parameters and buffers that live there.
-        kv: KV cache (and other recurrent state) at the phase's full length.
+        weights: parameters and buffers that are stored there.
+        kv: KV cache (and other recurrent state) at the end of the phase.
         activations: live intermediate results.
-        staging: copies of streamed weights, or buffers that streaming needs.
-        context: CUDA context and library workspaces; on the host, the process itself.
-        slack: what the allocator holds beyond what is live.
-        capacity: what the device has.
+        staging: copies of streamed weights, and buffers that streaming needs.
+        context: CUDA context and library workspaces; on the host, the processes themselves.
+        slack: bytes that the allocator holds beyond live ones.
+        capacity: all memory of the device.
     """
 
     weights: int = 0
@@ -33,22 +33,22 @@ class MemoryBreakdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     @property
     def transient_bytes(self) -> int:
-        """What comes and goes, and the cache, which grows by copying."""
+        """Bytes that are allocated and freed during a forward, with the cache, which grows by copying."""
         return self.kv + self.activations + self.staging
 
     @property
     def total(self) -> int:
-        """All parts together."""
+        """Sum of all parts."""
         return self.weights + self.transient_bytes + self.context + self.slack
 
     @property
     def free(self) -> int:
-        """Capacity left over; negative when it does not fit."""
+        """Capacity that is not used; negative when the device's memory is exceeded."""
         return self.capacity - self.total
 
 
 def worst_by_device(memory: Mapping[str, Mapping[str, MemoryBreakdown]]) -> dict[str, MemoryBreakdown]:
-    """Each device at its worse phase; GPUs that are equal in a row are one, as `gpu:0-7`."""
+    """Each device in the phase in which it uses most; consecutive equal GPUs become one, as `gpu:0-7`."""
     rows: list[tuple[str, str, MemoryBreakdown]] = []
     for device, phases in memory.items():
         worst = max(phases.values(), key=lambda part: part.total)
@@ -66,11 +66,11 @@ class TimeBreakdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Seconds of one phase: one prefill, or one decode step for the whole batch.
 
     Attributes:
-        compute: kernels on the device (or matrix work on the CPU) that host work does not hide.
-        weight_movement: copying streamed weights.
+        compute: kernels on the device, or matrix work on the CPU.
+        weight_movement: copying streamed weights, where computing does not hide it.
         kv_movement: copying an offloaded KV cache.
-        communication: activations between devices.
-        host_overhead: dispatching operations and hooks, where it is longer than the kernels.
+        communication: exchanging activations between devices.
+        host_overhead: dispatching operations and hooks, where the kernels do not hide it.
         source: the weakest source of any number in it.
     """
 
@@ -83,7 +83,7 @@ class TimeBreakdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     @property
     def total(self) -> float:
-        """All parts together."""
+        """Sum of all parts."""
         return (
             self.compute + self.weight_movement + self.kv_movement + self.communication + self.host_overhead
         )
@@ -99,7 +99,7 @@ class TimeBreakdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         )
 
     def scaled(self, factor: float) -> "TimeBreakdown":
-        """`factor` of these, one after another."""
+        """The time of `factor` such phases one after another."""
         return TimeBreakdown(
             compute=self.compute * factor,
             weight_movement=self.weight_movement * factor,

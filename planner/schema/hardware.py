@@ -1,4 +1,4 @@
-"""What a machine is, as far as a plan cares: capacities, rates and links, each with a source."""
+"""Description of a machine: capacities, rates and links, each with a source."""
 
 from typing import Annotated, Final, Literal
 
@@ -7,7 +7,7 @@ import msgspec
 from planner.schema.notebook import ShownInNotebook
 from planner.schema.quantity import Quantity
 
-#: GPUs of one host where a machine's file says nothing: the most of any machine among the profiles.
+#: GPUs of one host where a machine's file does not say: the most of any machine among the profiles.
 DEFAULT_GPUS_PER_HOST: Final = 8
 
 #: Rows of a matrix product; one row is a matrix-vector product.
@@ -23,10 +23,10 @@ class Gpu(_Strict, frozen=True, kw_only=True):
 
     Attributes:
         name: the vendor's name, as in `T4`.
-        memory_bytes: what a process can use in all, its CUDA context included.
+        memory_bytes: memory that a process can use, its CUDA context included.
         memory_bandwidth_bytes_per_s: device memory, datasheet or measured copy (read + write).
         flops_per_s: dense matrix rate by dtype name; a missing dtype is not supported natively.
-        context_bytes: what a bare CUDA context and its libraries' workspaces take.
+        context_bytes: memory of a CUDA context and its libraries' workspaces.
         gemm_efficiency: fraction of `flops_per_s` that large matrix products reach.
         bandwidth_efficiency: fraction of `memory_bandwidth_bytes_per_s` that kernels reach.
     """
@@ -41,23 +41,24 @@ class Gpu(_Strict, frozen=True, kw_only=True):
 
 
 class Host(_Strict, frozen=True, kw_only=True, omit_defaults=True):
-    """The CPU side.
+    """The CPU and its memory.
 
     Attributes:
-        memory_bytes: DRAM a process may fill.
+        memory_bytes: DRAM that processes can use.
         memory_bandwidth_bytes_per_s: DRAM read bandwidth that a matrix-vector product reaches.
         flops_per_s: matrix rate of all cores by dtype name.
         num_cores: physical cores.
-        gemv_bytes_per_s: what a matrix-vector product reads of weights of a dtype, where that is known; the
-            memory's bandwidth elsewhere. A processor that converts a dtype first may read half as much.
-        few_rows_flops_per_s: matrix rate that products of so few rows reach, by dtype and rows, where that is
-            known: less than memory and arithmetic would allow.
-        attention_bytes_per_s: what the attention of one query reads of a cache of a dtype, where that is
-            known; as products elsewhere. A processor that converts a dtype first may read a fourth as much.
+        gemv_bytes_per_s: rate at which a matrix-vector product reads weights, by dtype. Where a dtype is
+            absent, the memory bandwidth is assumed; a CPU that has to convert a dtype may reach half of it.
+        few_rows_flops_per_s: matrix rate of products with few rows, by dtype and rows, where it was measured:
+            less than memory bandwidth and matrix rate would allow.
+        attention_bytes_per_s: rate at which attention of one query reads the KV cache, by dtype. Where a
+            dtype is absent, the rate of a matrix-vector product is assumed; a CPU that has to convert a dtype
+            may reach a fourth of it.
         op_overhead_s: host time to dispatch one operation (Python and framework, per aten operation).
         hook_overhead_s: host time of one Accelerate hook around one module's forward.
         tensor_move_overhead_s: host time, besides the copy itself, to put one offloaded tensor on a
-            device and take it away again (Accelerate's per-tensor work, allocator included).
+            device and remove it again (Accelerate's per-tensor work, allocator included).
     """
 
     memory_bytes: Quantity
@@ -87,11 +88,11 @@ class Link(_Strict, frozen=True, kw_only=True):
 
 
 class Fabric(_Strict, frozen=True, kw_only=True):
-    """What collectives between the GPUs of one machine run over.
+    """The interconnect that collectives between the GPUs of one machine use.
 
     Attributes:
-        kind: `nvlink` or `pcie`; the latency of a step differs.
-        bus_bytes_per_s: NCCL's bus bandwidth for large messages: what every GPU sends at once.
+        kind: `nvlink` or `pcie`; they differ in the latency of a step.
+        bus_bytes_per_s: NCCL's bus bandwidth for large messages.
     """
 
     kind: Literal["nvlink", "pcie"]
@@ -102,8 +103,8 @@ class Disk(_Strict, frozen=True, kw_only=True):
     """Local NVMe. A machine without one has no `disk`: a network volume does not count.
 
     Attributes:
-        capacity_bytes: what can be written there.
-        read_bytes_per_s: cold sequential read.
+        capacity_bytes: bytes that can be written to it.
+        read_bytes_per_s: rate of sequential reads that are not in the page cache.
         latency_s: time to the first byte of a read.
     """
 
@@ -116,19 +117,20 @@ class HardwareProfile(_Strict, ShownInNotebook, frozen=True, kw_only=True):
     """A machine.
 
     Attributes:
-        name: what people type, as in `v100-16g` or `p4d.24xlarge`.
+        name: the name that users type, as in `v100-16g` or `p4d.24xlarge`.
         description: one line.
-        num_gpus: GPUs of the kind `gpu`; 0 when the machine has none. More than `host_gpus` are in several
-            hosts.
+        num_gpus: number of GPUs, which are all equal; 0 when the machine has none. More than `host_gpus` are
+            distributed over several hosts.
         gpu: one of them, or None.
-        host: the CPU side.
-        host_to_device, device_to_host: each GPU's link, or None without GPUs.
-        peer: GPU to GPU; needed for more than one, and used by none else. `pinned` is the bandwidth used.
-        fabric: what sums over all GPUs run over, or None.
+        host: the CPU and its memory.
+        host_to_device: each GPU's link from the host, or None without GPUs.
+        device_to_host: each GPU's link to the host, or None without GPUs.
+        peer: link from GPU to GPU; required with more than one GPU. Its pinned bandwidth is the one used.
         disk: local NVMe, or None.
         usd_per_hour: on-demand price with its date in the note, or None.
-        gpus_per_host: the most GPUs of one host, as the machine's file states it; readers take `host_gpus`.
-            Unset rather than None: a plan's file then has no key for a machine that says nothing.
+        fabric: interconnect of collectives over all GPUs, or None where it is not known.
+        gpus_per_host: the most GPUs of one host, as the machine's file states it; use `host_gpus` to read it.
+            Unset rather than None, so that a plan's file has no key for a machine that does not state it.
     """
 
     name: str
@@ -162,11 +164,11 @@ class HardwareProfile(_Strict, ShownInNotebook, frozen=True, kw_only=True):
 
     @property
     def native_flops_per_s(self) -> dict[str, Quantity]:
-        """Matrix rates, by dtype, of what a model is meant to run on: the GPU, or the CPU without one."""
+        """Matrix rates by dtype: of the GPU, or of the CPU where the machine has no GPU."""
         return self.gpu.flops_per_s if self.gpu is not None else self.host.flops_per_s
 
     @property
     def host_gpus(self) -> int:
-        """The most GPUs of one host: what is stated, or `DEFAULT_GPUS_PER_HOST`."""
+        """The most GPUs of one host: as stated, or `DEFAULT_GPUS_PER_HOST`."""
         stated = self.gpus_per_host
         return DEFAULT_GPUS_PER_HOST if isinstance(stated, msgspec.UnsetType) else stated

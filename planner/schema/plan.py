@@ -1,6 +1,7 @@
-"""The plan: a value that says where everything lives, and a file that survives a round trip.
+"""The plan, and its file: where everything is stored and runs, and what that is predicted to take.
 
-`plan.json` is this module's `Plan` as JSON, keys equal to field names. `schema()` describes it.
+`plan.json` is this module's `Plan` as JSON, keys equal to field names; reading it gives an equal plan.
+`schema()` is its JSON Schema.
 """
 
 from pathlib import Path
@@ -26,17 +27,18 @@ class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ModelRef(_Strict, frozen=True, kw_only=True):
-    """Which model the plan is for.
+    """The model that a plan is for.
 
     Attributes:
-        name: what the user typed.
+        name: the name that the user typed.
         auto_class: `causal-lm`, `seq2seq-lm` or `masked-lm`.
         model_class: the transformers class.
-        config_sha256: of the canonical configuration; a checkpoint with another does not fit the plan.
-        num_parameters: ties counted once.
+        config_sha256: SHA-256 of the canonical configuration; a checkpoint with another one does not fit the
+            plan.
+        num_parameters: parameters, tied ones counted once.
         no_split: classes of the no-split blocks.
-        source: where the configuration is found again: a shipped name, a folder's path, or a hub id; None for
-            a model that was built by hand.
+        source: where the configuration can be found: a shipped name, a folder's path, or a hub id; None for a
+            model that was built in Python.
         revision: the hub's commit, or None.
     """
 
@@ -51,13 +53,13 @@ class ModelRef(_Strict, frozen=True, kw_only=True):
 
 
 class Placement(_Strict, frozen=True, kw_only=True):
-    """One module that owns tensors: where its weights live and where it runs.
+    """One entry of the device map: where its weights are stored and where it runs.
 
     Attributes:
-        module: fqn, a key of the device map.
-        stored_on: `gpu:N`, `cpu`, `disk` or `peers` (cut over the GPUs of all ranks).
+        module: fqn of the module, the key of the entry.
+        stored_on: `gpu:N`, `cpu`, `disk` or `peers` (partitioned over the GPUs of all ranks).
         runs_on: `gpu:N` or `cpu`.
-        num_bytes: its parameters and buffers, a tied tensor counted at its first owner.
+        num_bytes: bytes of its parameters, a tied tensor counted at its first owner.
     """
 
     module: str
@@ -67,16 +69,16 @@ class Placement(_Strict, frozen=True, kw_only=True):
 
 
 class Prediction(_Strict, frozen=True, kw_only=True):
-    """What the plan is expected to take.
+    """Predicted memory, time and price of a plan.
 
     Attributes:
         memory: device → phase → bytes.
         time: phase → seconds; `decode` is the mean step.
-        total_s: prefill and all decode steps.
-        tokens_per_s: generated tokens of all sequences over `total_s`.
-        usd_per_million_tokens: at the profile's price, or None.
-        load_s: reading the checkpoint and placing it.
-        source: the weakest source of any number that went in.
+        total_s: seconds of the prefill and all decode steps.
+        tokens_per_s: generated tokens of all sequences divided by `total_s`.
+        usd_per_million_tokens: price of a million tokens at the profile's price, or None without one.
+        load_s: seconds to read the checkpoint and to place it.
+        source: the weakest source of any number that it was computed from.
     """
 
     memory: dict[str, dict[str, MemoryBreakdown]]
@@ -89,17 +91,22 @@ class Prediction(_Strict, frozen=True, kw_only=True):
 
 
 class Alternative(_Strict, frozen=True, kw_only=True):
-    """Something else that was priced and not chosen.
+    """A configuration that was considered and not chosen.
 
     Attributes:
-        runtime: its name.
-        label: what it is, in words.
-        num_ranks: its processes.
-        batch_size: its best batch, or the one asked for.
+        runtime: name of the runtime.
+        label: the configuration in words.
+        batch_size: its best batch, or the one asked for; 0 where it cannot run at all.
         fits: whether it can run.
-        deficit_bytes: when it does not fit, the smallest number of bytes short, on `deficit_device`.
-        prefill_s, decode_s, tokens_per_s, usd_per_million_tokens, load_s: predictions when it fits.
-        reason: why it lost.
+        reason: why it was not chosen.
+        num_ranks: processes that would run it.
+        deficit_bytes: when it does not fit, the bytes missing on `deficit_device`.
+        deficit_device: when it does not fit, the device with the largest shortage.
+        prefill_s: when it fits, seconds of the prefill.
+        decode_s: when it fits, seconds of the mean decode step.
+        tokens_per_s: when it fits, generated tokens of all sequences per second.
+        usd_per_million_tokens: when it fits, price of a million tokens, or None without a price.
+        load_s: when it fits, seconds to read the checkpoint and to place it.
     """
 
     runtime: str
@@ -123,24 +130,25 @@ class Alternative(_Strict, frozen=True, kw_only=True):
 
 
 class Plan(_Strict, ShownInNotebook, frozen=True, kw_only=True):
-    """Everything a runtime needs and everything a reader asks.
+    """Everything that a runtime needs to run the model, and the prediction and reasons for a reader.
 
     Attributes:
-        schema_version: of this file format.
-        tool_version: of the planner.
-        model, hardware: the input, complete.
+        schema_version: version of this file format.
+        tool_version: version of the planner.
+        model: the model.
+        hardware: the machine, complete.
         request: what was asked; the same request on the same machine leads to this plan again.
         workload: what is run: the request's lengths, at the batch and in the dtype that were chosen.
         execution: the runtime and its configuration.
         label: the configuration in words.
-        placements: in execution order, disjoint, every tensor covered once. With several ranks they are
-            rank 0's, whose GPU is `gpu:0`; every rank has its own of the same sizes.
-        split_blocks: no-split blocks whose parts live in different places → where they execute.
-        prediction: memory and time.
-        kept_pages_max_tokens: on a processor that runs everything, up to how many tokens of all sequences the
-            script has the C library retain heap pages; None where it never does.
-        alternatives: what lost, and why.
-        notes: sentences about this plan that a user should read.
+        placements: entries of the device map in execution order, disjoint; they cover every tensor once. With
+            several ranks they are rank 0's, whose GPU is `gpu:0`; every rank has its own of the same sizes.
+        split_blocks: no-split blocks whose parts are stored in different places → the device they run on.
+        prediction: memory, time and price.
+        kept_pages_max_tokens: where the CPU runs the whole model, the most tokens of all sequences with which
+            the script lets the C library retain heap pages; None where it never does.
+        alternatives: the other configurations, and why they were not chosen.
+        notes: sentences about this plan that a user should read, each without its final period.
     """
 
     schema_version: int
@@ -160,7 +168,7 @@ class Plan(_Strict, ShownInNotebook, frozen=True, kw_only=True):
 
     @property
     def objective(self) -> str:
-        """What the plan is the best for."""
+        """The request's objective, by which the plan is the best."""
         return self.request.objective
 
     @property
@@ -170,22 +178,22 @@ class Plan(_Strict, ShownInNotebook, frozen=True, kw_only=True):
 
     @property
     def main_device(self) -> str:
-        """Where the root module's tensors are and every streamed module runs."""
+        """The device that the root module and streamed modules run on."""
         return self.execution.main
 
     @property
     def host_copies(self) -> str:
-        """`pinned` or `pageable`."""
+        """Kind of host memory of weights that are streamed to a GPU: `pinned` or `pageable`."""
         return self.execution.host_copies
 
     @property
     def kv_cache(self) -> str:
-        """`device` or `offloaded`."""
+        """Where the KV cache is: `device` or `offloaded`."""
         return self.execution.kv_cache
 
     @property
     def num_ranks(self) -> int:
-        """Processes that run it."""
+        """Processes that run the plan."""
         return self.execution.num_ranks
 
     @property
@@ -195,7 +203,7 @@ class Plan(_Strict, ShownInNotebook, frozen=True, kw_only=True):
 
     @property
     def weight_bits(self) -> int | None:
-        """Width to which the runtime quantizes weights as it loads them."""
+        """Width to which the runtime quantizes weights as it loads them, or None."""
         return self.execution.weight_bits
 
     @property
@@ -213,7 +221,7 @@ class Plan(_Strict, ShownInNotebook, frozen=True, kw_only=True):
 
 
 def device_map_value(device: str) -> str | int:
-    """`gpu:1` as Accelerate writes it (1); `cpu` and `disk` stay."""
+    """A device as a value of Accelerate's map: the index of `gpu:N`; `cpu` and `disk` are unchanged."""
     return int(device.removeprefix("gpu:")) if device.startswith("gpu:") else device
 
 
@@ -231,8 +239,8 @@ def decode(payload: bytes, *, origin: str = PLAN_FILE) -> Plan:
     """A plan from JSON.
 
     Args:
-        payload: bytes of a plan.json.
-        origin: what to call it in an error.
+        payload: content of a plan.json.
+        origin: name of the file in an error message.
 
     Raises:
         PlanFileError: not JSON, not a plan, or a plan of another schema version.
@@ -253,10 +261,10 @@ class _Versioned(msgspec.Struct):
 
 
 def read(folder: Path) -> Plan:
-    """The plan of an emitted folder (or of a path to the plan.json itself).
+    """The plan of an emitted folder, or of the plan.json itself.
 
     Raises:
-        PlanFileError: there is none, or it is damaged.
+        PlanFileError: there is no plan, or it cannot be decoded.
     """
     path = folder / PLAN_FILE if folder.is_dir() else folder
     try:

@@ -1,4 +1,4 @@
-"""Where a number comes from. A sum is as trustworthy as its weakest part."""
+"""Numbers with their source. A sum is as trustworthy as its least trustworthy part."""
 
 from collections.abc import Iterable
 from enum import StrEnum
@@ -30,7 +30,7 @@ class Quantity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     Attributes:
         value: the number; finite and not negative.
         source: how it became known.
-        note: where exactly (a datasheet, a benchmark, a date).
+        note: details of the source, such as a datasheet, a benchmark or a date.
     """
 
     value: float

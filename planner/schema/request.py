@@ -1,4 +1,4 @@
-"""What a user may ask of a plan."""
+"""What a user asks the planner for: lengths, batch, objective and limits."""
 
 from typing import Final
 
@@ -11,23 +11,25 @@ from planner.schema.workload import DTYPE_BYTES, Workload
 
 OBJECTIVES: Final = ("latency", "throughput", "cost")
 
-#: Every dtype that fits is tried, and the best by the objective wins.
+#: The dtype of a request that prices every dtype with a rate on the machine and takes the best.
 ANY_DTYPE: Final = "any"
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One question to the planner.
+    """One request to the planner.
 
     Attributes:
-        prompt_tokens, new_tokens: lengths.
-        batch_size: fixed, or None: 1 (or `min_batch`) for latency, the best of a ladder otherwise.
-        min_batch: smallest batch worth having.
-        max_latency_s: limit on the whole `generate()` call.
+        prompt_tokens: tokens of each prompt.
+        new_tokens: tokens generated for each sequence.
+        batch_size: number of sequences; None for `min_batch` with the objective `latency`, and otherwise for
+            the best of `BATCH_LADDER`.
+        min_batch: the smallest batch that may be chosen.
+        max_latency_s: limit on the seconds of the whole `generate()` call, or None.
         objective: `latency` (least time of the call), `throughput` (most tokens per second) or `cost`
-            (least money per token, so the profile needs a price).
-        dtype: a dtype, `any` to choose, or None for the model's own where the machine runs it.
-        runtimes: which to consider; None for all.
-        weight_bits: let the runtime quantize weights to this width as it loads them; None: do not.
+            (lowest price per token; the profile needs a price).
+        dtype: a dtype, `any` for the best one, or None for the model's own where the machine runs it.
+        runtimes: names of the runtimes to consider; None for all.
+        weight_bits: width to which the runtime quantizes weights as it loads them, 4 or 8; None for none.
     """
 
     prompt_tokens: int = 128
@@ -60,7 +62,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @classmethod
     def of_workload(cls, workload: Workload, execution: ExecutionConfig) -> "Request":
-        """The request for exactly one workload in one configuration, as a user's own files state it."""
+        """The request for one workload in one configuration, such as those of a user's own device map."""
         return cls(
             prompt_tokens=workload.prompt_tokens,
             new_tokens=workload.new_tokens,
@@ -71,7 +73,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         )
 
     def workload(self, dtype: str) -> Workload:
-        """The workload at a dtype and the smallest batch in question."""
+        """The workload in `dtype` at the batch that was asked for, or the smallest allowed one."""
         return Workload(
             batch_size=self.batch_size or self.min_batch,
             prompt_tokens=self.prompt_tokens,
@@ -80,11 +82,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         )
 
     def dtypes(self, profile: HardwareProfile, model_dtype: str | None) -> tuple[str, ...]:
-        """The dtypes to price, most wanted first.
+        """The dtypes to price, the preferred one first.
 
         Args:
-            profile: what runs natively is what it has a rate for.
-            model_dtype: what the checkpoint was saved in, or None when its configuration does not say.
+            profile: the machine; a dtype is native when it has a rate for it.
+            model_dtype: dtype of the checkpoint, or None when its configuration does not say.
         """
         native = [d for d in DTYPE_BYTES if d in profile.native_flops_per_s]
         if self.dtype == ANY_DTYPE:

@@ -1,4 +1,4 @@
-"""What the user wants to run: lengths, batch and element type."""
+"""One `generate()` call: lengths, batch and element type."""
 
 from typing import Final
 
@@ -10,7 +10,7 @@ from planner.errors import InvalidInputError
 DTYPE_BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 #: Batch sizes that a search considers when the batch is not given: every integer up to 64, then steps of
-#: at most 6.25 %. The ladder does not depend on the machine, so that more memory never loses a choice.
+#: at most 6.25 %. They do not depend on the machine, so that more memory never removes a choice.
 BATCH_LADDER: Final = (
     *range(1, 64),
     *range(64, 256, 4),

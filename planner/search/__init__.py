@@ -1,1 +1,1 @@
-"""From a priced model to the best placement: candidates, a solver, a choice."""
+"""Finds the best placement of a priced model: candidates, an integer program, the choice of a plan."""

@@ -1,4 +1,4 @@
-"""What lost, and why: every way that was priced beside the one that was chosen. Pure."""
+"""The alternatives of a plan: every configuration that was priced and not chosen, and why. Pure."""
 
 import msgspec
 
@@ -12,52 +12,65 @@ from planner.sizes import format_bytes, format_seconds
 
 
 def objective_value(candidate: Candidate, request: Request) -> float:
-    """What the objective minimises; a price per hour is the same for all on one machine."""
+    """The value that the objective minimises: seconds, or seconds per sequence for throughput and cost.
+
+    The price per hour is left out, because it is the same for all candidates on one machine.
+    """
     total_s = candidate.priced.total_s
     return total_s if request.objective == "latency" else total_s / candidate.priced.batch_size
 
 
 def label_of(priced: PricedPlacement) -> str:
-    """The way in words; how host copies are made is beside the point when there are none."""
+    """The configuration in words; the kind of host copies is left out when nothing is copied."""
     execution, assignment = priced.problem.scenario.execution, priced.assignment
-    moves = any(
+    is_streaming = any(
         place != runs_on
         for runs_on, stored_on in zip(assignment.runs_on, assignment.stored_on, strict=True)
         for place in stored_on
     )
     is_split = "cpu" in assignment.runs_on and execution.main != "cpu"
-    if execution.runtime != "accelerate" or moves or is_split or execution.kv_cache != "device":
+    if execution.runtime != "accelerate" or is_streaming or is_split or execution.kv_cache != "device":
         return execution.label
     return "accelerate, everything resident"
 
 
 def alternatives_to(winner: Candidate, result: SearchResult, request: Request) -> tuple[Alternative, ...]:
-    """Everything else: what fits by the objective, then what does not fit, then what cannot run here."""
+    """Every candidate but the winner, then every refusal.
+
+    Args:
+        winner: the candidate that was chosen.
+        result: all that was considered, the winner included.
+        request: gives the objective.
+
+    Returns:
+        What fits, the best by the objective first; then what does not fit, the smallest shortage first; then
+        what cannot run on the machine.
+    """
     candidates = [winner, *(c for c in result.candidates if c is not winner)]
     losers = sorted(distinct(candidates)[1:], key=lambda c: _order(c, request))
     priced = [_alternative(loser, winner, request) for loser in losers]
-    refused = {(one.label, one.reason): _refused(one) for one in result.refusals}
+    refused = {(refusal.label, refusal.reason): _refused(refusal) for refusal in result.refusals}
     return (*priced, *refused.values())
 
 
 def _order(loser: Candidate, request: Request) -> tuple[bool, bool, float]:
-    """What fits by the objective; what does not by what it lacks, on the device that lacks most."""
+    """Sort key: what fits, by the objective; then what does not, by its largest shortage."""
     if not loser.priced.fits:
         return (True, False, float(loser.priced.worst_shortage[1]))
     return (False, loser.too_slow, objective_value(loser, request))
 
 
 def best_by_runtime(plan: Plan) -> tuple[Alternative, ...]:
-    """One line for every runtime, the chosen one first: its best way, or why it has none."""
+    """One row for every runtime, the chosen one first: its best configuration, or why it has none."""
     chosen = _chosen(plan)
-    lines = {chosen.runtime: chosen}
-    for one in plan.alternatives:
-        lines.setdefault(one.runtime, one)
-    return tuple(lines.values())
+    rows = {chosen.runtime: chosen}
+    for alternative in plan.alternatives:
+        rows.setdefault(alternative.runtime, alternative)
+    return tuple(rows.values())
 
 
 def _chosen(plan: Plan) -> Alternative:
-    line = Alternative(
+    row = Alternative(
         runtime=plan.runtime,
         label=plan.label,
         num_ranks=plan.num_ranks,
@@ -65,13 +78,13 @@ def _chosen(plan: Plan) -> Alternative:
         fits=True,
         reason="chosen",
     )
-    return _predicted(line, plan.prediction)
+    return _predicted(row, plan.prediction)
 
 
-def _predicted(line: Alternative, prediction: Prediction) -> Alternative:
-    """The line with the numbers of what fits."""
+def _predicted(row: Alternative, prediction: Prediction) -> Alternative:
+    """The row with the predicted numbers of a candidate that fits."""
     return msgspec.structs.replace(
-        line,
+        row,
         prefill_s=prediction.time["prefill"].total,
         decode_s=prediction.time["decode"].total,
         tokens_per_s=prediction.tokens_per_s,
@@ -80,31 +93,32 @@ def _predicted(line: Alternative, prediction: Prediction) -> Alternative:
     )
 
 
-def _refused(one: Refusal) -> Alternative:
-    return Alternative(runtime=one.runtime, label=one.label, batch_size=0, fits=False, reason=one.reason)
+def _refused(refusal: Refusal) -> Alternative:
+    return Alternative(
+        runtime=refusal.runtime, label=refusal.label, batch_size=0, fits=False, reason=refusal.reason
+    )
 
 
 def _alternative(loser: Candidate, winner: Candidate, request: Request) -> Alternative:
     priced = loser.priced
-    way = label_of(priced)
-    label = way if loser.dtype == winner.dtype else f"{way}, {loser.dtype}"
-    line = Alternative(
+    label = label_of(priced)
+    row = Alternative(
         runtime=loser.execution.runtime,
-        label=label,
+        label=label if loser.dtype == winner.dtype else f"{label}, {loser.dtype}",
         num_ranks=loser.execution.num_ranks,
         batch_size=priced.batch_size,
         fits=priced.fits,
         reason="",
     )
     if priced.fits:
-        line = msgspec.structs.replace(line, reason=_why_lost(loser, winner, request))
-        return _predicted(line, predict(priced.problem, priced.assignment))
-    device, lacking = priced.worst_shortage
+        row = msgspec.structs.replace(row, reason=_why_lost(loser, winner, request))
+        return _predicted(row, predict(priced.problem, priced.assignment))
+    device, missing_bytes = priced.worst_shortage
     return msgspec.structs.replace(
-        line,
-        deficit_bytes=lacking,
+        row,
+        deficit_bytes=missing_bytes,
         deficit_device=device,
-        reason=f"{format_bytes(lacking)} short on {device}",
+        reason=f"{format_bytes(missing_bytes)} short on {device}",
     )
 
 
@@ -116,15 +130,18 @@ def _why_lost(loser: Candidate, winner: Candidate, request: Request) -> str:
     if 0.999 < ratio < 1.001:
         return "as fast; the chosen one is simpler"
     if ratio < 1:
-        return f"{1 / ratio:.2f}× faster, not asked for"
-    what = {"latency": "slower", "throughput": "less", "cost": "dearer"}[request.objective]
+        return f"{1 / ratio:.2f}× faster; chosen by name only"
+    what = {"latency": "slower", "throughput": "less", "cost": "more expensive"}[request.objective]
     if request.objective == "throughput":
         return f"{100 * (1 - 1 / ratio):.0f} % {what}"
     return f"{ratio:.2f}× {what}" if ratio >= 1.1 else f"{100 * (ratio - 1):.1f} % {what}"
 
 
 def infeasible(result: SearchResult, request: Request) -> InfeasibleError:
-    """The error that says what the nearest way lacks, or by how much the fastest is too slow."""
+    """The error for when nothing can be chosen: all is too slow, or nothing fits in memory.
+
+    It names the fastest configuration that fits, or the configuration with the smallest shortage.
+    """
     candidates = result.candidates
     slow = [c for c in candidates if c.priced.fits]
     if slow:
@@ -138,13 +155,13 @@ def infeasible(result: SearchResult, request: Request) -> InfeasibleError:
         )
     nearest = min(candidates, key=lambda c: sum(c.priced.shortage_bytes.values()))
     shortages = nearest.priced.shortage_bytes
-    device, lacking = nearest.priced.worst_shortage
+    device, missing_bytes = nearest.priced.worst_shortage
     words = " and ".join(f"{format_bytes(n)} on {d}" for d, n in sorted(shortages.items()))
     workload = nearest.priced.problem.scenario.workload
     return InfeasibleError(
         f"does not fit at batch {workload.batch_size} with {workload.prompt_tokens} + "
-        f"{workload.new_tokens} tokens in {nearest.dtype}: the nearest way, {nearest.execution.label}, "
-        f"lacks {words}",
+        f"{workload.new_tokens} tokens in {nearest.dtype}: the nearest configuration, "
+        f"{nearest.execution.label}, lacks {words}",
         device=device,
-        deficit_bytes=lacking,
+        deficit_bytes=missing_bytes,
     )

@@ -1,8 +1,8 @@
-"""The best placement of one problem over the number of GPUs, and the best batch size of a ladder.
+"""The best placement of one problem over the number of GPUs, and the best of a list of batch sizes.
 
-Throughput needs no solve per batch: the time of the best placement never falls as the batch grows
-(whatever fits and is done in time at a larger batch fits at a smaller one), so an interval of the
-ladder can be skipped when its largest batch over its smallest time would not beat the best found.
+The best batch size needs no solve for every size: the time of the best placement never decreases as the batch
+grows (whatever fits and finishes in time at a larger batch also does at a smaller one). So an interval of
+sizes can be skipped when its largest batch divided by its smallest time does not exceed the best rate so far.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,18 +17,20 @@ from planner.cost.time import objective_s, time
 from planner.search.placement_program import SolvedPlacement, nearest, solve
 from planner.search.stages import fill_from_end
 
-#: Share of the most tokens per second that a smaller batch must reach to be as good. Where arithmetic bounds
-#: it, the rate hardly grows any more: ten times the sequences would take ten times as long and the whole
-#: memory, for a difference that no estimate can tell.
-AS_GOOD: Final = 0.99
+#: Share of the best throughput that counts as equal to it, so that the smallest such batch is chosen. Where
+#: computing is the bottleneck the rate hardly grows with the batch: ten times the sequences would take ten
+#: times as long and much more memory, for a difference that is below the error of the estimate.
+EQUAL_THROUGHPUT_SHARE: Final = 0.99
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PricedPlacement:
-    """A placement with its problem and what it takes.
+    """A placement with its predicted time and its shortage of memory.
 
     Attributes:
-        total_s: of the whole `generate()` call.
+        problem: the priced scenario.
+        assignment: where everything runs and is stored.
+        total_s: seconds of the whole `generate()` call.
         shortage_bytes: device → bytes missing; empty when it fits.
     """
 
@@ -39,12 +41,12 @@ class PricedPlacement:
 
     @property
     def fits(self) -> bool:
-        """Whether it can run."""
+        """Whether every device has enough memory."""
         return not self.shortage_bytes
 
     @property
     def worst_shortage(self) -> tuple[str, int]:
-        """The device that lacks most, and how many bytes, of what does not fit."""
+        """The device with the largest shortage, and that shortage in bytes; only for what does not fit."""
         return max(self.shortage_bytes.items(), key=lambda item: item[1])
 
     @property
@@ -54,13 +56,15 @@ class PricedPlacement:
 
 
 def price_assignment(problem: Problem, assignment: Assignment) -> PricedPlacement:
-    """An assignment that somebody chose, priced, whether or not it fits."""
-    lack = shortage(memory(problem, assignment))
+    """An assignment with its time and shortage, whether or not it fits."""
+    largest_shortage = shortage(memory(problem, assignment))
     return PricedPlacement(
         problem=problem,
         assignment=assignment,
         total_s=objective_s(problem, time(problem, assignment)),
-        shortage_bytes={} if lack is None else {lack.device: lack.num_bytes},
+        shortage_bytes=(
+            {} if largest_shortage is None else {largest_shortage.device: largest_shortage.num_bytes}
+        ),
     )
 
 
@@ -68,38 +72,42 @@ def best_placement(problem: Problem) -> PricedPlacement | None:
     """The fastest placement that fits, or None."""
     fitting = _all_resident(problem)
     if problem.scenario.execution.streams_from and (not fitting or problem.scenario.execution.cpu_execution):
-        placed = solve(problem, _staged_elsewhere(problem))
-        fitting += [c for c in [_candidate(problem, placed)] if c.fits] if placed is not None else []
+        solved = solve(problem, _staged_elsewhere(problem))
+        fitting += [c for c in [_priced(problem, solved)] if c.fits] if solved is not None else []
     return min(fitting, key=lambda c: c.total_s, default=None)
 
 
 def nearest_placement(problem: Problem) -> PricedPlacement:
-    """When nothing fits: the placement that lacks the fewest bytes."""
+    """The placement with the smallest shortage of memory, for a problem of which no placement fits."""
     if not problem.scenario.execution.streams_from:
         return _all_on_main(problem)
-    placed = _candidate(problem, nearest(problem, _staged_elsewhere(problem)))
-    lacking = problem.disk_deficit_bytes
-    if lacking > 0 and problem.scenario.runtime_model.stores_all:
-        # Its only store is too small: whatever the GPU lacks then comes of that.
-        return replace(placed, shortage_bytes={DISK: lacking})
-    return placed
+    priced = _priced(problem, nearest(problem, _staged_elsewhere(problem)))
+    disk_deficit_bytes = problem.disk_deficit_bytes
+    if disk_deficit_bytes > 0 and problem.scenario.runtime_model.stores_all:
+        # The only store is too small, and any shortage on the GPU follows from that.
+        return replace(priced, shortage_bytes={DISK: disk_deficit_bytes})
+    return priced
 
 
 def _staged_elsewhere(problem: Problem) -> dict[int, str]:
+    """Unit index → GPU, for the pipeline stages after the first one."""
     return fill_from_end(problem, problem.scenario.num_stages) if problem.main_kind == GPU else {}
 
 
 def _all_resident(problem: Problem) -> list[PricedPlacement]:
-    """Everything resident on the fewest GPUs that hold it: they take turns, so more only add hops."""
-    alone = _all_on_main(problem)
-    if alone.fits or problem.main_kind != GPU:
-        return [alone] if alone.fits else []
-    spread = (_resident(problem, used) for used in range(2, problem.scenario.num_stages + 1))
-    return list(islice((one for one in spread if one.fits), 1))
+    """Everything resident on the fewest GPUs that hold it; an empty list when none do.
+
+    Pipeline stages run one after the other, so more GPUs only add copies between them.
+    """
+    on_main = _all_on_main(problem)
+    if on_main.fits or problem.main_kind != GPU:
+        return [on_main] if on_main.fits else []
+    by_num_gpus = (_resident(problem, num_gpus) for num_gpus in range(2, problem.scenario.num_stages + 1))
+    return list(islice((priced for priced in by_num_gpus if priced.fits), 1))
 
 
 def _all_on_main(problem: Problem) -> PricedPlacement:
-    """Everything resident on one device: no hooks, no movement."""
+    """Everything resident on the main device: no hooks, no movement."""
     return price_assignment(problem, Assignment.uniform(problem, problem.scenario.execution.main))
 
 
@@ -138,38 +146,44 @@ def _fullest(priced: PricedPlacement) -> int:
     )
 
 
-def _candidate(problem: Problem, placed: SolvedPlacement) -> PricedPlacement:
-    """Price a placement by evaluation: the search's own sums are never trusted for the verdict.
+def _priced(problem: Problem, solved: SolvedPlacement) -> PricedPlacement:
+    """A solution of the integer program, priced by evaluation, which alone decides whether it fits.
 
-    Of what lacks, they know all devices where evaluation names the worst one.
+    The program's shortages name every device, where evaluation names the worst one only.
     """
-    priced = price_assignment(problem, placed.assignment)
-    if priced.fits or not placed.shortage_bytes:
+    priced = price_assignment(problem, solved.assignment)
+    if priced.fits or not solved.shortage_bytes:
         return priced
-    return replace(priced, shortage_bytes=placed.shortage_bytes)
+    return replace(priced, shortage_bytes=solved.shortage_bytes)
 
 
 def best_batch(
     solve_at: Callable[[int], PricedPlacement | None], ladder: Sequence[int], *, max_latency_s: float | None
 ) -> PricedPlacement | None:
-    """The batch of the ladder with most tokens per second, or None when not even the smallest will do.
+    """The smallest batch whose throughput counts as equal to the best one.
 
-    Of batches that hardly differ in it the smallest: see `AS_GOOD`.
+    See `EQUAL_THROUGHPUT_SHARE`.
 
     Args:
-        solve_at: the best placement at a batch size.
+        solve_at: a function from a batch size to the best placement, or None when none fits.
         ladder: batch sizes, ascending.
-        max_latency_s: limit on the whole call, or None.
+        max_latency_s: limit on the seconds of the whole call, or None.
+
+    Returns:
+        The best placement at that batch; None when not even the smallest batch fits and finishes in time.
     """
-    climb = _Climb(solve_at, ladder, max_latency_s)
-    last = _last_true(climb.admissible, len(ladder))
+    batches = _BatchLadder(solve_at, ladder, max_latency_s)
+    last = _last_true(batches.admissible, len(ladder))
     if last is None:
         return None
-    return climb.first(last, AS_GOOD * climb.most(last))
+    return batches.first_with(EQUAL_THROUGHPUT_SHARE * batches.best_rate(last), last)
 
 
-class _Climb:
-    """The ladder's batches with their best placements, each solved when it is first asked for."""
+class _BatchLadder:
+    """Ascending batch sizes with their best placements, each solved when it is first needed.
+
+    Methods take positions in `ladder`; a rate is sequences per second.
+    """
 
     def __init__(
         self,
@@ -181,21 +195,21 @@ class _Climb:
         self.solved: dict[int, PricedPlacement] = {}
 
     def admissible(self, position: int) -> bool:
-        """Whether the batch fits, and is done in time."""
-        found = self.solve_at(self.ladder[position])
-        if found is None or (self.max_latency_s is not None and found.total_s > self.max_latency_s):
+        """Whether the batch fits and finishes in time."""
+        priced = self.solve_at(self.ladder[position])
+        if priced is None or (self.max_latency_s is not None and priced.total_s > self.max_latency_s):
             return False
-        self.solved[position] = found
+        self.solved[position] = priced
         return True
 
     def at(self, position: int) -> PricedPlacement:
-        """The batch's best placement, at a position below one that is admissible."""
+        """The batch's best placement, at a position up to one that is admissible."""
         if position not in self.solved and not self.admissible(position):
             raise AssertionError(f"batch {self.ladder[position]} does not fit although a larger one does")
         return self.solved[position]
 
-    def most(self, last: int) -> float:
-        """The highest rate up to a position."""
+    def best_rate(self, last: int) -> float:
+        """The highest rate up to the position `last`."""
         best = max(_rate(self.at(0)), _rate(self.at(last)))
         pending = [(0, last)]
         while pending:
@@ -206,20 +220,20 @@ class _Climb:
                 pending += [(low, middle), (middle, high)]
         return best
 
-    def first(self, last: int, enough: float) -> PricedPlacement:
-        """The smallest batch with such a rate, which one up to `last` has."""
-        # Batches below `low` are too slow; those between it and the last of `uppers` come next.
+    def first_with(self, rate: float, last: int) -> PricedPlacement:
+        """The smallest batch with at least this rate, which some position up to `last` must have."""
+        # Batches below `low` are too slow; those between it and the last of `uppers` are examined next.
         low, uppers = 0, [last]
-        while _rate(self.at(low)) < enough:
+        while _rate(self.at(low)) < rate:
             high = uppers[-1]
-            if high - low >= 2 and self._bound(low, high) >= enough:
+            if high - low >= 2 and self._bound(low, high) >= rate:
                 uppers.append((low + high) // 2)
             else:
                 low = uppers.pop()
         return self.at(low)
 
     def _bound(self, low: int, high: int) -> float:
-        """What no batch between two exceeds: the largest of them in the time of the lower one."""
+        """A rate that no batch between two positions exceeds: the largest of them in the lower one's time."""
         return self.ladder[high - 1] / self.ladder[low] * _rate(self.at(low))
 
 
@@ -228,7 +242,7 @@ def _rate(priced: PricedPlacement) -> float:
 
 
 def _last_true(holds: Callable[[int], bool], count: int) -> int | None:
-    """The last position where a monotone predicate holds, found by doubling and bisection."""
+    """The last position below `count` where a monotone predicate holds, by doubling and bisection."""
     if count == 0 or not holds(0):
         return None
     low, step = 0, 1

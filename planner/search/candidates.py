@@ -1,4 +1,7 @@
-"""Every way to run a model on a machine, each at its best: what a plan is chosen from. Pure."""
+"""Every configuration that can run a model on a machine, each with its best placement and batch. Pure.
+
+A plan is chosen from these candidates.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,17 +21,17 @@ from planner.schema.request import ANY_DTYPE, Request
 from planner.schema.workload import BATCH_LADDER, DTYPE_BYTES
 from planner.search.best_placement import PricedPlacement, best_batch, best_placement, nearest_placement
 
-#: Families with `_keep_in_fp32_modules`: loaded in float16, some of their weights are float32 all the same.
+#: Model types with `_keep_in_fp32_modules`: when loaded in float16, some of their weights stay float32.
 KEEP_FLOAT32: Final = frozenset({"t5", "mt5", "umt5"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """The best of one way to run the model.
+    """One configuration with its best placement and batch.
 
     Attributes:
         priced: the placement, and whether it fits.
-        too_slow: it fits, and takes longer than the request allows.
+        too_slow: it fits, but takes longer than the request allows.
     """
 
     priced: PricedPlacement
@@ -36,23 +39,23 @@ class Candidate:
 
     @property
     def execution(self) -> ExecutionConfig:
-        """The way."""
+        """The configuration."""
         return self.priced.problem.scenario.execution
 
     @property
     def dtype(self) -> str:
-        """What everything is in."""
+        """The dtype of weights, activations and KV cache."""
         return self.priced.problem.scenario.workload.dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """A runtime that cannot run the model on the machine, and why.
+    """A configuration or runtime that cannot run the model on the machine, and why.
 
     Attributes:
-        runtime: its name.
-        label: the way, or the runtime's name when it has none here.
-        reason: a clause.
+        runtime: name of the runtime.
+        label: the configuration in words, or the runtime's name when it has no configuration on the machine.
+        reason: why, as a clause.
     """
 
     runtime: str
@@ -62,26 +65,31 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
-    """All that was considered."""
+    """All configurations that were considered.
+
+    Attributes:
+        candidates: those that were priced, whether or not they fit.
+        refusals: those that cannot run the model.
+    """
 
     candidates: tuple[Candidate, ...]
     refusals: tuple[Refusal, ...]
 
 
 def evaluate_all(model: Model, profile: HardwareProfile, request: Request) -> SearchResult:
-    """Price every configuration that the request allows, each at its best.
+    """Price every configuration that the request allows, each with its best placement and batch.
 
     Args:
-        model: what is run.
+        model: the model to run.
         profile: the machine.
-        request: what is asked.
+        request: workload, objective and limits.
 
     Raises:
         InvalidInputError: the request cannot apply to this model or machine.
-        UnknownNameError: an unknown runtime.
+        UnknownNameError: the request names an unknown runtime.
     """
     chain = chain_of(model.graph, placement_units(model.graph))
-    found = [
+    considered = [
         _considered(
             Scenario.whole(
                 model.graph, profile, request.workload(dtype), execution, runtime_model, chain=chain
@@ -98,13 +106,22 @@ def evaluate_all(model: Model, profile: HardwareProfile, request: Request) -> Se
         for runtime_model in runtime_models(request.runtimes)
         if not runtime_model.configurations(profile)
     ]
-    candidates = tuple(one for one in found if isinstance(one, Candidate))
-    refused = [one for one in found if isinstance(one, Refusal)]
+    candidates = tuple(result for result in considered if isinstance(result, Candidate))
+    refused = [result for result in considered if isinstance(result, Refusal)]
     return SearchResult(candidates=candidates, refusals=(*refused, *absent))
 
 
 def dtypes_for(model: Model, profile: HardwareProfile, request: Request) -> tuple[str, ...]:
-    """The dtypes to price; never one whose memory the graph does not know."""
+    """The dtypes to price, the preferred one first; never float16 for models that keep weights in float32.
+
+    Args:
+        model: the model to run.
+        profile: the machine; dtypes without a rate on it are left out, unless the request names one.
+        request: gives the dtype that was asked for, if any.
+
+    Raises:
+        InvalidInputError: float16 was asked for, and the model keeps some weights in float32.
+    """
     wanted = request.dtypes(profile, model.dtype)
     if model.graph.model_type not in KEEP_FLOAT32 or "float16" not in wanted:
         return wanted
@@ -118,42 +135,50 @@ def dtypes_for(model: Model, profile: HardwareProfile, request: Request) -> tupl
 
 
 def dtype_for(model: Model, profile: HardwareProfile, asked: str | None) -> str:
-    """The dtype of what is run as it is given: what was asked for, or the model's own where it runs.
+    """The one dtype for a given device map or configuration, where there is no choice between dtypes.
+
+    Args:
+        model: the model to run.
+        profile: the machine.
+        asked: the dtype that was asked for; None for the model's own where the machine runs it.
 
     Raises:
-        InvalidInputError: any was asked for; or as `dtypes_for`.
+        InvalidInputError: `any` was asked for; or as for `dtypes_for`.
     """
     if asked == ANY_DTYPE:
         raise InvalidInputError(
-            f"`dtype={ANY_DTYPE}` is for what is planned; name one of {', '.join(DTYPE_BYTES)}"
+            f"`dtype={ANY_DTYPE}` is for plans only; name one of {', '.join(DTYPE_BYTES)}"
         )
     return dtypes_for(model, profile, Request(dtype=asked))[0]
 
 
 def distinct(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Without the ways that come out as one before them: pinned and pageable, when nothing is streamed."""
+    """The candidates without those that are equal to an earlier one in everything but their label.
+
+    An example is pinned and pageable host copies when nothing is streamed.
+    """
     seen = set()
     result = []
-    for one in candidates:
-        priced = one.priced
+    for candidate in candidates:
+        priced = candidate.priced
         key = (
-            one.execution.runtime,
-            one.execution.num_ranks,
+            candidate.execution.runtime,
+            candidate.execution.num_ranks,
             priced.assignment,
             priced.batch_size,
             priced.total_s,
             priced.fits,
-            one.dtype,
-            one.execution.kv_cache,
+            candidate.dtype,
+            candidate.execution.kv_cache,
         )
         if key not in seen:
             seen.add(key)
-            result.append(one)
+            result.append(candidate)
     return result
 
 
 def _considered(whole: Scenario, request: Request) -> Candidate | Refusal:
-    """One configuration; `whole` is its scenario at the smallest batch in question."""
+    """The candidate or refusal of one configuration; `whole` has the smallest batch that is asked for."""
     profile, dtype, execution = whole.profile, whole.workload.dtype, whole.execution
     reason = None
     if execution.main == "cpu" and dtype not in profile.host.flops_per_s:
@@ -169,7 +194,7 @@ def _best_of(scenario: Scenario, request: Request) -> Candidate:
     smallest = scenario.workload.batch_size
 
     def problem_at(batch_size: int) -> Problem:
-        """With so many sequences in each stream."""
+        """The problem with `batch_size` sequences in each stream."""
         total = scenario.num_sequences if request.batch_size is not None else None
         return price(scenario.with_batch(batch_size, num_sequences=total))
 
@@ -181,9 +206,9 @@ def _best_of(scenario: Scenario, request: Request) -> Candidate:
         best = best_batch(solve_at, ladder, max_latency_s=request.max_latency_s)
         if best is not None:
             return Candidate(priced=best)
-    only = solve_at(smallest) or nearest_placement(problem_at(smallest))
+    priced = solve_at(smallest) or nearest_placement(problem_at(smallest))
     limit = request.max_latency_s
     return Candidate(
-        priced=only,
-        too_slow=limit is not None and only.fits and only.total_s > limit,
+        priced=priced,
+        too_slow=limit is not None and priced.fits and priced.total_s > limit,
     )

@@ -1,4 +1,4 @@
-"""From a model, a machine and a request to a plan: price every way, choose, say why."""
+"""From a model, a machine and a request to a plan: price every configuration, choose one, give reasons."""
 
 from collections.abc import Iterator
 from importlib import metadata
@@ -16,22 +16,37 @@ from planner.search.alternatives import alternatives_to, infeasible, label_of, o
 from planner.search.best_placement import PricedPlacement
 from planner.search.candidates import Candidate, SearchResult, evaluate_all
 
-#: Two ways whose objective differs by less are the same as far as an estimate goes: steps are predicted
-#: within about 10 % in the median, and errors of ways on one machine go together.
-_CLOSE: Final = 1.05
+#: Ratio of two configurations' objectives below which the estimate cannot tell which is better: steps are
+#: predicted within about 10 % in the median, and errors of configurations on one machine are correlated.
+_INDISTINGUISHABLE_RATIO: Final = 1.05
 
 
 def make_plan(model: Model, profile: HardwareProfile, request: Request) -> Plan:
-    """The best plan; raises as `choose_plan` does."""
+    """The best plan.
+
+    Args:
+        model: the model to run.
+        profile: the machine.
+        request: workload, objective and limits.
+
+    Raises:
+        InfeasibleError: as for `choose_plan`.
+        InvalidInputError: as for `choose_plan`.
+    """
     plan, _ = choose_plan(model, profile, request)
     return plan
 
 
 def choose_plan(model: Model, profile: HardwareProfile, request: Request) -> tuple[Plan, PricedPlacement]:
-    """The best plan, and the priced candidate that it records.
+    """The best plan, and the priced placement that it records.
+
+    Args:
+        model: the model to run.
+        profile: the machine.
+        request: workload, objective and limits.
 
     Raises:
-        InfeasibleError: nothing fits; carries the smallest deficit.
+        InfeasibleError: nothing fits or finishes in time; the error has the smallest shortage.
         InvalidInputError: the request cannot apply to this model or machine.
     """
     _check(model, profile, request)
@@ -53,7 +68,10 @@ def choose_plan(model: Model, profile: HardwareProfile, request: Request) -> tup
 
 
 def _choosable(fitting: list[Candidate], request: Request) -> list[Candidate]:
-    """Without runtimes that need an environment of their own, unless they were named or nothing else fits."""
+    """The candidates without runtimes that need an environment of their own.
+
+    Those stay when the request names runtimes, or when nothing else fits.
+    """
     if request.runtimes is not None:
         return fitting
     return [c for c in fitting if not c.priced.problem.scenario.runtime_model.own_environment] or fitting
@@ -70,11 +88,11 @@ def plan_of(
     """A placement as a plan, with its prediction.
 
     Args:
-        model: what is placed.
+        model: the model that is placed.
         priced: the placement.
-        request: what was asked.
-        alternatives: what lost.
-        notes: sentences that a user should read.
+        request: the request that led to it.
+        alternatives: the other configurations, with the reasons why they were not chosen.
+        notes: sentences that a user should read, each without its final period.
     """
     problem = priced.problem
     scenario = problem.scenario
@@ -98,7 +116,7 @@ def plan_of(
 
 
 def placements_of(priced: PricedPlacement) -> tuple[Placement, ...]:
-    """Every leaf with its place, in execution order."""
+    """Every entry of the device map with its place, in execution order."""
     assignment = priced.assignment
     return tuple(
         Placement(
@@ -114,7 +132,7 @@ def placements_of(priced: PricedPlacement) -> tuple[Placement, ...]:
 
 
 def split_blocks_of(priced: PricedPlacement) -> dict[str, str]:
-    """Blocks whose leaves live apart, with the device they execute on."""
+    """Blocks whose leaves are stored in different places → the device that the block runs on."""
     assignment = priced.assignment
     return {
         unit.unit.name: runs_on
@@ -135,7 +153,8 @@ def _check(model: Model, profile: HardwareProfile, request: Request) -> None:
 
 
 def _notes(model: Model, winner: Candidate, fitting: list[Candidate], request: Request) -> tuple[str, ...]:
-    notes = list(model.graph.leaks)
+    runtime_model = winner.priced.problem.scenario.runtime_model
+    notes = [*model.graph.leaks, *runtime_model.notes(model.graph, winner.execution)]
     assignment = winner.priced.assignment
     if winner.execution.main != "cpu" and "cpu" in assignment.runs_on:
         notes.append(
@@ -145,11 +164,11 @@ def _notes(model: Model, winner: Candidate, fitting: list[Candidate], request: R
     used = {device for device in assignment.runs_on if device.startswith("gpu:")}
     if len(used) > winner.priced.problem.scenario.profile.host_gpus:
         notes.append(f"one process drives {len(used)} GPUs here: they must be in one machine")
-    return (*notes, *_faster_elsewhere(winner, fitting, request), *_as_good(winner, fitting, request))
+    return (*notes, *_faster_by_name(winner, fitting, request), *_simpler(winner, fitting, request))
 
 
-def _faster_elsewhere(winner: Candidate, fitting: list[Candidate], request: Request) -> Iterator[str]:
-    """Runtimes that would have won, had they been asked for."""
+def _faster_by_name(winner: Candidate, fitting: list[Candidate], request: Request) -> Iterator[str]:
+    """A note for each runtime that is faster than the winner, but is chosen by name only."""
     names = dict.fromkeys(
         (c.execution.runtime, c.priced.problem.scenario.runtime_model.own_environment)
         for c in fitting
@@ -159,24 +178,25 @@ def _faster_elsewhere(winner: Candidate, fitting: list[Candidate], request: Requ
         yield f"{name} is faster and needs an environment of its own ({needs}): `runtimes={name}` chooses it"
 
 
-def _as_good(winner: Candidate, fitting: list[Candidate], request: Request) -> Iterator[str]:
-    """The simplest runtime that loses by less than an estimate can tell apart."""
+def _simpler(winner: Candidate, fitting: list[Candidate], request: Request) -> Iterator[str]:
+    """A note for the simplest runtime whose difference to the winner is below the estimate's error."""
     if request.runtimes is not None:
         return
     order = list(RUNTIME_MODELS)
     close = {
         c.execution.runtime
         for c in fitting
-        if objective_value(c, request) < _CLOSE * objective_value(winner, request)
+        if objective_value(c, request) < _INDISTINGUISHABLE_RATIO * objective_value(winner, request)
     }
     name = min({*close, winner.execution.runtime}, key=order.index)
     if name != winner.execution.runtime:
-        within = f"{name} is within {100 * (_CLOSE - 1):.0f} % of {winner.execution.runtime}"
-        yield f"{within}, closer than an estimate can tell, and needs less: `runtimes={name}` chooses it"
+        percent = 100 * (_INDISTINGUISHABLE_RATIO - 1)
+        within = f"{name} is within {percent:.0f} % of {winner.execution.runtime}"
+        yield f"{within}, closer than an estimate can tell, and simpler to run: `runtimes={name}` chooses it"
 
 
 def _nothing_to_price(profile: HardwareProfile, request: Request, result: SearchResult) -> str:
     asked = ", ".join(request.runtimes or ())
-    reasons = dict.fromkeys(f"{one.label}: {one.reason}" for one in result.refusals)
+    reasons = dict.fromkeys(f"{refusal.label}: {refusal.reason}" for refusal in result.refusals)
     why = f" ({'; '.join(reasons)})" if reasons else ""
-    return f"no way to run {asked or 'anything'} on {profile.name!r}{why}"
+    return f"no configuration of {asked or 'any runtime'} can run on {profile.name!r}{why}"

@@ -1,4 +1,4 @@
-"""One model on several machines: what each would do, and what a million tokens would cost. Pure."""
+"""One model on several machines: the plan of each, and the price of a million tokens. Pure."""
 
 from collections.abc import Iterable
 
@@ -14,22 +14,25 @@ from planner.search.choose import make_plan
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """What one machine would do.
+    """The best plan on one machine, or why there is none.
 
     Attributes:
         hardware: the profile's name.
-        fits: whether any way runs there.
-        reason: why not, or empty.
-        num_gpus: of the machine.
-        runtime: the best way's, and `label` in words.
-        num_ranks: its processes.
-        dtype: what everything is in.
-        batch_size: sequences together.
-        prefill_s, decode_s, total_s: seconds of the phases and of the whole call.
-        tokens_per_s: of all sequences.
-        usd_per_hour: on demand, or None where the profile has no price.
-        price_note: where the price is from, with its date.
-        usd_per_million_tokens: or None without a price.
+        fits: whether any configuration runs on it.
+        num_gpus: GPUs of the machine.
+        reason: why nothing runs; empty when `fits`.
+        runtime: runtime of the best configuration.
+        label: the best configuration in words.
+        num_ranks: processes that run it.
+        dtype: dtype of weights, activations and KV cache.
+        batch_size: sequences generated together.
+        prefill_s: seconds of the prefill.
+        decode_s: seconds of the mean decode step.
+        total_s: seconds of the whole call.
+        tokens_per_s: generated tokens of all sequences per second.
+        usd_per_hour: on-demand price, or None where the profile has no price.
+        price_note: source and date of the price.
+        usd_per_million_tokens: price of a million generated tokens, or None without a price.
         source: the weakest source of any number in the prediction.
     """
 
@@ -59,26 +62,33 @@ class Machines(tuple[Machine, ...], ShownInNotebook):
 
 
 def compare_machines(model: Model, profiles: Iterable[HardwareProfile], request: Request) -> Machines:
-    """Plan the model on each machine; the best by the objective first, what cannot run it last.
+    """Plan the model on each machine.
 
-    With the objective `cost` a machine without a price is listed with that reason.
+    Args:
+        model: the model to run.
+        profiles: the machines.
+        request: workload, objective and limits. With the objective `cost` a machine without a price is listed
+            with that reason.
+
+    Returns:
+        The machines, the best by the objective first, those that cannot run the model last.
 
     Raises:
-        InvalidInputError: no machine is given, or the request makes no sense on any of them.
+        InvalidInputError: no machine is given, or the request cannot apply to any of them.
     """
-    found: list[Machine] = []
-    refused: list[InvalidInputError] = []
+    machines: list[Machine] = []
+    errors: list[InvalidInputError] = []
     for profile in profiles:
         try:
-            found.append(_on(model, profile, request))
+            machines.append(_on(model, profile, request))
         except InvalidInputError as error:
-            refused.append(error)
-            found.append(msgspec.structs.replace(_unplanned(profile), reason=str(error)))
-    if not found:
+            errors.append(error)
+            machines.append(msgspec.structs.replace(_unplanned(profile), reason=str(error)))
+    if not machines:
         raise InvalidInputError("there is no machine to compare; name some, as in t4,g5.xlarge")
-    if len(refused) == len(found):
-        raise refused[0]
-    return Machines(sorted(found, key=lambda machine: _rank(machine, request.objective)))
+    if len(errors) == len(machines):
+        raise errors[0]
+    return Machines(sorted(machines, key=lambda machine: _rank(machine, request.objective)))
 
 
 def _unplanned(profile: HardwareProfile) -> Machine:

@@ -1,4 +1,4 @@
-"""Seconds that a unit or a leaf adds to the whole call when it leaves the main device."""
+"""Seconds that a unit or a leaf adds to the whole call when it is not resident on the main device."""
 
 from planner.cost.problem import CPU, LeafPrice, Problem, UnitPrice
 from planner.cost.time import unit_time
@@ -6,7 +6,7 @@ from planner.schema.breakdown import PHASES
 
 
 def cpu_premium_s(problem: Problem, unit: UnitPrice) -> float:
-    """What executing one unit on the CPU adds."""
+    """Seconds that running one unit on the CPU adds to the whole call, compared with the main device."""
     hooked = problem.scenario.runtime_model.hooks != "never"
 
     def seconds(device: str, phase: str) -> float:
@@ -20,7 +20,13 @@ def cpu_premium_s(problem: Problem, unit: UnitPrice) -> float:
 
 
 def streaming_s(problem: Problem, leaf: LeafPrice, stored_on: str) -> float:
-    """What streaming one leaf from `stored_on` to the main device adds."""
+    """Seconds that streaming one leaf to the main device adds to the whole call.
+
+    Args:
+        problem: the priced scenario.
+        leaf: one of its leaves.
+        stored_on: the place that it is streamed from: `cpu`, `disk` or `peers`.
+    """
     movement = problem.movement(leaf, stored_on, problem.scenario.execution.main)
     forwards = sum(problem.weight(phase) * leaf.forwards[phase] for phase in PHASES)
     return forwards * (movement.copy_s + movement.host_s)

@@ -1,22 +1,22 @@
-"""A small integer program: named columns and rows, solved by HiGHS. Knows nothing of models."""
+"""A small mixed-integer program of numbered columns (variables) and rows (constraints), solved by HiGHS."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import highspy
 
-#: HiGHS' infinity is IEEE infinity.
+#: HiGHS takes IEEE infinity for a missing bound.
 INFINITY = float("inf")
 
 
 class SolverError(Exception):
-    """HiGHS stopped without proving anything."""
+    """HiGHS stopped without an optimum and without a proof that there is none."""
 
 
 class _Silent(highspy.Highs):
     """HiGHS without its banner, which its first call prints on standard output.
 
-    Since 1.16 that call is this one, in the constructor, before any option could be set.
+    Since 1.16 that first call is `enableCallbacks` in the constructor, before any option can be set.
     """
 
     def enableCallbacks(self) -> None:
@@ -26,7 +26,10 @@ class _Silent(highspy.Highs):
 
 @dataclass(slots=True)
 class IntegerProgram:
-    """Minimise cost over columns within bounds, subject to rows. Columns are numbered as added."""
+    """Minimise the cost of the columns within their bounds, subject to the rows.
+
+    Columns are numbered in the order in which they are added. Costs, bounds and `integral` are by column.
+    """
 
     costs: list[float] = field(default_factory=list)
     lower: list[float] = field(default_factory=list)
@@ -37,7 +40,17 @@ class IntegerProgram:
     def column(
         self, *, cost: float = 0.0, lower: float = 0.0, upper: float = INFINITY, integral: bool = True
     ) -> int:
-        """A new variable; returns its number."""
+        """Add a variable.
+
+        Args:
+            cost: its coefficient in the objective.
+            lower: its smallest value.
+            upper: its largest value.
+            integral: whether it must be a whole number.
+
+        Returns:
+            Its number.
+        """
         self.costs.append(cost)
         self.lower.append(lower)
         self.upper.append(upper)
@@ -47,13 +60,20 @@ class IntegerProgram:
     def row(
         self, coefficients: Mapping[int, float], *, lower: float = -INFINITY, upper: float = INFINITY
     ) -> None:
-        """A new constraint: lower ≤ Σ coefficient · variable ≤ upper."""
+        """Add a constraint: lower ≤ Σ coefficient · variable ≤ upper.
+
+        Args:
+            coefficients: number of a variable → its coefficient; the others have 0.
+            lower: the smallest value of the sum.
+            upper: the largest value of the sum.
+        """
         self.rows.append((lower, upper, dict(coefficients)))
 
     def solve(self, *, relative_gap: float = 1e-6) -> tuple[float, list[float]] | None:
-        """The optimum and the variables' values, or None when the rows contradict each other.
+        """Solve the program to the given relative gap.
 
-        Integer variables come back as whole numbers.
+        Returns:
+            The optimum and the variables' values, integer ones rounded; None when it is infeasible.
 
         Raises:
             SolverError: neither an optimum nor a proof that there is none.

@@ -1,7 +1,7 @@
-"""Several GPUs as contiguous stages: the first streams if it must, the others hold whole units.
+"""Several GPUs as contiguous pipeline stages: the first streams if it must, the others hold whole units.
 
-Accelerate runs every streamed module on the first GPU, so only that one can do with less memory than
-its units take. The others are filled from the end of the chain; all GPUs of a profile are equal.
+Accelerate runs every streamed module on the first GPU, so only that one can run units that exceed its memory.
+The others are filled from the end of the chain; all GPUs of a profile are equal.
 """
 
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from planner.cost.problem import Problem, UnitPrice
 
 
 def fill_from_end(problem: Problem, num_gpus: int, *, share: float = 1.0) -> dict[int, str]:
-    """Units for GPUs 1 to `num_gpus - 1`: each takes the longest run that fits, from the chain's end.
+    """Units for GPUs 1 to `num_gpus - 1`: each takes as many consecutive units as fit, from the chain's end.
 
     Args:
-        problem: priced for a profile with at least `num_gpus` GPUs.
-        num_gpus: how many to use.
-        share: fraction of each GPU's memory that weights, cache and activations may fill.
+        problem: a priced scenario of a profile with at least `num_gpus` GPUs.
+        num_gpus: GPUs to use, the main one included.
+        share: fraction of each GPU's memory that weights, cache and activations may fill, from 0 to 1.
 
     Returns:
-        Unit index → device. Units that are pinned to the main device, or held together with modules
-        elsewhere in the chain, stay with GPU 0.
+        Unit index → device. Units that are pinned to the main device, or joined with modules at other
+        positions of the chain, stay on GPU 0.
     """
     movable = [
         index
@@ -38,13 +38,13 @@ def fill_from_end(problem: Problem, num_gpus: int, *, share: float = 1.0) -> dic
 
 
 def fits(problem: Problem, device: str, units: Sequence[UnitPrice], *, share: float = 1.0) -> bool:
-    """Whether a GPU other than the main one holds these units, resident, in every phase.
+    """Whether a GPU other than the main one has memory for these units, resident, in every phase.
 
     Args:
-        problem: priced.
-        device: the GPU.
-        units: what it would run and store.
-        share: fraction of its memory, the context left out, that may be filled.
+        problem: the priced scenario.
+        device: the GPU, `gpu:N`.
+        units: the units that it would run and store.
+        share: fraction of its memory, without the CUDA context, that may be filled, from 0 to 1.
     """
     if device not in problem.capacities:
         return False

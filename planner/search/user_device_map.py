@@ -1,4 +1,4 @@
-"""What a given device map would do: any map, ours or not, priced by the same sums as a plan."""
+"""A device map that a user gives, priced with the cost model of a plan."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -25,15 +25,16 @@ def price_device_map(
     *,
     host_copies: Literal["pinned", "pageable"],
 ) -> PricedPlacement:
-    """A resolved map as a candidate, whether or not it fits.
+    """A resolved map, priced whether or not it fits.
 
     Args:
-        model: what to place.
+        model: the model that the map places.
         profile: the machine.
         workload: lengths, batch and dtype.
         places: fqn of every tensor-owning module → GPU index, `cpu` or `disk`, checked
             (see `planner.device_map.check`).
-        host_copies: `pinned` or `pageable`; stock Accelerate's are pageable.
+        host_copies: kind of host memory for weights that are stored on the CPU and run on a GPU; Accelerate
+            by itself uses `pageable`.
 
     Raises:
         DeviceMapError: the map names a GPU or a disk that the profile lacks.
@@ -62,7 +63,7 @@ def _assignment(problem: Problem, places: Mapping[str, str | int]) -> Assignment
 
 
 def _runs_on(problem: Problem, unit: UnitPrice, places: Mapping[str, str | int]) -> str:
-    """A unit runs on the GPU that holds any of it; what is streamed runs on the main device."""
+    """The GPU that stores any part of a unit; the main device when all of it is streamed."""
     gpus = {
         places[n.name]
         for leaf in unit.leaves

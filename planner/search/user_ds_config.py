@@ -1,4 +1,4 @@
-"""A configuration that somebody else wrote, priced by the same sums as a plan's."""
+"""A DeepSpeed configuration that a user gives, priced with the cost model of a plan."""
 
 from collections import Counter
 from typing import Any, Final
@@ -26,7 +26,7 @@ from quantize.deepspeed_block import initialized, matched
 from quantize.scheme import ZeroInference
 from reshard.errors import CheckpointError, UnsupportedTargetError
 
-#: DeepSpeed's word for a store → the planner's.
+#: DeepSpeed's name of a store → the planner's.
 _STORES: Final = {"cpu": "cpu", "nvme": "disk", "none": "peers"}
 
 
@@ -41,13 +41,13 @@ def dtype_of(config: dict[str, Any]) -> str:
 def price_ds_config(
     model: Model, profile: HardwareProfile, workload: Workload, config: dict[str, Any]
 ) -> PricedPlacement:
-    """A configuration as a candidate, whether or not it fits, with a rank on every GPU of the profile.
+    """A configuration, priced whether or not it fits, with a rank on every GPU of the profile.
 
     Args:
-        model: what to run.
+        model: the model to run.
         profile: the machine.
         workload: lengths, the batch of all ranks together, and the configuration's dtype.
-        config: checked (see `planner.runtimes.zero_inference.validate`).
+        config: the configuration, checked (see `planner.runtimes.zero_inference.validate`).
 
     Raises:
         InvalidInputError: the machine has no GPU or no disk that the configuration needs, or its NVMe
@@ -65,12 +65,12 @@ def price_ds_config(
 
 
 def quantization_findings(graph: ModuleGraph, config: dict[str, Any]) -> list[Finding]:
-    """What DeepSpeed would stop at, or silently ignore, in a `weight_quantization` block for this model.
+    """What DeepSpeed would reject or silently ignore in a `weight_quantization` block for this model.
 
     The types of the configuration's blocks are checked already (`planner.runtimes.zero_inference.validate`).
     """
     block = _quantization(config)
-    found = []
+    findings = []
     try:
         schemes = schemes_of(graph, config)
     except CheckpointError as error:
@@ -82,34 +82,35 @@ def quantization_findings(graph: ModuleGraph, config: dict[str, Any]) -> list[Fi
             f"weight_quantization.post_init_quant quantizes nothing: no Linear or Embedding of "
             f"{graph.model_class} has {keys} in its name"
         )
-        found.append(Finding(kind="ignored", sentence=sentence))
+        findings.append(Finding(kind="ignored", sentence=sentence))
     is_wrapped = (config.get("zero_optimization") or {}).get("memory_efficient_linear", True)
     if block.get("quantized_initialization") and not is_wrapped:
         sentence = (
-            "weight_quantization.quantized_initialization fails with memory_efficient_linear false, where "
-            "DeepSpeed quantizes weights and decodes none; leave memory_efficient_linear out"
+            "weight_quantization.quantized_initialization fails with memory_efficient_linear false: "
+            "DeepSpeed then quantizes weights and never decodes them; leave memory_efficient_linear out"
         )
-        found.append(Finding(kind="harmful", sentence=sentence))
-    return found
+        findings.append(Finding(kind="harmful", sentence=sentence))
+    return findings
 
 
 def schemes_of(graph: ModuleGraph, config: dict[str, Any]) -> dict[str, ZeroInference]:
     """Which weights of a model a configuration quantizes: module → scheme.
 
     Raises:
-        CheckpointError: DeepSpeed stops at the block, or would quantize codes once more.
+        CheckpointError: DeepSpeed rejects the block, or would quantize quantized codes again.
     """
     block, weights = _quantization(config), weights_of(graph)
     setting, keys = block.get("quantized_initialization"), block.get("post_init_quant")
     if setting and keys:
         raise UnsupportedTargetError(
-            "post_init_quant would quantize the codes of quantized_initialization once more; leave one out"
+            "post_init_quant would quantize the codes of quantized_initialization once more; leave one of "
+            "them out"
         )
     if setting:
         itemsize = DTYPE_BYTES[dtype_of(config)]
         schemes = initialized(weights, setting, itemsize_bytes=itemsize)
         for tie in graph.ties:
-            # What is tied is one parameter, the first one's.
+            # Tied weights are one parameter, which the first module owns.
             first, *others = (fqn.rpartition(".")[0] for fqn in tie)
             for module in others:
                 schemes.pop(module, None)
@@ -123,12 +124,12 @@ def schemes_of(graph: ModuleGraph, config: dict[str, Any]) -> dict[str, ZeroInfe
 
 def _quantization(config: dict[str, Any]) -> dict[str, Any]:
     block = config.get("weight_quantization")
-    # DeepSpeed 0.19.8 does not look at its `enabled`.
+    # DeepSpeed 0.19.8 ignores its key `enabled`.
     return block if isinstance(block, dict) else {}
 
 
 def _held(graph: ModuleGraph, config: dict[str, Any]) -> ModuleGraph:
-    """The model as the configuration holds it."""
+    """The model with the weights packed that the configuration quantizes."""
     try:
         schemes = schemes_of(graph, config)
     except CheckpointError as error:
@@ -156,7 +157,7 @@ def _execution(zero: Any, profile: HardwareProfile) -> ExecutionConfig:
 
 
 def _sizes(zero: Any, graph: ModuleGraph, execution: ExecutionConfig) -> Sizes:
-    """The configuration's own; its buffers are used for NVMe alone."""
+    """The configuration's sizes; those of buffers are used with NVMe only."""
     chosen = sizes_for(graph)
     stated = msgspec.structs.replace(
         chosen,
@@ -172,18 +173,21 @@ def _sizes(zero: Any, graph: ModuleGraph, execution: ExecutionConfig) -> Sizes:
             f"offload_param.buffer_size is {offload.buffer_size} elements, and the largest part of "
             f"{graph.model_class} over {execution.num_ranks} ranks has {needed}; make it at least that"
         )
-    per_module = Counter(one.module for one in parameters(graph) if not one.is_vector)
+    per_module = Counter(parameter.module for parameter in parameters(graph) if not parameter.is_vector)
     least = max(per_module.values(), default=1)
     if offload.buffer_count < least:
         raise InvalidInputError(
             f"offload_param.buffer_count is {offload.buffer_count}, and one module of {graph.model_class} "
-            f"has {least} parameters that are read at once; make it at least {2 * least + 3}"
+            f"has {least} parameters that are read together; make it at least {chosen.num_buffers}"
         )
     return msgspec.structs.replace(stated, num_buffers=offload.buffer_count, buffer=int(offload.buffer_size))
 
 
 def _assignment(problem: Problem, kept: frozenset[str]) -> Assignment:
-    """A leaf is resident when every matrix in it is kept, or every vector where it has no matrix."""
+    """The assignment in which a leaf is resident when all its matrices are kept, or all its vectors.
+
+    Vectors decide only where a leaf has no matrix.
+    """
     main, (store,) = problem.scenario.execution.main, problem.scenario.execution.streams_from
     return Assignment(
         runs_on=(main,) * len(problem.units),

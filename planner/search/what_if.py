@@ -1,4 +1,4 @@
-"""What would change if the machine or the weights were a little different: a plan made again. Pure."""
+"""The effect of one change to the machine or to the weights: the request is planned again. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -6,6 +6,7 @@ from typing import Final
 
 import msgspec
 
+from planner.cost.memory_terms import GIB
 from planner.errors import InfeasibleError, InvalidInputError
 from planner.graph.model import Model
 from planner.graph.schema import ModuleGraph, Node, Tensor
@@ -16,8 +17,7 @@ from planner.schema.quantity import Quantity
 from planner.schema.request import Request
 from planner.search.choose import make_plan
 
-_GIB = 2**30
-#: What a model that is planned in float32 might be run in, the safer first.
+#: Dtypes of half the size for a model that is planned in float32; the one with the wider range first.
 _HALF: Final = ("bfloat16", "float16")
 
 
@@ -26,12 +26,14 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         what: the change, in words.
-        possible: whether any plan fits then; `reason` says why not.
-        label: the way that then wins.
+        possible: whether any plan fits with the change.
+        reason: why none fits; empty when `possible`.
+        label: the configuration that is then chosen, in words.
         batch_size: its batch.
-        decode_s, tokens_per_s: its prediction.
-        speedup: of the objective over the machine as it is: whole call for latency, tokens per second
-            otherwise; 1 is no change.
+        decode_s: its predicted seconds of the mean decode step.
+        tokens_per_s: its predicted tokens per second.
+        speedup: ratio of the objective to that of the machine as it is: of the whole call's time for latency,
+            of tokens per second otherwise; 1 is no change.
     """
 
     what: str
@@ -45,14 +47,10 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def what_if(model: Model, plan: Plan) -> tuple[Change, ...]:
-    """More GPU memory, faster links and disk, more host memory, and fewer bits, one change at a time.
+    """More GPU memory, faster links and disk, more host memory, and smaller weights, one change at a time.
 
-    The plan's own request is repeated for each change, and compared with the same request on the plan's
+    The plan's own request is planned again with each change, and compared with the same request on the plan's
     machine as it is.
-
-    Args:
-        model: the plan's.
-        plan: of any objective and limits.
     """
     request, before = plan.request, _before(model, plan)
     changes = [(what, model, profile, request) for what, profile in _machines(plan)]
@@ -61,12 +59,13 @@ def what_if(model: Model, plan: Plan) -> tuple[Change, ...]:
         in_half = msgspec.structs.replace(request, dtype=half)
         changes.append((f"everything in {half}", model, plan.hardware, in_half))
     if plan.weight_bits is None:
-        changes.append(("weights in int8, decoded for nothing", int8_weights(model), plan.hardware, request))
+        int8 = int8_weights(model)
+        changes.append(("int8 weights, if decoding cost nothing", int8, plan.hardware, request))
     return tuple(_change(*change, before=before) for change in changes)
 
 
 def _before(model: Model, plan: Plan) -> Plan:
-    """The request on the machine as it is, planned anew: another release may have priced the plan."""
+    """The request planned again on the machine as it is, because another release may have made the plan."""
     try:
         return make_plan(model, plan.hardware, plan.request)
     except (InfeasibleError, InvalidInputError):
@@ -76,12 +75,12 @@ def _before(model: Model, plan: Plan) -> Plan:
 def _machines(plan: Plan) -> Iterator[tuple[str, HardwareProfile]]:
     profile = plan.hardware
     if profile.gpu is not None and profile.host_to_device is not None:
-        more = round(profile.gpu.memory_bytes.value) + _GIB
+        more = round(profile.gpu.memory_bytes.value) + GIB
         yield "one GiB more on each GPU", apply(profile, gpu_memory_bytes=more)
         link = profile.host_to_device.pinned_bytes_per_s.value
-        yield "twice the link", apply(profile, link_bytes_per_s=2 * link)
+        yield "twice the host-GPU bandwidth", apply(profile, link_bytes_per_s=2 * link)
     if profile.num_gpus > 1 and profile.peer is not None:
-        yield "twice the links between GPUs", _with_faster_peers(profile)
+        yield "twice the bandwidth between GPUs", _with_faster_peers(profile)
     disk = profile.disk
     if disk is not None and any(placement.stored_on == "disk" for placement in plan.placements):
         faster = round(disk.capacity_bytes.value), 2 * disk.read_bytes_per_s.value
@@ -91,7 +90,7 @@ def _machines(plan: Plan) -> Iterator[tuple[str, HardwareProfile]]:
 
 
 def _with_faster_peers(profile: HardwareProfile) -> HardwareProfile:
-    """Twice the bandwidth between GPUs, for copies and for collectives."""
+    """The profile with twice the bandwidth between GPUs, for copies and for collectives."""
 
     def twice(quantity: Quantity) -> Quantity:
         return msgspec.structs.replace(quantity, value=2 * quantity.value)
@@ -105,7 +104,7 @@ def _with_faster_peers(profile: HardwareProfile) -> HardwareProfile:
 
 
 def int8_weights(model: Model) -> Model:
-    """The same model with the matrices of its blocks in one byte an element; activations and cache stay."""
+    """The same model with the blocks' matrices at one byte an element; activations and cache unchanged."""
     graph = model.graph
     nodes = tuple(_int8(node) if node.block is not None else node for node in graph.nodes)
     changed: ModuleGraph = msgspec.structs.replace(graph, nodes=nodes)

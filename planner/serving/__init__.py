@@ -1,1 +1,1 @@
-"""A plan behind a server: what DeepSpeed-MII and DJL Serving need, and how several hosts are started."""
+"""Files that serve a plan with DeepSpeed-MII or DJL Serving, and commands that start it on several hosts."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from djl_python import Input, Output
 
-#: Open MPI's names of what PyTorch's launchers call otherwise.
+#: Variables of PyTorch's launchers → the variables in which Open MPI has the same values.
 RANK_VARIABLES = {
     "RANK": "OMPI_COMM_WORLD_RANK",
     "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
@@ -25,15 +25,15 @@ RANK_VARIABLES = {
 
 
 class Service:
-    """The model, loaded as the plan has it."""
+    """The model, loaded as the plan places it."""
 
     def __init__(self, properties: dict[str, str]) -> None:
-        """Load.
+        """Load the model.
 
         Args:
-            properties: of the server: `model_id` (a folder or hub id) or `model_dir`, where the weights are.
+            properties: the server's properties, with `model_id` (a folder or hub id) or `model_dir`.
         """
-        # The server sets them after it has imported this file, and `generation` reads them once.
+        # The server sets the variables after it has imported this file, and `generation` reads them once.
         for name, source in RANK_VARIABLES.items():
             if source in os.environ:
                 os.environ[name] = os.environ[source]
@@ -55,51 +55,51 @@ class Service:
         """New token ids of every text, at most the planned number of texts at a time."""
         rows: list[list[int]] = []
         for start in range(0, len(texts), self.batch_size):
-            some = texts[start : start + self.batch_size]
-            batch = self.tokenizer(some, return_tensors="pt", padding=True)
+            part = texts[start : start + self.batch_size]
+            batch = self.tokenizer(part, return_tensors="pt", padding=True)
             inputs = self.generation.share({name: batch[name] for name in ("input_ids", "attention_mask")})
             args = SimpleNamespace(new_tokens=new_tokens, ignore_eos=False)
             mine = self.generation.run(self.model, inputs, args, self.generation.Clock(keep=False))
             ranks = self.generation.gathered(mine.tolist())[: self.generation.NUM_STREAMS]
-            rows += [row for rank in ranks for row in rank][: len(some)]
+            rows += [row for rank in ranks for row in rank][: len(part)]
         return rows
 
     def refusal(self, text: Any, new_tokens: Any) -> str | None:
-        """Why a text cannot be continued so, in a sentence; None when it can."""
+        """Why a text cannot be continued by so many tokens, as a sentence; None when it can."""
         if not isinstance(text, str):
             return f'"inputs" must be a text or a list of texts, not {type(text).__name__}'
         if not isinstance(new_tokens, int) or not 0 < new_tokens <= self.new_tokens:
             return f'"max_new_tokens" must be from 1 to {self.new_tokens}, as planned, not {new_tokens}'
-        found = len(self.tokenizer(text)["input_ids"])
-        if found > self.prompt_tokens:
-            return f"the text has {found} tokens, and the plan is for {self.prompt_tokens}"
+        num_tokens = len(self.tokenizer(text)["input_ids"])
+        if num_tokens > self.prompt_tokens:
+            return f"the text has {num_tokens} tokens, and the plan is for {self.prompt_tokens}"
         return None
 
     def answer(self, requests: list[Any]) -> list[tuple[int, Any]]:
-        """Of every request an HTTP status and a body; texts of all of them are continued together."""
+        """HTTP status and body of the answer to each request; all requests' texts are continued together."""
         asked = [self._asked(request) for request in requests]
         reasons = [self._first_refusal(texts, new_tokens) for texts, new_tokens, _ in asked]
-        fine = [one for one, reason in zip(asked, reasons, strict=True) if reason is None]
-        together = [text for texts, _, _ in fine for text in texts]
-        most = max((new_tokens for _, new_tokens, _ in fine), default=0)
-        rows = iter(self.generate(together, most) if together else [])
+        accepted = [request for request, reason in zip(asked, reasons, strict=True) if reason is None]
+        all_texts = [text for texts, _, _ in accepted for text in texts]
+        most_tokens = max((new_tokens for _, new_tokens, _ in accepted), default=0)
+        rows = iter(self.generate(all_texts, most_tokens) if all_texts else [])
         answers: list[tuple[int, Any]] = []
         for (texts, new_tokens, is_list), reason in zip(asked, reasons, strict=True):
             if reason is not None:
                 answers.append((400, {"code": 400, "error": reason}))
                 continue
-            said = [self._words(next(rows)[:new_tokens]) for _ in texts]
-            answers.append((200, said if is_list else said[0]))
+            bodies = [self._body(next(rows)[:new_tokens]) for _ in texts]
+            answers.append((200, bodies if is_list else bodies[0]))
         return answers
 
     def _first_refusal(self, texts: list[Any], new_tokens: Any) -> str | None:
         return next((reason for text in texts if (reason := self.refusal(text, new_tokens))), None)
 
-    def _words(self, row: list[int]) -> dict[str, str]:
+    def _body(self, row: list[int]) -> dict[str, str]:
         return {"generated_text": self.tokenizer.decode(row, skip_special_tokens=True)}
 
     def _asked(self, request: Any) -> tuple[list[Any], Any, bool]:
-        """The texts of a request, how many tokens it wants, and whether it was a list."""
+        """The texts of a request, the number of new tokens, and whether the texts were a list."""
         if not isinstance(request, dict) or not isinstance(request.get("parameters", {}), dict):
             return [None], self.new_tokens, False
         inputs = request.get("inputs")
@@ -111,16 +111,16 @@ SERVICE: list[Service] = []
 
 
 def handle(inputs: Input) -> Output | None:
-    """Answer one call of the server: the first has no content and loads; later ones may be batches."""
+    """Answer one call of the server: the first has no content and loads the model; others may be batches."""
     try:
         if not SERVICE:
             SERVICE.append(Service(inputs.get_properties()))
         if inputs.is_empty():
             return None
-        answers = SERVICE[0].answer([_json(one) for one in inputs.get_batches()])
+        answers = SERVICE[0].answer([_json(request) for request in inputs.get_batches()])
     except SystemExit as error:
-        # The script ends with a sentence on stderr; the server would see no more than a process that is gone.
-        raise RuntimeError(f"the plan cannot be run (status {error.code}); the sentence is above") from error
+        # The script ends with a message on stderr; the server would only see that the process has ended.
+        raise RuntimeError(f"the plan cannot be run (status {error.code}); see the message above") from error
     output = Output()
     output.add_property("content-type", "application/json")
     if not inputs.is_batch():
@@ -132,7 +132,7 @@ def handle(inputs: Input) -> Output | None:
 
 
 def _json(request: Input) -> Any:
-    """The body; anything but JSON is refused like JSON that says nothing."""
+    """The body of a request; None for anything but JSON, which is then refused."""
     try:
         return request.get_as_json()
     except ValueError:

@@ -12,34 +12,40 @@ _PORT: Final = 29500
 
 
 def num_hosts(num_ranks: int, gpus_per_host: int) -> int:
-    """Hosts that so many ranks need, every one with as many.
+    """Hosts that `num_ranks` ranks need, each with the same number of ranks.
 
     Raises:
-        InvalidInputError: the ranks cannot be shared out evenly.
+        InvalidInputError: the ranks cannot be distributed evenly.
     """
     hosts = -(-num_ranks // gpus_per_host)
     if num_ranks % hosts:
         raise InvalidInputError(
-            f"{num_ranks} ranks cannot be shared out evenly over hosts of {gpus_per_host} GPUs; plan for "
-            f"{hosts * gpus_per_host}"
+            f"{num_ranks} ranks cannot be distributed evenly over hosts of {gpus_per_host} GPUs; plan for "
+            f"{hosts * gpus_per_host} ranks"
         )
     return hosts
 
 
 def hostfile(names: Sequence[str], slots: int) -> bytes:
-    """DeepSpeed's list of hosts: a name and its number of GPUs on every line."""
+    """DeepSpeed's list of hosts: one line for each of `names`, with `slots` GPUs."""
     return "".join(f"{name} slots={slots}\n" for name in names).encode()
 
 
 def deepspeed_line(first: str) -> str:
-    """DeepSpeed's launcher, which logs in to the other hosts."""
+    """The command of DeepSpeed's launcher, to be started on the host `first`; it logs in to the others."""
     return (
         f"deepspeed --hostfile {HOSTFILE} --master_addr {first} --master_port {_PORT} generate.py CHECKPOINT"
     )
 
 
 def torchrun_line(first: str, hosts: int, slots: int) -> str:
-    """PyTorch's launcher, to be started on every host."""
+    """The command of PyTorch's launcher, to be started on every host.
+
+    Args:
+        first: name of the first host, where the ranks meet.
+        hosts: number of hosts.
+        slots: ranks on each host.
+    """
     return (
         f"torchrun --nnodes {hosts} --nproc_per_node {slots} --rdzv_backend c10d --rdzv_id plan "
         f"--rdzv_endpoint {first}:{_PORT} generate.py CHECKPOINT"
@@ -47,10 +53,10 @@ def torchrun_line(first: str, hosts: int, slots: int) -> str:
 
 
 def across_hosts(emitted: Emitted, plan: Plan) -> Emitted:
-    """The runtime's files with what starts them on several hosts, when the ranks are more than one has GPUs.
+    """The runtime's files with a host file and commands for several hosts, when one host has too few GPUs.
 
     Raises:
-        InvalidInputError: the ranks cannot be shared out evenly.
+        InvalidInputError: the ranks cannot be distributed evenly.
     """
     hosts = num_hosts(plan.num_ranks, plan.hardware.host_gpus)
     if hosts == 1:

@@ -1,7 +1,7 @@
 """A plan for DeepSpeed-MII: configurations and scripts, in its current form and in its legacy form. Pure.
 
-current   `mii.serve`: FastGen, kernels and a cache of MII's own. It knows a dozen families and keeps all on
-          the GPUs, so it fits plans that do the same; but the times are not those of the planned runtime.
+current   `mii.serve`: FastGen, with kernels and a KV cache of its own. It supports a dozen families and keeps
+          all weights on the GPUs, so it can run plans that do the same; its times are not those predicted.
 legacy    `mii.deploy`: transformers' pipeline with `deepspeed.init_inference` around its model
           (`enable_deepspeed`), or ZeRO-Inference (`enable_zero`); so it runs the planned runtime itself.
 
@@ -43,7 +43,7 @@ FASTGEN: Final = frozenset(
 #: Runtimes that legacy MII runs itself.
 _LEGACY: Final = frozenset({"kernel-injection", "deepspeed-tp", "zero-inference"})
 _DTYPES: Final = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-#: What the scheduler of FastGen takes together when nothing else is said.
+#: Default of FastGen's scheduler for the tokens of one forward.
 _RAGGED_TOKENS: Final = 768
 _TABLE: Final = "mii_keys.json"
 _REQUIREMENTS: Final = "requirements-mii.txt"
@@ -53,8 +53,8 @@ class MiiKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The fields of MII's classes.
 
     Attributes:
-        source: package, version and files that were read.
-        classes: class → its fields, as one writes them.
+        source: package, version and files that the fields were read from.
+        classes: class → names of its fields as users write them.
     """
 
     source: dict[str, str]
@@ -68,10 +68,15 @@ def table() -> MiiKeys:
 
 
 def serve(emitted: Emitted, plan: Plan, graph: ModuleGraph) -> Emitted:
-    """The runtime's files with those of MII beside them, in every form that runs the plan.
+    """The runtime's files together with those of MII, in every form that runs the plan.
+
+    Args:
+        emitted: the runtime's files.
+        plan: the plan.
+        graph: the model's graph.
 
     Raises:
-        InvalidInputError: neither form does.
+        InvalidInputError: neither form runs the plan.
     """
     reasons = {"mii.serve": current_refusal(plan, graph), "mii.deploy": legacy_refusal(plan)}
     if all(reasons.values()):
@@ -93,7 +98,7 @@ def serve(emitted: Emitted, plan: Plan, graph: ModuleGraph) -> Emitted:
 
 
 def runtimes(graph: ModuleGraph) -> tuple[str, ...] | None:
-    """The runtimes worth planning for a model that MII is to serve; None where its own engine may run it."""
+    """The runtimes to plan for when MII is to serve a model; None for all, where FastGen supports it."""
     return None if graph.model_type in FASTGEN else tuple(sorted(_LEGACY))
 
 
@@ -134,7 +139,7 @@ def _is_resident(plan: Plan) -> bool:
 
 
 def current(plan: Plan) -> dict[str, Any]:
-    """The arguments of `mii.serve`, but for the checkpoint."""
+    """The arguments of `mii.serve` without the checkpoint."""
     workload = plan.workload
     tokens = workload.prompt_tokens + workload.new_tokens
     return checked(
@@ -158,11 +163,11 @@ def current(plan: Plan) -> dict[str, Any]:
 
 
 def legacy(plan: Plan, emitted: Emitted) -> dict[str, Any]:
-    """The arguments of `mii.deploy`, but for the checkpoint.
+    """The arguments of `mii.deploy` without the checkpoint.
 
     Args:
-        plan: of one of the runtimes that legacy MII runs.
-        emitted: the runtime's files; ZeRO-Inference's configuration among them.
+        plan: a plan for one of the runtimes that legacy MII runs.
+        emitted: the runtime's files, ZeRO-Inference's configuration among them.
     """
     workload = plan.workload
     zero = plan.runtime == "zero-inference"
@@ -170,14 +175,14 @@ def legacy(plan: Plan, emitted: Emitted) -> dict[str, Any]:
         model={
             "task": "text-generation",
             "dtype": _DTYPES[workload.dtype],
-            # Otherwise it asks the hub whether it knows the model; a folder is never known.
+            # Otherwise it checks that the model is on the hub, which fails for a folder.
             "skip_model_check": True,
             "enable_deepspeed": not zero,
             "enable_zero": zero,
             "ds_config": json.loads(emitted.files["ds_config.json"]) if zero else {},
             "tensor_parallel": plan.num_ranks,
             "replace_with_kernel_inject": plan.runtime == "kernel-injection",
-            # Otherwise every GPU holds the whole model before DeepSpeed cuts it.
+            # Otherwise every GPU holds the whole model before DeepSpeed shards it.
             "load_with_sys_mem": not zero,
             "max_tokens": workload.prompt_tokens + workload.new_tokens,
         },
@@ -187,7 +192,12 @@ def legacy(plan: Plan, emitted: Emitted) -> dict[str, Any]:
 
 
 def checked(*, model: dict[str, Any], mii: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Both configurations, as one value.
+    """Both configurations as one JSON object, after a check of their keys.
+
+    Args:
+        model: fields of MII's ModelConfig.
+        mii: fields of MII's MIIConfig.
+        prefix: `legacy.` for the legacy form's classes, empty for the current form's.
 
     Raises:
         InvalidInputError: MII's classes have no such field.
@@ -200,17 +210,17 @@ def checked(*, model: dict[str, Any], mii: dict[str, Any], prefix: str) -> dict[
 
 
 def unknown_keys(given: Iterable[str], name: str) -> list[str]:
-    """Keys that a class of MII's does not take.
+    """The keys that one of MII's classes does not accept, sorted.
 
     Args:
-        given: keys.
-        name: `ModelConfig`, `MIIConfig`, or either after `legacy.`.
+        given: keys of a configuration.
+        name: the class: `ModelConfig` or `MIIConfig`, with the prefix `legacy.` in the legacy form.
     """
     return sorted(set(given) - set(table().classes[name]))
 
 
 def deployment_name(plan: Plan) -> str:
-    """By which clients find the deployment."""
+    """The name by which clients find the deployment."""
     return re.sub(r"[^a-zA-Z0-9-]+", "-", plan.model.name).strip("-")
 
 
@@ -225,14 +235,14 @@ def _script(name: str) -> bytes:
 def _requirements(reasons: Mapping[str, str | None]) -> bytes:
     lines = [f"{table().source['package']}=={table().source['version']}", DEEPSPEED]
     if reasons["mii.deploy"] is None:
-        # `transformers.pipeline(framework=…)`, which legacy MII calls, is gone in transformers 5.
+        # transformers 5 has removed `transformers.pipeline(framework=…)`, which legacy MII calls.
         lines.append(TRANSFORMERS)
     return "".join(f"{line}\n" for line in lines).encode()
 
 
 _CURRENT_README: Final = """
-Behind DeepSpeed-MII (`pip install -r requirements-mii.txt`), which runs FastGen in place of {runtime}: its
-kernels and its cache are its own, so times differ from those predicted.
+To serve with DeepSpeed-MII (`pip install -r requirements-mii.txt`), which runs FastGen in place of {runtime}.
+FastGen has its own kernels and KV cache, so times differ from those predicted.
 
     python mii_serve.py CHECKPOINT --prompt "Once upon a time"
     python mii_serve.py CHECKPOINT --stop
@@ -241,13 +251,14 @@ kernels and its cache are its own, so times differ from those predicted.
 
 def _legacy_readme(plan: Plan) -> str:
     start = "python" if plan.runtime != "zero-inference" else f"deepspeed --num_gpus {plan.num_ranks}"
-    told = (
-        "\nMII goes by the thresholds of `ds_config.json`; `generate.py` keeps just what the plan keeps.\n"
+    thresholds = (
+        "\nMII uses the thresholds of `ds_config.json`, which approximate the plan; `generate.py` keeps\n"
+        "exactly the weights on the GPU that the plan keeps there.\n"
         if plan.runtime == "zero-inference"
         else ""
     )
     return f"""
-Behind DeepSpeed-MII's legacy interface, in an environment of its own (`pip install -r {_REQUIREMENTS}`):
+To serve with DeepSpeed-MII's legacy interface, in a separate environment (`pip install -r {_REQUIREMENTS}`):
 
     {start} mii_deploy.py CHECKPOINT --prompt "Once upon a time"
-{told}"""
+{thresholds}"""

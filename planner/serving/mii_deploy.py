@@ -1,7 +1,8 @@
 """Serves with DeepSpeed-MII's legacy form: `python mii_deploy.py CHECKPOINT --prompt "Once upon a time"`.
 
-With ZeRO-Inference the model lives in this script's own processes, which DeepSpeed's launcher starts, because
-it must be built in parts: MII's server would bring all of it to the GPU first. Otherwise MII starts a server.
+With ZeRO-Inference the model is in this script's own processes, which DeepSpeed's launcher starts, because it
+must be partitioned as it is built: MII's server would copy all of it to the GPU first. Otherwise MII starts a
+server.
 """
 
 import argparse
@@ -21,7 +22,7 @@ def deploy(checkpoint: str, offload_folder: str) -> Any:
     """Start the deployment.
 
     Returns:
-        What must live as long as the model does.
+        An object that must be kept as long as the model is used, or None.
     """
     model_config = {**CONFIG["model_config"], "model": checkpoint}
     mii_config = dict(CONFIG["mii_config"])
@@ -32,11 +33,11 @@ def deploy(checkpoint: str, offload_folder: str) -> Any:
     offload = ds_config["zero_optimization"].get("offload_param", {})
     if offload.get("device") == "nvme":
         offload["nvme_path"] = offload_folder
-    # While it lives, transformers builds a model in parts.
-    parts = HfDeepSpeedConfig(ds_config)
+    # While this object exists, transformers partitions a model as it builds it.
+    scope = HfDeepSpeedConfig(ds_config)
     mii_config["deployment_type"] = mii.DeploymentType.NON_PERSISTENT
     mii.deploy(deployment_name=NAME, model_config=model_config, mii_config=mii_config)
-    return parts
+    return scope
 
 
 def main() -> None:
@@ -53,11 +54,11 @@ def main() -> None:
         mii.terminate(NAME)
         return
     with tempfile.TemporaryDirectory(prefix="offload-", dir=args.offload_folder) as offload_folder:
-        parts = deploy(args.checkpoint, offload_folder)
+        scope = deploy(args.checkpoint, offload_folder)
         if args.prompt:
             query = mii.mii_query_handle(NAME)
             print(query.query({"query": args.prompt}, do_sample=False, max_new_tokens=args.new_tokens))
-        del parts
+        del scope
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Serves with DeepSpeed-MII: `python mii_serve.py CHECKPOINT --prompt "Once upon a time"`.
 
-The deployment lives on when this script ends; `python mii_serve.py CHECKPOINT --stop` ends it.
+The deployment keeps running when this script ends; `python mii_serve.py CHECKPOINT --stop` ends it.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""`serving.properties` as DJL Serving reads it: Java's properties, and which keys and values it knows. Pure.
+"""`serving.properties` as DJL Serving reads it: Java properties, and the keys and values that it knows. Pure.
 
-DJL passes a key that it does not know on to the handler and says nothing, so a misspelt one is found here or
-never. The table of keys names the document, or the code, that each was read in.
+DJL passes a key that it does not know on to the handler without a message, so a misspelt key would never be
+noticed; it is checked here. The table of keys names the document, or the code, that documents each.
 """
 
 import difflib
@@ -19,12 +19,12 @@ _ESCAPED: Final = str.maketrans({"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one key takes.
+    """The values of one key.
 
     Attributes:
-        where: which of the table's documents says so.
+        where: short name of the document that describes the key.
         type: `integer`, `boolean`, `devices` or `text`.
-        values: the words that it takes, where they are few.
+        values: the allowed values, where they are listed; otherwise empty.
     """
 
     where: str
@@ -33,12 +33,12 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class DjlKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All keys.
+    """The table of all keys.
 
     Attributes:
-        source: repository, commit, date and version that were read.
+        source: repository, commit, date and version that the keys were read from.
         documents: short name → file in that repository.
-        keys: by name.
+        keys: name → the key's values.
     """
 
     source: dict[str, str]
@@ -53,10 +53,10 @@ def table() -> DjlKeys:
 
 
 def encode(properties: Mapping[str, str]) -> bytes:
-    """The file.
+    """The content of the file.
 
     Raises:
-        InvalidInputError: a key or a value that DJL would not take for what it is meant to be.
+        InvalidInputError: DJL Serving does not know a key, or would not accept a value.
     """
     problems = check(properties)
     if problems:
@@ -67,7 +67,7 @@ def encode(properties: Mapping[str, str]) -> bytes:
 
 
 def check(properties: Mapping[str, str]) -> list[str]:
-    """What is wrong with keys and values, a clause each."""
+    """The errors in keys and values, a clause each."""
     return [
         problem
         for key, value in properties.items()

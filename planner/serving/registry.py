@@ -1,4 +1,4 @@
-"""The servers by name. A new one is a module beside these and one line here."""
+"""The servers by name. A new server needs a module in this package and an entry in `SERVERS`."""
 
 from collections.abc import Callable
 from typing import Final
@@ -15,17 +15,17 @@ SERVERS: Final[dict[str, Callable[[Emitted, Plan, ModuleGraph], Emitted]]] = {"d
 
 
 def serve(emitted: Emitted, plan: Plan, graph: ModuleGraph, kind: str) -> Emitted:
-    """A runtime's files with those of a server beside them.
+    """A runtime's files together with those of a server.
 
     Args:
-        emitted: what the runtime's own `emit` gave.
+        emitted: the runtime's files.
         plan: the plan.
-        graph: the model's.
-        kind: `djl` or `mii`.
+        graph: the model's graph.
+        kind: name of the server, `djl` or `mii`.
 
     Raises:
-        UnknownNameError: another kind.
-        InvalidInputError: that server cannot run this plan.
+        UnknownNameError: the server is not known.
+        InvalidInputError: the server cannot run this plan.
     """
     if kind not in SERVERS:
         raise UnknownNameError(f"unknown server {kind!r}; known are {', '.join(SERVERS)}")
@@ -33,5 +33,5 @@ def serve(emitted: Emitted, plan: Plan, graph: ModuleGraph, kind: str) -> Emitte
 
 
 def runtimes(kind: str | None, graph: ModuleGraph) -> tuple[str, ...] | None:
-    """The runtimes to plan for when nobody names one; None for all of them."""
+    """The runtimes to plan for when the user names a server and no runtime; None for all of them."""
     return mii_runtimes(graph) if kind == "mii" else None

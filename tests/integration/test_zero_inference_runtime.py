@@ -152,5 +152,5 @@ def test_a_part_that_is_not_on_the_disk_is_noticed(tmp_path: Path) -> None:
     config["aio"]["block_size"] = 2**26
     (folder / "ds_config.json").write_text(json.dumps(config))
     argv = [sys.executable, str(script), str(checkpoint), "--prompt-tokens", "4", "--new-tokens", "2"]
-    with pytest.raises(RuntimeFailure, match=r"parts of weights should be in .*, and 0 are"):
+    with pytest.raises(RuntimeFailure, match=r"partitions should be files in .*, and 0 are"):
         run_child(argv, "the emitted plan", tmp_path, timeout_s=TIMEOUT_S)

@@ -1,9 +1,8 @@
-"""The map that `from_pretrained(device_map="auto")` would choose on a machine that is not here.
+"""The device map that `from_pretrained(device_map="auto")` would choose on the machine of a profile.
 
-Transformers' own functions compute it on a model on the meta device; only the free memory they would
-have asked the machine for comes from the profile. Source: transformers.integrations.accelerate (5.23):
-without a `max_memory` of the user's, one GPU is filled to 90 % and host memory to 90 %; several GPUs
-are balanced.
+Transformers' own functions compute it for a model on the meta device; the profile gives the free memory that
+they would otherwise read from the machine. Source: transformers.integrations.accelerate (5.23): unless the
+user passes `max_memory`, one GPU is filled to 90 % and host memory to 90 %; several GPUs are balanced.
 """
 
 from typing import Final
@@ -19,7 +18,15 @@ _HOST_SHARE: Final = 0.9
 
 
 def auto_device_map(spec: ModelSpec, profile: HardwareProfile, dtype: str) -> dict[str, str | int]:
-    """Module → GPU index, `cpu` or `disk`, as transformers would choose on `profile`.
+    """The map that transformers would choose.
+
+    Args:
+        spec: the model.
+        profile: the machine.
+        dtype: dtype of the weights.
+
+    Returns:
+        Module → GPU index, `cpu` or `disk`.
 
     Raises:
         ModelError: transformers cannot build the model.
@@ -33,7 +40,7 @@ def auto_device_map(spec: ModelSpec, profile: HardwareProfile, dtype: str) -> di
     model = build_meta(config, model_class, getattr(torch, dtype))
     free = _free_memory(profile)
     classes = set(model._no_split_modules or ())
-    # It warns of GPUs that are not here, which those of a profile need not be.
+    # It would warn that the profile's GPUs are not in this machine.
     with silent("accelerate.utils.modeling"):
         balanced = get_balanced_memory(model, max_memory=dict(free), no_split_module_classes=classes)
         if profile.num_gpus == 1:
@@ -48,7 +55,7 @@ def auto_device_map(spec: ModelSpec, profile: HardwareProfile, dtype: str) -> di
 
 
 def _free_memory(profile: HardwareProfile) -> dict[int | str, int]:
-    """What a fresh process with a CUDA context finds free."""
+    """Free bytes by device, in a new process with a CUDA context."""
     free: dict[int | str, int] = {}
     if profile.gpu is not None:
         each = round(profile.gpu.memory_bytes.value - profile.gpu.context_bytes.value)

@@ -1,4 +1,4 @@
-"""Emits what transformers and Accelerate load: a device map, and the script that pins its host copies."""
+"""Emits a device map for transformers and Accelerate, and the script that pins host copies of weights."""
 
 import json
 from typing import Final
@@ -13,7 +13,7 @@ DEVICE_MAP_FILE: Final = "device_map.json"
 
 
 def device_map_of(plan: Plan, graph: ModuleGraph) -> dict[str, str | int]:
-    """The plan's map as short as it can be: blocks that live whole are one entry."""
+    """The plan's map in its shortest form: a block that is stored in one place is one entry."""
     return compress({p.module: device_map_value(p.stored_on) for p in plan.placements}, graph)
 
 
@@ -25,5 +25,5 @@ def emit(plan: Plan, graph: ModuleGraph) -> Emitted:
         needs="torch, transformers, accelerate and safetensors",
         readme=f"""`{DEVICE_MAP_FILE}` alone works as well, with
 `from_pretrained(CHECKPOINT, dtype="{plan.workload.dtype}", device_map=json.load(open("{DEVICE_MAP_FILE}")),
-offload_folder="offload")`; then host copies are not pinned, and large batches wait for the allocator.""",
+offload_folder="offload")`; then host copies are not pinned, and the allocator slows large batches down.""",
     )

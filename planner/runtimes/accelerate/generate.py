@@ -1,13 +1,13 @@
 """Generates with the plan in this folder: `python generate.py CHECKPOINT --prompt "Once upon a time"`.
 
-Accelerate brings each module's weights to where the plan runs it. Needs torch, transformers, accelerate and
-safetensors. Exit status: 0 done, 3 the checkpoint does not fit the plan, 4 out of memory.
+Accelerate copies each module's weights to the device that the plan runs it on. Needs torch, transformers,
+accelerate and safetensors. Exit status: 0 done, 3 the checkpoint does not fit the plan, 4 out of memory.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
-# First, because it sets torch's allocator up.
+# First, because it configures torch's allocator.
 from generation import DTYPE, EXECUTION, ON_CPU, PLAN, auto_class, check_loaded, main, read_json
 
 # isort: split
@@ -27,7 +27,7 @@ PAGE = 4096
 
 
 def load(checkpoint: str, offload_folder: str) -> Any:
-    """The model, every module where the plan has it."""
+    """The model, every module placed as in the plan."""
     model, info = auto_class().from_pretrained(
         checkpoint,
         dtype=DTYPE,
@@ -51,16 +51,16 @@ def load(checkpoint: str, offload_folder: str) -> Any:
 
 
 def keep_pages() -> None:
-    """Leave the allocator what modules no longer need: the next one takes it.
+    """Prevent Accelerate from emptying the allocator's cache, so that the next module reuses the memory.
 
-    Accelerate has it all unmapped for every weight that it brings, and mapping it again takes a quarter of a
-    large batch's time. When memory runs out the allocator unmaps it by itself before it gives up.
+    Accelerate empties it for every weight that it copies, and mapping the memory again takes a quarter of a
+    large batch's time. When memory runs out, the allocator unmaps unused memory before it raises an error.
     """
     modeling.clear_device_cache = lambda *_, **__: None
 
 
 def move_scratch(block: Any, device: Any) -> None:
-    """Bring buffers that no entry of the map covers to where their block runs; they were left on the CPU."""
+    """Move buffers that no entry of the map covers, and that are on the CPU, to the block's device."""
     for module in block.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.device.type != "meta" and not hasattr(module, "_hf_hook"):
@@ -68,7 +68,7 @@ def move_scratch(block: Any, device: Any) -> None:
 
 
 def dispatch_again(model: Any, on_cpu: set[str]) -> None:
-    """Replace from_pretrained's hooks: host copies pinned, and chosen modules executing on the CPU."""
+    """Replace from_pretrained's hooks: with pinned host copies, and with entries `on_cpu` run on the CPU."""
     index = offload_index(model)
     remove_hook_from_module(model, recurse=True)
     state = {}
@@ -99,21 +99,21 @@ def dispatch_again(model: Any, on_cpu: set[str]) -> None:
         weights_map=OffloadedWeightsLoader(state_dict=state, index=index, device="cpu"),
         skip_keys=model._skip_keys_device_placement,
     )
-    # A block whose parts are listed one by one has no hook of its own to bring its input from the CPU.
+    # A block whose parts are listed one by one has no hook of its own that copies its input from the CPU.
     for name, device in PLAN["split_blocks"].items():
         hook = AlignDevicesHook(execution_device=main_or(device), skip_keys=model._skip_keys_device_placement)
         add_hook_to_module(model.get_submodule(name), hook, append=True)
 
 
 def main_or(place: str | int) -> Any:
-    """Where a module runs: on its own GPU, or on the main device when its weights come from elsewhere."""
+    """The device that a module runs on: its own GPU, or the main device when its weights are streamed."""
     if isinstance(place, str) and place.startswith("gpu:"):
         return int(place.removeprefix("gpu:"))
     return MAIN if place in ("cpu", "disk") else place
 
 
 def offload_index(model: Any) -> dict[str, Any]:
-    """Where from_pretrained found the weights that stay on disk."""
+    """Name → file and key of the weights that stay on disk, as from_pretrained recorded them."""
     for module in model.modules():
         for hook in hooks_of(module):
             if getattr(hook, "weights_map", None) is not None:
@@ -129,10 +129,10 @@ def hooks_of(module: Any) -> Iterator[Any]:
 
 
 def page_locked(tensor: torch.Tensor) -> torch.Tensor:
-    """A page-locked copy of exactly this size.
+    """A page-locked copy of exactly this size, rounded up to whole pages.
 
-    torch's own pin_memory() rounds each allocation up to a power of two, which costs up to as much
-    again. Small tensors may have that; a large one gets whole pages of its own, registered with CUDA.
+    torch's own pin_memory() rounds each allocation up to a power of two, which may double the memory. It is
+    used for small tensors; a large one gets pages of its own, which are registered with CUDA.
     """
     if not torch.cuda.is_available() or tensor.is_pinned():
         return tensor

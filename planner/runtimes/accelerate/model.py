@@ -1,9 +1,9 @@
-"""Accelerate's transfer law: per tensor, blocking, nothing overlapped.
+"""The runtime model of Accelerate: blocking copies of one tensor at a time, without overlap.
 
 A hook calls `tensor.to(device)` for each tensor of the module, waits, runs the module and puts the
 tensors back on meta. From pageable memory the driver stages the copy; from pinned memory it does not.
 From disk, each forward reads the tensor out of its safetensors file into pageable memory first. Accelerate
-also empties the allocator's cache for each tensor; the emitted script prevents that, and it is not priced.
+also empties the allocator's cache for each tensor; the emitted script prevents that, so it is not priced.
 Source: accelerate.hooks.AlignDevicesHook, accelerate.utils.offload.OffloadedWeightsLoader (1.15).
 """
 
@@ -53,7 +53,15 @@ class AccelerateRuntime(RuntimeModel):
     def movement(
         self, scenario: Scenario, *, num_bytes: int, num_tensors: int, stored_on: str, runs_on: str
     ) -> Movement:
-        """See `planner.cost.runtime_model.RuntimeModel.movement`."""
+        """See `planner.cost.runtime_model.RuntimeModel.movement`.
+
+        Args:
+            scenario: the scenario of one rank.
+            num_bytes: bytes of all the tensors together.
+            num_tensors: number of tensors; each is read and copied by itself.
+            stored_on: `cpu`, or `disk`, from which tensors pass through pageable memory.
+            runs_on: `gpu:N`, or `cpu`, to which tensors are read only.
+        """
         profile = scenario.profile
         quantities: list[Quantity] = [profile.host.tensor_move_overhead_s]
         seconds = 0.0
@@ -78,7 +86,7 @@ class AccelerateRuntime(RuntimeModel):
 
 
 def places_beside(main: str, profile: HardwareProfile) -> tuple[str, ...]:
-    """Where weights may be besides the main device: in host memory, and on a local disk."""
+    """Places besides the main device where weights may be stored: host memory, and a local disk."""
     near = () if main == "cpu" else ("cpu",)
     return near if profile.disk is None else (*near, "disk")
 

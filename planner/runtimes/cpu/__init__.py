@@ -1,1 +1,1 @@
-"""Plain transformers on the CPU: nothing is moved."""
+"""Plain transformers on the CPU, without movement of weights."""

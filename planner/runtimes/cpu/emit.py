@@ -1,4 +1,4 @@
-"""Emits the same files as Accelerate's: a device map with one place in it is plain transformers."""
+"""Emits the same files as for Accelerate: a device map whose only device is the CPU is plain transformers."""
 
 from planner.cost.runtime_model import Emitted
 from planner.graph.schema import ModuleGraph

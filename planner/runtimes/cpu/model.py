@@ -1,4 +1,4 @@
-"""The CPU alone: everything lives and runs there, and nothing is moved."""
+"""The runtime model of the CPU alone: everything is stored and runs there, and nothing is moved."""
 
 from planner.cost.runtime_model import Movement, RuntimeModel, Scenario
 from planner.schema.execution import ExecutionConfig
@@ -11,14 +11,25 @@ class CpuRuntime(RuntimeModel):
     name = "cpu"
 
     def configurations(self, profile: HardwareProfile) -> tuple[ExecutionConfig, ...]:
-        """One way, on any machine."""
+        """One configuration, on any machine."""
         return (ExecutionConfig(runtime=self.name, label="cpu only", main="cpu"),)
 
     def movement(
         self, scenario: Scenario, *, num_bytes: int, num_tensors: int, stored_on: str, runs_on: str
     ) -> Movement:
-        """Never asked: no weight leaves the CPU."""
-        raise ValueError(f"the cpu runtime moves nothing, so nothing can live on {stored_on}")
+        """Raises: nothing is stored anywhere else than where it runs.
+
+        Args:
+            scenario: not used.
+            num_bytes: not used.
+            num_tensors: not used.
+            stored_on: named in the error.
+            runs_on: not used.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"the cpu runtime moves no weights, so none can be stored on {stored_on}")
 
 
 RUNTIME_MODEL = CpuRuntime()

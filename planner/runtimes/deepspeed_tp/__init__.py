@@ -1,1 +1,4 @@
-"""DeepSpeed's tensor parallelism: every block's Linears cut over GPUs that work on the same sequences."""
+"""DeepSpeed's tensor parallelism: the Linears of every block are sharded over GPUs.
+
+All ranks work on the same sequences.
+"""

@@ -1,4 +1,4 @@
-"""Emits the arguments of `deepspeed.init_inference`, and the script that gives them to it."""
+"""Emits the arguments of `deepspeed.init_inference`, and the script that calls it with them."""
 
 import json
 from importlib import resources
@@ -12,18 +12,18 @@ from planner.schema.plan import Plan
 from planner.tensor_parallel.policy import injection_policy
 
 CONFIG_FILE: Final = "inference_config.json"
-#: Of `reshard.loaders`, beside the script: what DeepSpeed leaves undone in the models that it cuts.
+#: A module of `reshard.loaders` that the script needs beside it: it completes the models that DeepSpeed cuts.
 FORWARD: Final = "autotp_forward.py"
 
 
 def inference_config(plan: Plan, graph: ModuleGraph) -> dict[str, Any]:
-    """The arguments, as JSON has them: names stand for classes of blocks and for the dtype.
+    """The arguments as JSON, in which names stand for classes of blocks and for the dtype.
 
-    A family whose row-parallel Linears DeepSpeed itself finds needs no policy.
+    Model types whose row-parallel Linears DeepSpeed finds by itself need no injection policy.
     """
     settings: dict[str, Any] = {
         "dtype": plan.workload.dtype,
-        # Grains of more than one row would cut unevenly what the plan, and a pre-shard, cut evenly.
+        # With a larger grain DeepSpeed cuts unevenly what the plan, and a pre-sharded checkpoint, cut evenly.
         "tensor_parallel": {"tp_size": plan.num_ranks, "tp_grain_size": 1},
         "replace_with_kernel_inject": False,
     }
@@ -40,11 +40,11 @@ def emit(plan: Plan, graph: ModuleGraph) -> Emitted:
     return Emitted(
         files={CONFIG_FILE: config.encode(), SCRIPT: script("deepspeed_tp"), FORWARD: forward},
         needs="torch, transformers, accelerate, deepspeed and safetensors",
-        readme=f"""CHECKPOINT may be cut beforehand; then each of the {ranks} ranks reads its own part only:
+        readme=f"""CHECKPOINT may be pre-sharded; then each of the {ranks} ranks reads its own part only:
 
     reshard CHECKPOINT --tp {ranks} --dtype {dtype} --output SHARDS
     python generate.py SHARDS --prompt "Once upon a time"
 
-A checkpoint that is not cut should be stored in {dtype}: then a rank reads from mapped files what it keeps.
-Of another dtype every rank converts the whole model in host memory first.""",
+A checkpoint that is not pre-sharded should be stored in {dtype}: then each rank maps the files and reads only
+what it keeps. From another dtype every rank first converts the whole model in host memory.""",
     )

@@ -1,4 +1,4 @@
-"""Which models DeepSpeed's tensor parallelism cuts right: families that were run, and a rule. Pure.
+"""Which models DeepSpeed's tensor parallelism cuts correctly: model types that were run, and a rule. Pure.
 
 Source: deepspeed.module_inject.auto_tp and fusedqkv_utils (0.19.8).
 """
@@ -9,17 +9,17 @@ from planner.graph.schema import ModuleGraph, Node
 from planner.tensor_parallel.policy import injection_policy, relative_name
 
 # fmt: off
-#: Model types in which DeepSpeed itself finds the row-parallel Linears, and cuts fused ones as they lie. Each
+#: Model types in which DeepSpeed finds the row-parallel Linears by itself and cuts fused ones correctly. Each
 #: was run at degrees 2 and 4 with transformers 5.23 and gave the plain model's logits.
 AUTO_TP_MODEL_TYPES: Final = frozenset({
     "bert", "bloom", "codegen", "falcon", "gemma2", "gemma3_text", "gpt_bigcode", "gpt_neo", "gpt_neox",
     "gptj", "llama", "mistral", "mpt", "opt", "phi", "phi3", "qwen2", "qwen3", "stablelm", "t5",
 })
 # fmt: on
-#: Names of Linears whose rows are several weights. How these lie there DeepSpeed tells by the class of the
-#: block, and where it does not know the class it cuts them as one.
+#: Names of fused Linears, whose rows are those of several weights. DeepSpeed knows their layout by the class
+#: of the block; in a block of another class it cuts them as if they were one weight.
 _FUSED: Final = ("qkv_proj", "query_key_value", "Wqkv", "W_pack", "c_attn", "gate_up_proj")
-#: CodeGen's fused rows lie in so many groups, and every rank takes some of each.
+#: Groups of CodeGen's fused rows; every rank takes rows of each group.
 _CODEGEN_GROUPS: Final = 4
 
 
@@ -50,7 +50,7 @@ def _family_refusal(graph: ModuleGraph, nodes: list[Node], degree: int) -> str |
 
 
 def _other_refusal(graph: ModuleGraph, nodes: list[Node]) -> str | None:
-    """By rule: all that DeepSpeed would cut is a Linear of one weight that can be cut."""
+    """The rule for other model types: DeepSpeed may cut only Linears of one weight that can be cut."""
     if not injection_policy(graph):
         return f"no row-parallel Linear is known in the blocks of {graph.model_class}"
     for node in nodes:
@@ -58,16 +58,16 @@ def _other_refusal(graph: ModuleGraph, nodes: list[Node]) -> str | None:
             continue
         if node.name.rpartition(".")[2] in _FUSED:
             return (
-                f"DeepSpeed does not know how the parts of {node.name} of {graph.model_class} lie in its rows"
+                f"DeepSpeed does not know the layout of the fused rows of {node.name} of {graph.model_class}"
             )
         is_whole = node.tensor_parallel is None
         if not node.class_name.endswith("Linear") and (not is_whole or "Embedding" in node.class_name):
             return f"DeepSpeed cuts Linears, and {node.name} is a module of class {node.class_name}"
         if node.class_name.endswith("Linear") and is_whole:
             return f"DeepSpeed would cut {node.name}, which every rank needs whole"
-    confused = mistaken(graph)
-    if confused is not None:
-        return f"DeepSpeed would take {confused} for a row-parallel Linear of the same name"
+    mistaken_name = mistaken(graph)
+    if mistaken_name is not None:
+        return f"DeepSpeed would take {mistaken_name} for a row-parallel Linear of the same name"
     return _shared_refusal(nodes)
 
 

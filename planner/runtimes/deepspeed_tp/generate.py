@@ -1,6 +1,6 @@
 """Generates with the plan in this folder: `python generate.py CHECKPOINT --prompt "Once upon a time"`.
 
-DeepSpeed cuts the Linears of every block over the plan's ranks, which this script starts. CHECKPOINT is a
+DeepSpeed shards the Linears of every block over the plan's ranks, which this script starts. CHECKPOINT is a
 Hugging Face folder or hub id, or what `reshard CHECKPOINT --tp RANKS` wrote; then a rank reads its own file.
 Needs torch, transformers, accelerate, deepspeed and safetensors.
 Exit status: 0 done, 3 the checkpoint does not fit the plan, 4 out of memory or of GPUs.
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# First, because it sets torch's allocator up.
+# First, because it configures torch's allocator.
 from generation import (
     DTYPE,
     LOCAL_RANK,
@@ -55,7 +55,7 @@ def load(checkpoint: str, offload_folder: str) -> Any:
     module = cut(model)
     if shards:
         fill(module, shards)
-    # DeepSpeed casts rotary tables and masks, and leaves those of a model without weights uninitialised.
+    # DeepSpeed casts rotary tables and masks, and leaves those of a model without weights uninitialized.
     for name, buffer in buffers.items():
         owner, _, leaf = name.rpartition(".")
         parent = module.get_submodule(owner)
@@ -65,19 +65,22 @@ def load(checkpoint: str, offload_folder: str) -> Any:
 
 
 def join() -> None:
-    """Meet the other ranks."""
+    """Join the process group of all ranks."""
     if ON_CPU:
-        # The all-reduce in shared memory is compiled at run time; gloo's will do.
+        # Otherwise an all-reduce in shared memory is compiled at run time; gloo's is sufficient.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if RANK:
         transformers.utils.logging.disable_progress_bar()
     deepspeed.init_distributed()
-    # Before the first collective, or every rank's would be on the first GPU.
+    # Before the first collective, or every rank would use the first GPU for it.
     get_accelerator().set_device(LOCAL_RANK)
 
 
 def with_weights(checkpoint: str) -> Any:
-    """The whole model on the host. In its own dtype it stays in mapped files: a rank reads what it keeps."""
+    """The whole model on the host.
+
+    A checkpoint in the plan's dtype stays in memory-mapped files, of which a rank reads only what it keeps.
+    """
     model, info = auto_class().from_pretrained(
         checkpoint, dtype=DTYPE, output_loading_info=True, ignore_mismatched_sizes=True
     )
@@ -86,7 +89,7 @@ def with_weights(checkpoint: str) -> Any:
 
 
 def without_weights(checkpoint: str) -> Any:
-    """The model with its buffers, which are computed and not stored, and nothing in its parameters."""
+    """The model with its buffers, which are computed and not stored, and parameters on the meta device."""
     config = transformers.AutoConfig.from_pretrained(checkpoint)
     with init_empty_weights(include_buffers=False):
         model = auto_class().from_config(config, dtype=DTYPE)
@@ -108,14 +111,14 @@ def cut(model: Any) -> Any:
         classes = {type(module).__name__: type(module) for module in model.modules()}
         settings["injection_policy"] = {classes[name]: tuple(rows[name]) for name in rows}
     if model.config.model_type == "gpt_bigcode":
-        # By this number DeepSpeed cuts the queries; keys and values it leaves whole, whatever it is.
+        # DeepSpeed cuts the queries by this number; it never cuts keys and values.
         model.config.num_key_value_heads = model.config.n_head
     with contextlib.redirect_stdout(sys.stderr):
         return deepspeed.init_inference(model, **settings).module
 
 
 def own_shards(folder: Path) -> list[Path]:
-    """This rank's files of a checkpoint that was cut beforehand; none of a plain one."""
+    """This rank's files of a pre-sharded checkpoint; none for any other."""
     if not folder.is_dir():
         return []
     matches = {path: SHARD.fullmatch(path.name) for path in sorted(folder.iterdir())}
@@ -136,7 +139,7 @@ def own_shards(folder: Path) -> list[Path]:
 
 
 def fill(module: Any, shards: list[Path]) -> None:
-    """Copy this rank's tensors to their places."""
+    """Copy this rank's tensors from its files to the model's parameters."""
     wanted = module.state_dict(keep_vars=True)
     filled = set()
     for path in shards:
@@ -148,8 +151,8 @@ def fill(module: Any, shards: list[Path]) -> None:
                     continue  # a buffer that older releases stored
                 tensor = file.get_tensor(stored)
                 if tensor.shape != wanted[name].shape:
-                    found, needed = list(tensor.shape), list(wanted[name].shape)
-                    stop(f"{path}: {stored} is {found} where DeepSpeed cuts {needed}", 3)
+                    shape, needed = list(tensor.shape), list(wanted[name].shape)
+                    stop(f"{path}: {stored} has the shape {shape}, and DeepSpeed cuts it to {needed}", 3)
                 with torch.no_grad():
                     wanted[name].copy_(tensor)
                 filled.add(name)
@@ -162,26 +165,38 @@ def fill(module: Any, shards: list[Path]) -> None:
 
 
 def check_account(path: Path, metadata: dict[str, str]) -> None:
-    """Stop if a file says of itself that it is another rank's, or of no plain numbers."""
+    """Stop if a file's metadata says that it is another rank's, or that it holds quantized weights."""
     account = json.loads(metadata.get("reshard", "{}"))
     if (account.get("tp_rank"), account.get("tp_size")) != (RANK, NUM_RANKS):
         told = f"rank {account.get('tp_rank')} of {account.get('tp_size')}"
         stop(f"{path} says that it is of {told}, not of rank {RANK} of {NUM_RANKS}", 3)
     if account.get("recipe"):
-        stop(f"{path} holds quantized weights, which DeepSpeed would take as they are; dequantize them", 3)
+        stop(f"{path} holds quantized weights, which DeepSpeed would read as plain ones; dequantize them", 3)
 
 
 def name_in(model: Any, stored: str, own: dict[str, Any]) -> str:
-    """A stored tensor's name in the model: transformers renames some as it loads them."""
+    """A stored tensor's name in the model: transformers renames some as it loads them.
+
+    Args:
+        model: the model.
+        stored: the tensor's name in the file.
+        own: the model's state dict.
+    """
     transforms = get_model_conversion_mapping(model)
-    renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
-    converters = [one for one in transforms if isinstance(one, WeightConverter)]
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     name: str = rename_source_key(stored, renamings, converters, model.base_model_prefix, own)[0]
     return name
 
 
 def tie(module: Any, name: str, source: torch.Tensor) -> None:
-    """Give a parameter that is not stored what it is tied to; a head takes its columns of an embedding."""
+    """Fill a parameter that is not stored from the one that it is tied to.
+
+    Args:
+        module: the model.
+        name: the parameter's full name.
+        source: the parameter that it is tied to; of an embedding a cut head takes this rank's columns.
+    """
     owner, _, leaf = name.rpartition(".")
     target = module.get_parameter(name)
     if target.shape == source.shape:

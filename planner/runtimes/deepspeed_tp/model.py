@@ -1,4 +1,4 @@
-"""DeepSpeed's tensor parallelism: priced as every cut model is, run where DeepSpeed cuts it right."""
+"""The runtime model of DeepSpeed's tensor parallelism: which models DeepSpeed cuts correctly."""
 
 from planner.cost.runtime_model import Scenario
 from planner.runtimes.deepspeed_tp.families import why_not

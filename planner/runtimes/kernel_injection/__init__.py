@@ -1,1 +1,1 @@
-"""DeepSpeed's inference kernels: every block replaced by one of DeepSpeed's own, cut over the GPUs."""
+"""DeepSpeed's inference kernels: every block is replaced by one of DeepSpeed's, sharded over the GPUs."""

@@ -1,8 +1,8 @@
-"""The packages that DeepSpeed's kernels run beside. Servers of such plans take the same two pins from here.
+"""Versions of packages that DeepSpeed's kernels are compatible with; servers of such plans use them too.
 
-Every family gave the plain model's tokens with them (tests/benchmarks/results/). The blocks take the
-arguments that models of transformers 4.43 give theirs; tokenizers and huggingface_hub follow from it. numpy 2
-came after it.
+Every model type gave the plain model's tokens with them (tests/benchmarks/results/). The blocks accept the
+arguments that models of transformers 4.43 pass to their blocks, which determines tokenizers and
+huggingface_hub. That release does not support numpy 2.
 """
 
 from typing import Final

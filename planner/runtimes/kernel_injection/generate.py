@@ -1,6 +1,6 @@
 """Generates with the plan in this folder: `python generate.py CHECKPOINT --prompt "Once upon a time"`.
 
-DeepSpeed's inference kernels replace every block and cut it over the plan's ranks, which this script starts.
+DeepSpeed's inference kernels replace every block, sharded over the plan's ranks, which this script starts.
 CHECKPOINT is a Hugging Face folder or hub id, or what `reshard CHECKPOINT --tp RANKS --format deepspeed`
 wrote; then a rank reads its own files only. Needs CUDA and the packages of requirements.txt.
 Exit status: 0 done, 3 the checkpoint does not fit the plan, 4 out of memory or of GPUs, or wrong packages.
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# First, because it sets torch's allocator up.
+# First, because it configures torch's allocator.
 from generation import (
     DTYPE,
     LOCAL_RANK,
@@ -37,9 +37,9 @@ BATCH_SIZE: int = PLAN["workload"]["batch_size"]
 LONGEST: int = KERNELS["arguments"]["max_out_tokens"]
 NEWEST_TRANSFORMERS = (4, 43)
 RECUT = f"cut it with: reshard CHECKPOINT --tp {NUM_RANKS} --format deepspeed --dtype {str(DTYPE)[6:]}"
-#: What DeepSpeed says its engine reads by itself, beside the names of those files.
+#: Names of the files in which DeepSpeed lists the checkpoint files that its engine reads by itself.
 INDEXES = ("ds_inference_config.json", "checkpoint.json")
-#: Keeps the engines alive: their modules use what they own.
+#: Keeps the engines referenced: their modules use objects that the engines own.
 ENGINES: list[Any] = []
 
 
@@ -63,20 +63,20 @@ def load(checkpoint: str, offload_folder: str) -> Any:
 
 
 def check_environment() -> None:
-    """Stop where DeepSpeed's kernels cannot run."""
-    found = transformers.__version__
-    if tuple(int(part) for part in found.split(".")[:2]) > NEWEST_TRANSFORMERS:
+    """Stop if DeepSpeed's kernels cannot run in this environment."""
+    installed = transformers.__version__
+    if tuple(int(part) for part in installed.split(".")[:2]) > NEWEST_TRANSFORMERS:
         stop(
-            f"transformers {found} is installed, and DeepSpeed's blocks fit the models of 4.43 and older; "
-            "make an environment of its own from requirements.txt",
+            f"transformers {installed} is installed, and DeepSpeed's blocks are compatible with the models "
+            "of 4.43 and older; make a separate environment from requirements.txt",
             4,
         )
     if ON_CPU or not torch.cuda.is_available():
-        stop("DeepSpeed's inference kernels run on CUDA alone, and there is none", 4)
+        stop("DeepSpeed's inference kernels need CUDA, which is not available", 4)
 
 
 def join() -> None:
-    """Take this rank's GPU and meet the other ranks."""
+    """Select this rank's GPU and join the process group of all ranks."""
     import deepspeed
 
     torch.cuda.set_device(LOCAL_RANK)
@@ -87,11 +87,11 @@ def join() -> None:
 
 
 def configuration(checkpoint: str) -> Any:
-    """The model's configuration, once it is certain that the blocks compute it."""
+    """The model's configuration; stops if DeepSpeed's blocks compute something else."""
     config = transformers.AutoConfig.from_pretrained(checkpoint)
     if config.model_type != KERNELS["model_type"]:
         stop(f"{checkpoint} is a {config.model_type}; the plan is for a {KERNELS['model_type']}", 3)
-    # transformers 5 writes the rotary numbers under one key, of which 4.43 knows nothing.
+    # transformers 5 writes the rotary settings under one key, which 4.43 does not know.
     rope = getattr(config, "rope_parameters", None) or {}
     for old, new in (("rotary_pct", "partial_rotary_factor"), ("rotary_emb_base", "rope_theta")):
         if new in rope:
@@ -101,43 +101,43 @@ def configuration(checkpoint: str) -> Any:
         if value not in computed:
             words = " or ".join(map(json.dumps, computed))
             stop(f"DeepSpeed's block ignores {key} = {json.dumps(value)} and computes {words}", 3)
-    # When it generates, the kernel counts local attention's window from the keys' end (0.19.8, softmax.cu).
+    # In decoding, the kernel counts local attention's window from the end of the keys (0.19.8, softmax.cu).
     if "local" in getattr(config, "attention_layers", ()) and config.window_size <= LONGEST:
         stop(f"DeepSpeed misplaces a window of {config.window_size} tokens in sequences of {LONGEST}", 3)
     return config
 
 
 def index_of(folder: Path) -> dict[str, Any] | None:
-    """What DeepSpeed shall read by itself: pre-shards, or archives of PyTorch; None for anything else."""
+    """The list of files that DeepSpeed reads by itself: pre-shards or PyTorch archives; None for others."""
     if not folder.is_dir():
         return None
     for name in INDEXES:
         if (folder / name).is_file():
             index: dict[str, Any] = json.loads((folder / name).read_text())
             check_index(folder / name, index)
-            # What is written there names the machine that wrote it, and would win over ours.
+            # The file may have a `base_dir` of the machine that wrote it, which would take precedence.
             return {**index, "base_dir": str(folder)}
     if any(folder.glob("*.safetensors")):
         return None
     if any(folder.rglob("mp_rank_*")):
-        stop(f"{folder} is Megatron's, which DeepSpeed's engine does not reach its loader for; {RECUT}", 3)
+        stop(f"{folder} is Megatron's, for which DeepSpeed's engine does not call its loader; {RECUT}", 3)
     archives = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
     if not archives or not KERNELS["reads_archives"]:
         return None
-    # A whole model under transformers' names, of which DeepSpeed reads one file at a time.
+    # A whole model with transformers' names, which DeepSpeed reads one file at a time.
     whole = {"type": "ds_model", "checkpoints": archives, "version": 1.0, "parallelization": "pp"}
     return {**whole, "base_dir": str(folder)}
 
 
 def check_index(path: Path, index: dict[str, Any]) -> None:
-    """Stop where DeepSpeed would split, join or misread."""
+    """Stop if DeepSpeed would split, merge or misread the files."""
     kind = str(index.get("type"))
     if kind.lower() not in ("ds_model", "bloom"):
-        stop(f"{path} is of type {kind}, which DeepSpeed 0.19.8 does not get to its loader for; {RECUT}", 3)
+        stop(f"{path} is of type {kind}, for which DeepSpeed 0.19.8 does not call its loader; {RECUT}", 3)
     if isinstance(index["checkpoints"], list):
         if not KERNELS["reads_archives"]:
             family = KERNELS["model_type"]
-            stop(f"{path} lists whole archives, which DeepSpeed does not cut right for {family}; {RECUT}", 3)
+            stop(f"{path} lists whole archives, which DeepSpeed cuts wrongly for {family}; {RECUT}", 3)
         return
     degree = index.get("tp_size", index.get("mp_size"))
     if degree != NUM_RANKS:
@@ -149,7 +149,7 @@ def check_index(path: Path, index: dict[str, Any]) -> None:
 def stored_names(index: dict[str, Any]) -> set[str]:
     """Names of the tensors that this rank will read.
 
-    DeepSpeed unpickles whatever it is given, so a file of anything but tensors ends here.
+    DeepSpeed unpickles any object, so the script stops at a file of anything but tensors.
     """
     listed = index["checkpoints"]
     files = (
@@ -167,11 +167,17 @@ def stored_names(index: dict[str, Any]) -> set[str]:
 
 
 def check_names(model: Any, stored: set[str], folder: str) -> None:
-    """Stop if a parameter would be left as memory happens to be. A tied head needs no name of its own."""
+    """Stop if a parameter would stay uninitialized.
+
+    Args:
+        model: the model that is filled; its tied parameters need not be stored.
+        stored: names of the stored tensors.
+        folder: the checkpoint, for the message.
+    """
     tied = set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
     missing = []
     for name, _ in model.named_parameters(remove_duplicate=False):
-        # DeepSpeed's norms keep what they were made with beside what they were given.
+        # DeepSpeed's norms contain a norm from their construction, whose parameters are not used.
         is_spare = ".norm." in name
         # BLOOM's own archives name the tensors of the model without its head.
         names = {name, name.partition(".")[2]}
@@ -183,7 +189,7 @@ def check_names(model: Any, stored: set[str], folder: str) -> None:
 
 def with_weights(checkpoint: str, config: Any) -> Any:
     """The whole model on the host."""
-    # The kernels read a mask that is spelled out; with sdpa, transformers leaves a causal one away.
+    # The kernels need an explicit mask; with sdpa, transformers omits a causal one.
     model, info = auto_class().from_pretrained(
         checkpoint,
         config=config,
@@ -197,7 +203,7 @@ def with_weights(checkpoint: str, config: Any) -> Any:
 
 
 def without_weights(checkpoint: str, config: Any) -> Any:
-    """The model's modules with nothing in them."""
+    """The model on the meta device."""
     with torch.device("meta"):
         model = auto_class().from_config(config, torch_dtype=DTYPE, attn_implementation="eager").eval()
     if (Path(checkpoint) / "generation_config.json").is_file():
@@ -206,21 +212,21 @@ def without_weights(checkpoint: str, config: Any) -> Any:
 
 
 def inject(model: Any, source: dict[str, Any]) -> Any:
-    """Have DeepSpeed replace the blocks, and fill them where the model has no weights."""
+    """Let DeepSpeed replace the blocks, and fill them from `source` where the model has no weights."""
     import deepspeed
 
     with contextlib.redirect_stdout(sys.stderr):
         engine = deepspeed.init_inference(model, **{**KERNELS["arguments"], "dtype": DTYPE}, **source)
     ENGINES.append(engine)
-    # Where it fills a head, DeepSpeed makes it in float32.
+    # DeepSpeed creates a head that it fills in float32.
     return engine.module.to(DTYPE)
 
 
 def guarded(module: Any) -> Any:
-    """The module, whose `generate` refuses what the kernels' memory was not reserved for.
+    """The module with a `generate` that refuses batches and lengths beyond the kernels' reserved memory.
 
-    It is reserved at the first forward for that one's batch, and nothing checks what comes later; so one of
-    the planned batch comes first.
+    The kernels reserve memory at the first forward, for its batch, and do not check later ones; so the first
+    forward is run here with the planned batch.
     """
     plain = module.generate
 

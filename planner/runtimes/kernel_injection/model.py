@@ -1,6 +1,6 @@
-"""What is particular to DeepSpeed's kernels: which models, dtypes and lengths they take, and their workspace.
+"""The runtime model of DeepSpeed's kernels: models, dtypes and lengths they support, and their workspace.
 
-Cuts, sums between ranks and fused operations are priced by the law that all tensor-parallel runtimes share.
+Shards, all-reduces and fused operations are priced by the model that all tensor-parallel runtimes share.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ class KernelInjectionRuntime(TensorParallelRuntime):
     name = KERNEL_INJECTION.name
     own_environment = "transformers 4.43 and a CUDA compiler"
     rules = KERNEL_INJECTION
-    # The blocks themselves are other ones, so one GPU is worth pricing.
+    # One GPU is worth pricing too, because DeepSpeed replaces the blocks there as well.
     least_ranks = 1
 
     def why_not(self, scenario: Scenario) -> str | None:
@@ -46,23 +46,28 @@ class KernelInjectionRuntime(TensorParallelRuntime):
         return super().why_not(scenario)
 
     def buffers(self, scenario: Scenario) -> Buffers:
-        """The workspace besides, which DeepSpeed reserves before the first token."""
+        """Those of all tensor-parallel runtimes, and the workspace that DeepSpeed reserves."""
         shared = super().buffers(scenario)
-        own = workspace_bytes(scenario.graph, scenario.workload, scenario.execution.num_ranks)
-        return replace(shared, workspace=shared.workspace + own)
+        kernels = workspace_bytes(scenario.graph, scenario.workload, scenario.execution.num_ranks)
+        return replace(shared, workspace=shared.workspace + kernels)
 
 
 def max_out_tokens(workload: Workload) -> int:
-    """The longest sequence, prompt and new tokens together, which DeepSpeed reserves its cache for."""
+    """Tokens of the longest sequence, prompt and new ones, for which DeepSpeed reserves its cache."""
     return workload.prompt_tokens + workload.new_tokens
 
 
 def workspace_bytes(graph: ModuleGraph, workload: Workload, num_ranks: int) -> int:
-    """Bytes that DeepSpeed takes from CUDA besides the KV cache that the graph counts.
+    """Bytes that DeepSpeed allocates besides the KV cache that the graph counts.
 
-    Ten activations of the whole width and one matrix of scores, for every sequence and the longest one; and
-    where the cache is the kernels' own (everywhere but in BLOOM), the features that fill heads up to 32, 64
-    or 128. Source: `GenWorkSpace` in csrc/transformer/inference/includes/inference_context.h, 0.19.8.
+    Ten activations of the whole width and one matrix of scores, for every sequence at the largest length; and
+    where the cache is the kernels' own (everywhere but in BLOOM), the features that pad heads to 32, 64 or
+    128. Source: `GenWorkSpace` in csrc/transformer/inference/includes/inference_context.h, 0.19.8.
+
+    Args:
+        graph: the model, or one rank's part of it.
+        workload: gives batch, lengths and element size.
+        num_ranks: ranks over which heads are sharded.
     """
     heads, hidden = num_heads(graph), hidden_size(graph)
     head = hidden // heads

@@ -1,1 +1,1 @@
-"""transformers' own tensor parallelism: its configuration's plan cuts the model over the GPUs."""
+"""transformers' tensor parallelism: a plan in the model's configuration shards it over the GPUs."""

@@ -1,4 +1,4 @@
-"""Emits the script alone: how the model is cut is said by its configuration's `base_model_tp_plan`."""
+"""Emits the script alone: the `base_model_tp_plan` of the model's configuration defines how it is sharded."""
 
 from planner.cost.runtime_model import Emitted
 from planner.graph.schema import ModuleGraph
@@ -12,8 +12,8 @@ def emit(plan: Plan, graph: ModuleGraph) -> Emitted:
     return Emitted(
         files={SCRIPT: script("transformers_tp")},
         needs="torch, transformers and safetensors",
-        readme=f"""CHECKPOINT may be cut beforehand; then each of the {ranks} ranks reads its own part,
-and what every rank holds:
+        readme=f"""CHECKPOINT may be pre-sharded; then each of the {ranks} ranks reads its own part and the
+replicated weights only:
 
     reshard CHECKPOINT --tp {ranks} --format transformers --dtype {dtype} --output SHARDS
     python generate.py SHARDS --prompt "Once upon a time"

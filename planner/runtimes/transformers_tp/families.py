@@ -1,6 +1,6 @@
 """Model types whose configuration in transformers 5.23 has a `base_model_tp_plan`. Pure data.
 
-A test compares them with the installed release.
+A test compares them with the installed release of transformers.
 """
 
 from typing import Final

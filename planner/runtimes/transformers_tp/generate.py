@@ -1,6 +1,6 @@
 """Generates with the plan in this folder: `python generate.py CHECKPOINT --prompt "Once upon a time"`.
 
-transformers cuts the model over the plan's ranks, which this script starts. CHECKPOINT is a Hugging Face
+transformers shards the model over the plan's ranks, which this script starts. CHECKPOINT is a Hugging Face
 folder or hub id, or what `reshard CHECKPOINT --tp RANKS --format transformers` wrote; then a rank reads its
 own file and what is replicated. Needs torch, transformers and safetensors.
 Exit status: 0 done, 3 the checkpoint does not fit the plan, 4 out of memory or of GPUs.
@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-# First, because it sets torch's allocator up.
+# First, because it configures torch's allocator.
 from generation import DTYPE, NUM_RANKS, RANK, auto_class, check_loaded, main, stop
 
 # isort: split
@@ -40,7 +40,7 @@ def load(checkpoint: str, offload_folder: str) -> Any:
             output_loading_info=True,
             ignore_mismatched_sizes=not shards,
         )
-    except CheckpointException as error:  # it is no Exception, so no other handler would see it
+    except CheckpointException as error:  # not derived from Exception, so no other handler catches it
         stop(f"{checkpoint} does not load: {next(iter(error.failures.values()))[0]!r}", 3)
     if not shards:
         check_loaded(info, checkpoint)
@@ -48,7 +48,7 @@ def load(checkpoint: str, offload_folder: str) -> Any:
 
 
 def shards_in(folder: Path) -> list[Path]:
-    """The files of a checkpoint that was cut beforehand; none of a plain one."""
+    """The files of a pre-sharded checkpoint; none for any other."""
     if not folder.is_dir():
         return []
     advice = f"cut the checkpoint with: reshard CHECKPOINT --tp {NUM_RANKS} --format transformers"
@@ -60,8 +60,8 @@ def shards_in(folder: Path) -> list[Path]:
             stop(f"{folder} is cut for DeepSpeed, which is not what this plan runs; {advice}", 3)
         return []
     if ranks != set(range(1, NUM_RANKS + 1)):
-        found = ", ".join(map(str, sorted(ranks)))
-        stop(f"{folder} holds shards {found}, not those of {NUM_RANKS} ranks; {advice}", 3)
+        numbers = ", ".join(map(str, sorted(ranks)))
+        stop(f"{folder} holds shards {numbers}, not those of {NUM_RANKS} ranks; {advice}", 3)
     stray = [path.name for path, match in matches.items() if not match]
     if stray:
         stop(f"{folder} holds {stray[0]} beside the shards, and transformers would read that too", 3)
@@ -69,7 +69,7 @@ def shards_in(folder: Path) -> list[Path]:
 
 
 def check_whole(checkpoint: str, shards: list[Path]) -> None:
-    """Stop where shards leave a hole in a tensor: transformers would leave what memory held there."""
+    """Stop if the shards lack elements of a tensor: transformers would leave those uninitialized."""
     config = transformers.AutoConfig.from_pretrained(checkpoint)
     with torch.device("meta"):
         wanted = auto_class().from_config(config).state_dict()

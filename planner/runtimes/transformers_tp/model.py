@@ -1,4 +1,4 @@
-"""transformers' own tensor parallelism: priced as every cut model is, run where there is a plan."""
+"""The runtime model of transformers' tensor parallelism: which model types have a plan for it."""
 
 from planner.cost.runtime_model import Scenario
 from planner.runtimes.transformers_tp.families import PLANNED

@@ -1,1 +1,1 @@
-"""DeepSpeed ZeRO-Inference: weights cut over the ranks, kept in host memory, on NVMe or on the GPUs."""
+"""DeepSpeed ZeRO-Inference: weights partitioned over the ranks, in host memory, on NVMe or on the GPUs."""

@@ -1,4 +1,4 @@
-"""The DeepSpeed configuration that realises a plan. Pure."""
+"""The DeepSpeed configuration of a plan. Pure."""
 
 from typing import Any, Final
 
@@ -8,10 +8,10 @@ from planner.runtimes.zero_inference.quantization import packed, weight_quantiza
 from planner.runtimes.zero_inference.sizes import Sizes, buffer_elements, sizes_for
 from planner.schema.plan import Plan
 
-#: Stands for the folder of swap files until the script that is started knows it.
+#: Placeholder for the folder of swap files; the script replaces it.
 NVME_PATH: Final = "OFFLOAD_FOLDER"
 
-#: Requests in flight, and bytes of each: NVMe reaches its rate with a few dozen large ones.
+#: Settings of asynchronous I/O: NVMe reaches its rate with a few dozen large requests in flight.
 _AIO: Final = {
     "block_size": 2**20,
     "queue_depth": 32,
@@ -24,11 +24,11 @@ _LARGEST_THREADS: Final = 8
 
 
 def ds_config(plan: Plan, graph: ModuleGraph) -> dict[str, Any]:
-    """A complete configuration: what DeepSpeed insists on, and residency as near as thresholds come.
+    """A complete configuration, whose thresholds approximate the plan's residency.
 
     Args:
-        plan: of the runtime `zero-inference`.
-        graph: the model's.
+        plan: a plan of the runtime `zero-inference`.
+        graph: the model's graph.
 
     Raises:
         InvalidInputError: weights are to be quantized and no Linear can be.
@@ -42,9 +42,9 @@ def ds_config(plan: Plan, graph: ModuleGraph) -> dict[str, Any]:
     zero |= _thresholds(plan, held) | {
         "stage3_prefetch_bucket_size": sizes.prefetch_bucket,
         "stage3_max_live_parameters": sizes.max_live,
-        # A tied embedding is fetched again for the head, or all that lies between would be priced as free.
+        # A tied embedding is fetched again for the head, as the runtime model prices it.
         "stage3_max_reuse_distance": 0,
-        # DeepSpeed's own Linear rounds otherwise than torch's.
+        # DeepSpeed's own Linear rounds differently from torch's.
         "memory_efficient_linear": False,
     }
     per_rank = -(-plan.workload.batch_size // plan.num_streams)
@@ -61,7 +61,7 @@ def ds_config(plan: Plan, graph: ModuleGraph) -> dict[str, Any]:
 
 
 def store_of(plan: Plan) -> str:
-    """DeepSpeed's word for where the parts are kept: `cpu`, `nvme` or `none` (on the GPUs)."""
+    """DeepSpeed's name for where the partitions are stored: `cpu`, `nvme` or `none` (on the GPUs)."""
     places = {p.stored_on for p in plan.placements if p.stored_on != p.runs_on}
     if "disk" in places:
         return "nvme"
@@ -69,27 +69,29 @@ def store_of(plan: Plan) -> str:
 
 
 def _offload(plan: Plan, sizes: Sizes, device: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"device": device, "pin_memory": plan.host_copies == "pinned"}
+    block: dict[str, Any] = {"device": device, "pin_memory": plan.host_copies == "pinned"}
     if device == "nvme":
-        found |= {
+        block |= {
             "nvme_path": NVME_PATH,
             "buffer_count": sizes.num_buffers,
             "buffer_size": buffer_elements(sizes, plan.num_ranks),
             "max_in_cpu": 0,
         }
-    return found
+    return block
 
 
 def _thresholds(plan: Plan, graph: ModuleGraph) -> dict[str, int]:
-    """The smallest thresholds that can keep what the plan keeps; they may keep others in its stead.
+    """The smallest thresholds that can keep the plan's resident parameters; they may keep others instead.
 
-    What DeepSpeed keeps by thresholds and has read from NVMe holds a buffer for ever, and soon there is none
-    left: there they keep no more than vectors, which never leave memory.
+    A parameter that DeepSpeed has read from NVMe and keeps by a threshold occupies a buffer permanently, and
+    soon no buffer is left. So with NVMe they keep vectors only, which are always in memory.
     """
     kept = resident(plan, graph)
     on_nvme = store_of(plan) == "nvme"
     sizes = [
-        one.num_elements for one in parameters(graph) if one.fqn in kept and (one.is_vector or not on_nvme)
+        parameter.num_elements
+        for parameter in parameters(graph)
+        if parameter.fqn in kept and (parameter.is_vector or not on_nvme)
     ]
     return {
         "stage3_param_persistence_threshold": max(sizes, default=0),
@@ -98,6 +100,6 @@ def _thresholds(plan: Plan, graph: ModuleGraph) -> dict[str, int]:
 
 
 def _threads(plan: Plan) -> int:
-    """Threads of one read: half of a rank's cores."""
+    """Threads of one read or write: half of a rank's share of the cores, at most `_LARGEST_THREADS`."""
     cores = plan.hardware.host.num_cores // (2 * plan.num_ranks)
     return min(_LARGEST_THREADS, max(1, cores))

@@ -1,4 +1,4 @@
-"""Emits a DeepSpeed configuration and the script that loads by it."""
+"""Emits a DeepSpeed configuration and the script that loads the model with it."""
 
 import json
 from typing import Final
@@ -12,10 +12,10 @@ from planner.schema.plan import Plan
 CONFIG_FILE: Final = "ds_config.json"
 
 _NVME: Final = """
-Parts of the weights lie in files in a temporary folder: give `--offload-folder DIR` to have it on the fastest
-NVMe; a script of your own puts one in the place of `nvme_path`. Reading them needs DeepSpeed's `async_io`,
-which is compiled when it is first used: install `libaio-dev` (Debian, Ubuntu; `libaio-devel` on Fedora),
-`g++` and `ninja`."""
+Weights are stored in files of a temporary folder: give `--offload-folder DIR` to have it on the fastest NVMe;
+a script of your own sets `nvme_path` to a folder. Reading the files needs DeepSpeed's `async_io`, which is
+compiled when it is first used: install `libaio-dev` (Debian, Ubuntu; `libaio-devel` on Fedora), `g++` and
+`ninja`."""
 
 
 def emit(plan: Plan, graph: ModuleGraph) -> Emitted:
@@ -26,9 +26,9 @@ def emit(plan: Plan, graph: ModuleGraph) -> Emitted:
     """
     config = json.dumps(ds_config(plan, graph), indent=2) + "\n"
     several = (
-        f"\nEvery one of the {plan.num_ranks} ranks generates sequences of its own; weights cross the hosts' "
-        f"links once for all. `deepspeed --num_gpus {plan.num_ranks} generate.py CHECKPOINT` and `torchrun` "
-        f"start them as well.\n"
+        f"\nEach of the {plan.num_ranks} ranks generates sequences of its own, and copies its part of the "
+        f"weights only. `deepspeed --num_gpus {plan.num_ranks} generate.py CHECKPOINT` or `torchrun` can "
+        f"start them too.\n"
         if plan.num_ranks > 1
         else ""
     )
@@ -36,7 +36,7 @@ def emit(plan: Plan, graph: ModuleGraph) -> Emitted:
         files={CONFIG_FILE: config.encode(), SCRIPT: script("zero_inference")},
         needs="torch, transformers, accelerate and deepspeed",
         readme=f"""`{CONFIG_FILE}` is complete and works with `HfDeepSpeedConfig` and
-`deepspeed.initialize` in any script; its thresholds come as near to the plan as thresholds can.
-`{SCRIPT}` keeps exactly the modules that the plan keeps.
+`deepspeed.initialize` in any script; its thresholds approximate which weights the plan keeps on the GPU.
+`{SCRIPT}` keeps exactly those weights there.
 {several}{_NVME if store_of(plan) == "nvme" else ""}""",
     )

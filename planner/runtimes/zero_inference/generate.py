@@ -1,8 +1,9 @@
 """Generates with the plan in this folder: `python generate.py CHECKPOINT --prompt "Once upon a time"`.
 
-DeepSpeed ZeRO-Inference keeps the weights in host memory, on NVMe or cut over the GPUs, and brings each
-module's to where it runs. Needs torch, transformers and deepspeed. Exit status: 0 done, 3 the checkpoint does
-not fit the plan, or something is missing that the plan needs, 4 out of memory or of GPUs.
+DeepSpeed ZeRO-Inference stores the weights in host memory, on NVMe or partitioned over the GPUs, and copies
+each module's weights to the GPU before it runs. Needs torch, transformers and deepspeed.
+Exit status: 0 done, 3 the checkpoint does not fit the plan, or something that the plan needs is missing,
+4 out of memory or of GPUs.
 """
 
 import atexit
@@ -15,7 +16,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-# First, because it sets torch's allocator up.
+# First, because it configures torch's allocator.
 from generation import (
     DTYPE,
     LOCAL_RANK,
@@ -32,7 +33,7 @@ from generation import (
 # isort: split
 import torch
 
-# Of torch's own functions, which DeepSpeed calls.
+# Warnings about torch's own functions, which DeepSpeed calls.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
 os.environ.setdefault("DS_ACCELERATOR", "cpu" if ON_CPU else "cuda")
 #: Partitions of fewer bytes stay in memory; so do those below the aio block size.
@@ -40,15 +41,15 @@ MIN_SWAPPED_BYTES = 2**20
 
 
 def load(checkpoint: str, offload_folder: str) -> Any:
-    """The model, its weights in the store and what the plan keeps marked as such."""
+    """The model with its weights in the store, and with the plan's resident weights on the GPU."""
     join_ranks()
     if not ON_CPU:
         torch.cuda.set_device(LOCAL_RANK)
     import deepspeed
 
-    # It would log to the output, where the generated text goes.
+    # It logs to standard output, which is for the generated text.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # The CPU's own all-reduce would be compiled first, and gloo's serves.
+    # Otherwise an all-reduce in shared memory is compiled at run time; gloo's is sufficient.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("gloo" if ON_CPU else "nccl", verbose=False)
     atexit.register(leave_ranks)
@@ -56,11 +57,11 @@ def load(checkpoint: str, offload_folder: str) -> Any:
     if "weight_quantization" in config:
         model = quantized(checkpoint, config)
     elif DTYPE is torch.float16 and not runs_fp16():
-        # Only processors refuse it, and only in the configuration.
+        # DeepSpeed refuses this key on a CPU without float16, which runs float16 weights all the same.
         del config["fp16"]
         model = partitioned(whole(checkpoint), config)
     else:
-        model = built_in_parts(checkpoint, config)
+        model = partitioned_at_load(checkpoint, config)
     model = deepspeed.initialize(model=model, config=config)[0].module.eval()
     check_swapped(model, config)
     keep_resident(model)
@@ -68,11 +69,11 @@ def load(checkpoint: str, offload_folder: str) -> Any:
 
 
 def join_ranks() -> None:
-    """A process that nobody launched is a group of its own."""
+    """Check the number of processes; give a process without a launcher the variables of a group of one."""
     if "RANK" in os.environ:
-        found = os.environ["WORLD_SIZE"]
-        if int(found) != NUM_RANKS:
-            stop(f"the plan runs in {NUM_RANKS} processes, and {found} were started", 4)
+        started = os.environ["WORLD_SIZE"]
+        if int(started) != NUM_RANKS:
+            stop(f"the plan runs in {NUM_RANKS} processes, and {started} were started", 4)
         return
     if NUM_RANKS > 1:
         stop(f"the plan runs in {NUM_RANKS} processes; start generate.py as README.md says", 4)
@@ -84,13 +85,13 @@ def join_ranks() -> None:
 
 
 def leave_ranks() -> None:
-    """At the end, unless that has been done."""
+    """Destroy the process group, unless it has been destroyed already."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def runs_fp16() -> bool:
-    """Whether DeepSpeed takes `fp16` on this device."""
+    """Whether DeepSpeed accepts `fp16` on this device."""
     from deepspeed.accelerator import get_accelerator
 
     return bool(get_accelerator().is_fp16_supported())
@@ -107,7 +108,7 @@ def configuration(offload_folder: str) -> dict[str, Any]:
 
 
 def check_async_io() -> None:
-    """Stop with what is missing, before DeepSpeed compiles what reads and writes the files."""
+    """Stop if a tool is missing that DeepSpeed needs to compile its asynchronous I/O."""
     from deepspeed.ops.op_builder import AsyncIOBuilder
     from torch.utils.cpp_extension import _get_build_directory
 
@@ -116,15 +117,16 @@ def check_async_io() -> None:
     for name in ("async_io", "pin_memory"):
         lock = Path(_get_build_directory(name, verbose=False)) / "lock"
         if lock.exists():
-            hint = f"{lock} is there: another process compiles {name} now, or was killed while it did"
-            print(f"generate.py: {hint}; if this goes on for minutes, remove that file", file=sys.stderr)
+            hint = f"{lock} exists: another process is compiling {name}, or was killed while it did"
+            print(f"generate.py: {hint}; if this takes minutes, remove that file", file=sys.stderr)
 
 
-def built_in_parts(checkpoint: str, config: dict[str, Any]) -> Any:
-    """From the checkpoint straight into the store, never whole."""
+def partitioned_at_load(checkpoint: str, config: dict[str, Any]) -> Any:
+    """The model, partitioned tensor by tensor as it is loaded, so that it is never in memory as a whole."""
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-    # While it lives, models are built cut into parts; without it the whole model would go to the GPU first.
+    # While this object exists, transformers partitions models as it builds them; without it the whole model
+    # would be copied to the GPU first.
     scope = HfDeepSpeedConfig(config)
     model = whole(checkpoint)
     model.deepspeed_scope = scope
@@ -138,7 +140,7 @@ def whole(checkpoint: str) -> Any:
             checkpoint, dtype=DTYPE, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except RuntimeError as error:
-        # Tensors of other shapes: this way of loading cannot ignore them.
+        # A tensor has another shape, which loading under HfDeepSpeedConfig does not ignore.
         words = " ".join(str(error).split())
         stop(f"{checkpoint} is not a checkpoint of {PLAN['model']['name']}: {words}", 3)
     check_loaded(info, checkpoint)
@@ -146,7 +148,7 @@ def whole(checkpoint: str) -> Any:
 
 
 def partitioned(model: Any, config: dict[str, Any]) -> Any:
-    """A whole model cut into parts."""
+    """A model that is whole in host memory, partitioned."""
     import deepspeed
     from deepspeed.runtime.config import DeepSpeedConfig
 
@@ -154,25 +156,25 @@ def partitioned(model: Any, config: dict[str, Any]) -> Any:
     if config["zero_optimization"].get("offload_param", {}).get("device") == "nvme":
         from deepspeed.runtime.swap_tensor.partitioned_param_swapper import AsyncPartitionedParameterSwapper
 
-        # Its buffers would be of another type than the weights.
+        # The swapper that zero.Init creates by itself has buffers of another dtype than the weights.
         swapper = AsyncPartitionedParameterSwapper(DeepSpeedConfig(config), DTYPE)
     deepspeed.zero.Init(module=model, config_dict_or_path=config, param_swapper=swapper)
     return model
 
 
 def quantized(checkpoint: str, config: dict[str, Any]) -> Any:
-    """A model whose Linears are quantized first and cut into parts then: no other order works."""
+    """A model whose Linears are quantized first and then partitioned: DeepSpeed supports no other order."""
     from deepspeed.inference.quantization.quantization import _init_group_wise_weight_quantization
 
-    alone = {name: value for name, value in config.items() if name != "zero_optimization"}
-    model = _init_group_wise_weight_quantization(whole(checkpoint), alone)
+    without_zero = {name: value for name, value in config.items() if name != "zero_optimization"}
+    model = _init_group_wise_weight_quantization(whole(checkpoint), without_zero)
     if not runs_fp16():
         del config["fp16"]
     return partitioned(model, config)
 
 
 def check_swapped(model: Any, config: dict[str, Any]) -> None:
-    """Every part that is large enough must be a file: otherwise it would be in memory, and nobody told."""
+    """Stop if a partition that is large enough for a file is in memory, which DeepSpeed does not report."""
     offload = config["zero_optimization"].get("offload_param", {})
     if offload.get("device") != "nvme":
         return
@@ -181,22 +183,22 @@ def check_swapped(model: Any, config: dict[str, Any]) -> None:
     files = [file for file in Path(offload["nvme_path"]).rglob("*.swp") if file.stat().st_size >= least]
     mine = [file for file in files if file.parent.name == f"rank{torch.distributed.get_rank()}"]
     if len(mine) != len(parts):
-        stop(f"{len(parts)} parts of weights should be in {offload['nvme_path']}, and {len(mine)} are", 4)
+        stop(f"{len(parts)} partitions should be files in {offload['nvme_path']}, and {len(mine)} are", 4)
 
 
 def keep_resident(model: Any) -> None:
-    """Fetch what the plan keeps, and let nothing release it.
+    """Fetch the parameters that the plan keeps on the GPU, and prevent their release.
 
     DeepSpeed's own persistence begins with the third forward and ends whenever modules run in another order,
-    and on NVMe each kept part holds one of the buffers for ever.
+    and with NVMe each kept partition occupies one of the buffers permanently.
     """
     kept = [p["module"] for p in PLAN["placements"] if p["stored_on"] == p["runs_on"]]
     ids = {id(p) for module in kept for p in model.get_submodule(module).parameters()}
-    # Codes of a quantized matrix are one long vector, scales and all.
-    coded = {id(m.weight) for m in model.modules() if type(m).__name__.startswith("Quantized")}
+    # A quantized matrix is one vector of codes, scales and minima.
+    quantized_ids = {id(m.weight) for m in model.modules() if type(m).__name__.startswith("Quantized")}
     for parameter in model.parameters():
-        is_vector = len(parameter.ds_shape) < 2 and id(parameter) not in coded
-        # What the thresholds of ds_config.json keep is near the plan's choice, and is not it.
+        is_vector = len(parameter.ds_shape) < 2 and id(parameter) not in quantized_ids
+        # The thresholds of ds_config.json only approximate the plan's choice.
         parameter.ds_persist = is_vector or id(parameter) in ids
         if parameter.ds_persist:
             parameter.all_gather()
@@ -205,11 +207,11 @@ def keep_resident(model: Any) -> None:
 
 
 def stay(*_: Any, **__: Any) -> None:
-    """In the place of a parameter's `partition`: its whole stays where it is."""
+    """Replaces `partition` of a resident parameter: the whole tensor stays where it is."""
 
 
 def leave_buffer(parameter: Any) -> None:
-    """Give the NVMe buffer back that a parameter came through, and have nobody read its file again."""
+    """Release the NVMe buffer of a resident parameter, and prevent that its file is read again."""
     from deepspeed.runtime.swap_tensor.partitioned_param_swapper import PartitionedParamStatus
 
     part = parameter.ds_tensor

@@ -1,12 +1,12 @@
-"""How ZeRO-Inference moves weights.
+"""The runtime model of ZeRO-Inference: how it moves weights, and what it needs besides them.
 
-Every parameter is flattened and cut evenly over the ranks. A rank keeps its part in pinned host memory, on
-NVMe or on its own GPU; before a module runs, each rank copies its part of the module's parameters to its GPU
-and the ranks gather the rest from each other. Every rank generates sequences of its own, so weights cross the
-hosts' links once for all of them. What stays resident has its part in the store all the same.
+Every parameter is flattened and partitioned evenly over the ranks. A rank stores its partition in pinned host
+memory, on NVMe or on its own GPU. Before a module runs, each rank copies its partitions of the module's
+parameters to its GPU, and an all-gather completes them. Every rank generates sequences of its own, so each
+weight crosses the host-GPU links only once for all ranks. Resident weights are in the store as well.
 
-Copies of what comes next run beside the GPU's work, and the host waits for them, so its own work around each
-module and tensor comes on top. An NVMe part is read while the one before it is copied.
+The next modules' weights are copied while the GPU computes. The host waits for these copies, so its own work
+around each module and tensor is added. A partition on NVMe is read while the one before it is copied.
 Source: deepspeed.runtime.zero.{partition_parameters,partitioned_param_coordinator} (0.19.8).
 """
 
@@ -18,28 +18,34 @@ from planner.cost.time_terms import copy_s, read_and_copy_s
 from planner.graph.schema import ModuleGraph, Node
 from planner.runtimes.zero_inference.parameters import parameters
 from planner.runtimes.zero_inference.prefetch_excess import Excess, excesses, merged
-from planner.runtimes.zero_inference.quantization import PackedGraph, packed, why_nothing
+from planner.runtimes.zero_inference.quantization import (
+    PackedGraph,
+    packed,
+    unquantized_note,
+    why_nothing,
+)
 from planner.runtimes.zero_inference.sizes import (
     MIN_SWAPPED_BYTES,
     Sizes,
     buffer_elements,
     sizes_for,
 )
+from planner.runtimes.zero_inference.transfers import gather_s, partition_copy_s, partition_read_s
 from planner.schema.breakdown import PHASES
 from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.quantity import Quantity, Source
 
-#: Host work, counted in operations of a GPU: Python on the same processor. On a CPU, where nothing else is in
-#: the way, the hooks of a module take 190 to 230 µs in three families and fetching and releasing a tensor 110
-#: to 120 µs; an operation takes 19 to 32 µs on the hosts of GPUs that were probed.
+#: Host work of a module's hooks and of a tensor, in multiples of the host time of one operation, since both
+#: are Python on the same CPU. Measured without a GPU, the hooks of a module take 190 to 230 µs in three model
+#: types, and fetching and releasing a tensor 110 to 120 µs; an operation takes 19 to 32 µs on hosts of GPUs.
 _OPS_PER_HOOK: Final = 8.0
 _OPS_PER_TENSOR: Final = 5.0
 
-#: Where a rank's parts can be kept: place → words for a table.
+#: Places where a rank's partitions can be stored → words for a label.
 _STORES: Final = {"cpu": "host memory", "disk": "NVMe", "peers": "the GPUs"}
 
-#: Where the cache can be.
+#: Where the KV cache can be.
 _CACHES: Final[tuple[Literal["device", "offloaded"], ...]] = ("device", "offloaded")
 
 #: Widths that DeepSpeed quantizes float16 weights to as it loads them.
@@ -50,7 +56,7 @@ class ZeroInferenceRuntime(RuntimeModel):
     """See `planner.cost.runtime_model.RuntimeModel`.
 
     Args:
-        sizes: buckets and buffers that a configuration states; the planner's own choice for None.
+        sizes: sizes of buckets and buffers of a user's configuration; None for the planner's own choice.
     """
 
     name = "zero-inference"
@@ -61,11 +67,11 @@ class ZeroInferenceRuntime(RuntimeModel):
 
     def __init__(self, sizes: Sizes | None = None) -> None:
         self.sizes = sizes
-        #: A search prices one graph dozens of times, and where it exceeds depends on nothing else.
-        self._walked: tuple[ModuleGraph, tuple[Excess, ...]] | None = None
+        #: The last graph with its excesses, which depend on it alone. A search prices it many times.
+        self._last_excesses: tuple[ModuleGraph, tuple[Excess, ...]] | None = None
 
     def configurations(self, profile: HardwareProfile) -> tuple[ExecutionConfig, ...]:
-        """On one GPU and on all; weights in host memory, on NVMe or on the GPUs; the cache here or there."""
+        """On one GPU and on all; every store of the weights; the KV cache on the GPU or in host memory."""
         if profile.num_gpus == 0:
             return ()
         stores = [
@@ -112,45 +118,60 @@ class ZeroInferenceRuntime(RuntimeModel):
         return why_nothing(scenario.graph, num_bits)
 
     def rank_graph(self, graph: ModuleGraph, execution: ExecutionConfig) -> ModuleGraph:
-        """The whole model; with the weights packed that are quantized, wherever they are."""
+        """The whole model, with quantized weights in their packed form."""
         return packed(graph, execution.weight_bits)
 
+    def notes(self, graph: ModuleGraph, execution: ExecutionConfig) -> tuple[str, ...]:
+        """Which weights inside the blocks a plan with quantized weights leaves at 16 bits."""
+        if execution.weight_bits is None:
+            return ()
+        note = unquantized_note(graph, execution.weight_bits)
+        return () if note is None else (note,)
+
     def hook(self, profile: HardwareProfile) -> Quantity:
-        """DeepSpeed's hooks fetch, wait, look ahead and release, in Python, without weights too."""
+        """DeepSpeed's hooks fetch, wait, prefetch and release in Python, even for modules without weights."""
         return _times(profile.host.op_overhead_s, _OPS_PER_HOOK)
 
     def movement(
         self, scenario: Scenario, *, num_bytes: int, num_tensors: int, stored_on: str, runs_on: str
     ) -> Movement:
-        """See `planner.cost.runtime_model.RuntimeModel.movement`."""
+        """See `planner.cost.runtime_model.RuntimeModel.movement`.
+
+        Args:
+            scenario: the scenario of one rank.
+            num_bytes: bytes of all the whole tensors; each rank copies its partitions of them.
+            num_tensors: number of tensors; each is read, copied and gathered by itself.
+            stored_on: the store: `cpu`, `disk` or `peers`.
+            runs_on: the rank's GPU.
+        """
         profile, execution = scenario.profile, scenario.execution
         per_tensor = _times(profile.host.op_overhead_s, _OPS_PER_TENSOR)
         quantities: list[Quantity] = [per_tensor]
         seconds = 0.0
         if stored_on in ("cpu", "disk"):
-            seconds = _copy_s(num_bytes, num_tensors, execution, profile, quantities)
+            seconds = partition_copy_s(num_bytes, num_tensors, execution, profile, quantities)
         if stored_on == "disk":
-            seconds = max(seconds, _read_s(num_bytes, num_tensors, profile, quantities))
+            seconds = max(seconds, partition_read_s(num_bytes, num_tensors, profile, quantities))
         if execution.num_ranks > 1:
-            seconds += _gather_s(num_bytes, num_tensors, execution.num_ranks, profile, quantities)
+            seconds += gather_s(num_bytes, num_tensors, execution.num_ranks, profile, quantities)
         return Movement(copy_s=seconds, host_s=num_tensors * per_tensor.value, quantities=tuple(quantities))
 
     def buffers(self, scenario: Scenario) -> Buffers:
-        """The store of all parts, what is fetched ahead, and the vectors that every rank keeps."""
+        """The store of all partitions, the prefetched weights, and the vectors that every rank keeps."""
         graph, execution = scenario.graph, scenario.execution
         sizes, ranks = self.sizes or sizes_for(graph), execution.num_ranks
         itemsize = scenario.workload.itemsize_bytes
-        found = parameters(graph)
-        vectors = sum(one.num_elements for one in found if one.is_vector)
-        # Parameters that are gathered together lie in one flat tensor before they are parted.
+        owned = parameters(graph)
+        vectors = sum(parameter.num_elements for parameter in owned if parameter.is_vector)
+        # Parameters that are gathered together are in one flat tensor before it is split.
         flat = sizes.prefetch_bucket if ranks > 1 else 0
-        whole = sum(one.num_elements for one in found)
+        whole = sum(parameter.num_elements for parameter in owned)
         device = itemsize * (min(sizes.max_live + flat, whole) + vectors)
-        parts = [one.partition_elements(ranks) * itemsize for one in found]
+        parts = [parameter.partition_elements(ranks) * itemsize for parameter in owned]
         loaded = unpacked = 0
         if isinstance(graph, PackedGraph):
             unpacked = itemsize * (graph.num_unpacked - whole)
-            # Quantized first and cut then, every rank loads the whole model as it is.
+            # The model is quantized before it is partitioned, so every rank loads the whole unpacked model.
             loaded = itemsize * graph.num_unpacked if graph.is_loaded_whole else 0
         (store,) = execution.streams_from
         if store == "peers":
@@ -166,25 +187,31 @@ class ZeroInferenceRuntime(RuntimeModel):
     def streamed_peaks(
         self, scenario: Scenario, live: Callable[[Node, str], int | None]
     ) -> Mapping[str, Mapping[str, int]]:
-        """What is there beyond `max_live`, which `buffers` has, beside the activations of that moment."""
+        """Weights beyond `max_live`, which `buffers` counts, together with the activations at that time."""
         peaks: dict[str, dict[str, int]] = {}
         for excess in self._excesses(scenario.graph):
             staged = scenario.workload.itemsize_bytes * excess.num_elements
-            found = {phase: live(excess.node, phase) for phase in PHASES}
+            activations = {phase: live(excess.node, phase) for phase in PHASES}
             for module in excess.modules:
                 worst = peaks.setdefault(module, dict.fromkeys(PHASES, 0))
-                for phase, num_bytes in found.items():
+                for phase, num_bytes in activations.items():
                     if num_bytes is not None:
                         worst[phase] = max(worst[phase], num_bytes + staged)
         return peaks
 
     def _excesses(self, graph: ModuleGraph) -> tuple[Excess, ...]:
-        if self._walked is None or self._walked[0] is not graph:
-            self._walked = graph, merged(excesses(graph, self.sizes or sizes_for(graph)))
-        return self._walked[1]
+        if self._last_excesses is None or self._last_excesses[0] is not graph:
+            self._last_excesses = graph, merged(excesses(graph, self.sizes or sizes_for(graph)))
+        return self._last_excesses[1]
 
     def load_s(self, scenario: Scenario, *, read_bytes: int, device_bytes: int) -> float:
-        """One rank reads; every parameter passes through the GPUs and goes back as each rank's part."""
+        """One rank reads; every parameter is copied to the GPUs and back as each rank's partition.
+
+        Args:
+            scenario: the scenario of one rank.
+            read_bytes: bytes of the whole checkpoint.
+            device_bytes: not used: resident weights are in the store as well.
+        """
         profile, execution = scenario.profile, scenario.execution
         back, disk = profile.device_to_host, profile.disk
         (store,) = execution.streams_from
@@ -192,12 +219,12 @@ class ZeroInferenceRuntime(RuntimeModel):
         if store != "peers" and back is not None:
             seconds += copy_s(read_bytes / execution.num_ranks, back, pinned=True)
         if store == "disk" and disk is not None:
-            # Written about as fast as it is read.
+            # Writing to the disk is assumed to be as fast as reading.
             seconds += read_bytes / disk.read_bytes_per_s.value
         return seconds
 
     def absent(self, profile: HardwareProfile) -> str:
-        """Without a GPU there is nothing to stream to."""
+        """See `planner.cost.runtime_model.RuntimeModel.absent`."""
         return f"{profile.name} has no GPU; weights in host memory are used there by the cpu runtime"
 
 
@@ -210,15 +237,15 @@ def configuration(
     kv_cache: Literal["device", "offloaded"] = "device",
     weight_bits: int | None = None,
 ) -> ExecutionConfig:
-    """A configuration that keeps the ranks' parts in `store`; copies from pageable memory are waited for.
+    """A configuration that stores the ranks' partitions in `store`.
 
     Args:
-        label: in words.
-        store: `cpu`, `disk` or `peers`.
-        num_ranks: one for each GPU.
-        pinned: whether parts in host memory are page-locked.
+        label: the configuration in words.
+        store: place of the partitions: `cpu`, `disk` or `peers`.
+        num_ranks: number of ranks, one for each GPU.
+        pinned: whether partitions in host memory are page-locked; only then copies overlap with computing.
         kv_cache: `device` or `offloaded`.
-        weight_bits: width to which weights are quantized, or None.
+        weight_bits: width to which weights are quantized, 4 or 8, or None.
     """
     return ExecutionConfig(
         runtime=ZeroInferenceRuntime.name,
@@ -235,55 +262,12 @@ def configuration(
 
 
 def _times(operation: Quantity, count: float) -> Quantity:
-    """Host work that takes as long as so many operations."""
+    """Host time of `count` operations."""
     return Quantity(value=count * operation.value, source=Source.ASSUMED, note="ZeRO-3's hooks on an H100 VM")
 
 
-def _copy_s(
-    num_bytes: int,
-    num_tensors: int,
-    execution: ExecutionConfig,
-    profile: HardwareProfile,
-    quantities: list[Quantity],
-) -> float:
-    """Each rank's part over its own link; all links together take no more than host memory gives."""
-    link = profile.host_to_device
-    if link is None:
-        raise ValueError(f"profile {profile.name!r} has no link to a GPU")
-    quantities += [link.latency_s, link.pinned_bytes_per_s, link.pageable_bytes_per_s]
-    pinned = execution.host_copies == "pinned"
-    seconds = copy_s(num_bytes / execution.num_ranks, link, pinned=pinned, num_copies=num_tensors)
-    if execution.num_ranks == 1:
-        return seconds
-    memory = profile.host.memory_bandwidth_bytes_per_s
-    quantities.append(memory)
-    return max(seconds, num_bytes / memory.value)
-
-
-def _read_s(num_bytes: int, num_tensors: int, profile: HardwareProfile, quantities: list[Quantity]) -> float:
-    """All parts from the one disk."""
-    disk = profile.disk
-    if disk is None:
-        raise ValueError(f"profile {profile.name!r} has no disk to stream from")
-    quantities += [disk.latency_s, disk.read_bytes_per_s]
-    return num_tensors * disk.latency_s.value + num_bytes / disk.read_bytes_per_s.value
-
-
-def _gather_s(
-    num_bytes: int, num_tensors: int, num_ranks: int, profile: HardwareProfile, quantities: list[Quantity]
-) -> float:
-    """The other ranks' parts over the GPUs' links, then parted: read and written once more."""
-    peer, gpu = profile.peer, profile.gpu
-    if peer is None or gpu is None:
-        raise ValueError(f"profile {profile.name!r} has no link between GPUs")
-    quantities += [peer.latency_s, peer.pinned_bytes_per_s, gpu.memory_bandwidth_bytes_per_s]
-    others = num_bytes * (num_ranks - 1) / num_ranks
-    parted = 2 * num_bytes / (gpu.memory_bandwidth_bytes_per_s.value * gpu.bandwidth_efficiency.value)
-    return copy_s(others, peer, pinned=True, num_copies=num_tensors) + parted
-
-
 def _held_bytes(num_bytes: int, execution: ExecutionConfig) -> int:
-    """Of host memory: PyTorch's pinned allocator rounds each piece up to a power of two."""
+    """Host memory of one partition: PyTorch's pinned allocator rounds it up to a power of two."""
     if execution.host_copies != "pinned":
         return num_bytes
     return 1 << max(0, num_bytes - 1).bit_length()

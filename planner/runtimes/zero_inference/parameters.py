@@ -1,4 +1,4 @@
-"""A model's parameters as ZeRO sees them: each one flattened and cut evenly over the ranks. Pure."""
+"""A model's parameters as ZeRO treats them: each is flattened and partitioned evenly over the ranks. Pure."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from planner.schema.plan import Plan
 
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True):
-    """One parameter; a tied one counts once.
+    """One parameter; tied ones are one parameter.
 
     Attributes:
         fqn: its canonical name.
         module: the module that owns it.
-        num_elements: of the whole tensor.
-        is_vector: fewer than two dimensions: a bias or a norm's weight.
-        in_block: it belongs to a no-split block, so that the model repeats its like.
+        num_elements: elements of the whole tensor.
+        is_vector: whether it has fewer than two dimensions, as a bias or a norm's weight.
+        in_block: whether it belongs to a no-split block, so that other blocks have an equal one.
     """
 
     fqn: str
@@ -27,7 +27,7 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
     in_block: bool
 
     def partition_elements(self, num_ranks: int) -> int:
-        """Elements of one rank's part, padding included."""
+        """Elements of one rank's partition, padding included."""
         return -(-self.num_elements // num_ranks)
 
 
@@ -49,35 +49,39 @@ def parameters(graph: ModuleGraph) -> tuple[Parameter, ...]:
 
 
 def resident(plan: Plan, graph: ModuleGraph) -> frozenset[str]:
-    """Parameters that every rank keeps whole: those of modules that live where they run, and all vectors.
+    """Parameters that every rank keeps whole: those of modules stored where they run, and all vectors.
 
-    A vector is cheaper kept than fetched: together they are less than a thousandth of a model.
+    Fetching a vector would cost more than keeping it: all together are less than a thousandth of a model.
     """
     kept = [p.module for p in plan.placements if p.stored_on == p.runs_on]
     return frozenset(
-        one.fqn
-        for one in parameters(graph)
-        if one.is_vector or any(one.module == name or one.module.startswith(f"{name}.") for name in kept)
+        parameter.fqn
+        for parameter in parameters(graph)
+        if parameter.is_vector
+        or any(parameter.module == name or parameter.module.startswith(f"{name}.") for name in kept)
     )
 
 
-def marked(found: Sequence[Parameter], *, each: int, together: int) -> frozenset[str]:
-    """What DeepSpeed keeps by its two thresholds.
+def marked(owned: Sequence[Parameter], *, each: int, together: int) -> frozenset[str]:
+    """The parameters that DeepSpeed keeps resident by its two thresholds.
 
     A parameter of at most `each` elements is kept while all kept ones have at most `together`; one that would
-    exceed it is passed over, and a later, smaller one may still be kept. DeepSpeed walks in the order of
-    definition, which differs from the order of execution in a few families.
+    exceed it is skipped, and a later, smaller one may still be kept. DeepSpeed visits them in the order of
+    definition, which differs from the order of execution in a few model types.
 
     Source: DeepSpeedZeRoOffload.mark_persistent_parameters (0.19.8).
 
     Args:
-        found: a model's parameters, in the order in which they are walked.
+        owned: a model's parameters, in the order in which they are visited.
         each: `stage3_param_persistence_threshold`, elements.
         together: `stage3_model_persistence_threshold`, elements.
+
+    Returns:
+        Names of the parameters.
     """
     kept, total = set(), 0
-    for one in found:
-        if one.num_elements <= each and total + one.num_elements <= together:
-            kept.add(one.fqn)
-            total += one.num_elements
+    for parameter in owned:
+        if parameter.num_elements <= each and total + parameter.num_elements <= together:
+            kept.add(parameter.fqn)
+            total += parameter.num_elements
     return frozenset(kept)

@@ -1,7 +1,7 @@
-"""Weights that DeepSpeed quantizes as it loads them: which, and what the model weighs and costs then. Pure.
+"""Weights that DeepSpeed quantizes as it loads them, and the size and cost of the model with them. Pure.
 
-Which weights those are and how they are packed is said by `quantize.deepspeed_selection` alone. Here it is
-asked about the modules of a graph, and the graph is rewritten as ZeRO then holds it.
+`quantize.deepspeed_selection` alone defines which weights those are and how they are packed. This module
+applies it to the modules of a graph, and rewrites the graph as ZeRO then holds it.
 """
 
 from collections.abc import Mapping
@@ -9,19 +9,21 @@ from typing import Any
 
 import msgspec
 
+from planner.device_map.keys import join
 from planner.errors import InvalidInputError
 from planner.graph.schema import ItemsizeCost, ModuleGraph, Node, PhaseCost, Poly, Tensor
+from planner.tensor_parallel.patterns import pattern_of
 from quantize.deepspeed_block import post_init_quant
 from quantize.deepspeed_selection import EXPERTS, NO_LINEAR, Choice, Weight, choose, packed_elements
 from quantize.scheme import ZeroInference
 
 
 class PackedGraph(ModuleGraph, frozen=True, kw_only=True):
-    """A model some of whose weights are quantized: each of them is one row of packed elements.
+    """A model with some quantized weights, each of which is one row of packed elements.
 
     Attributes:
-        num_unpacked: elements of all parameters before they were quantized, a tied one counted once.
-        is_loaded_whole: every process holds the unpacked model in host memory before it is quantized.
+        num_unpacked: elements of all parameters before they were quantized, tied ones counted once.
+        is_loaded_whole: whether every process holds the unpacked model in host memory before it is quantized.
     """
 
     num_unpacked: int
@@ -29,14 +31,14 @@ class PackedGraph(ModuleGraph, frozen=True, kw_only=True):
 
 
 def weights_of(graph: ModuleGraph) -> tuple[Weight, ...]:
-    """Every parameter of a model in the words of the rule."""
+    """Every parameter of a model, as `quantize.deepspeed_selection` describes weights."""
     return tuple(
         _weight(graph, node, t) for node in graph.nodes for t in node.tensors if t.kind == "parameter"
     )
 
 
 def choice_for(graph: ModuleGraph, num_bits: int) -> Choice:
-    """What a plan quantizes: the Linears inside the model's blocks, as far as DeepSpeed can."""
+    """The weights that a plan quantizes: the Linears inside the model's blocks, as far as DeepSpeed can."""
     wanted = [
         _weight(graph, node, tensor)
         for node in graph.nodes
@@ -54,26 +56,52 @@ def why_nothing(graph: ModuleGraph, num_bits: int) -> str | None:
     return choice.refusals[0].sentence if choice.refusals else f"{graph.model_class}: {NO_LINEAR}"
 
 
+def unquantized_note(graph: ModuleGraph, num_bits: int) -> str | None:
+    """Which weights inside the blocks stay at 16 bits and why, as a sentence without its period.
+
+    Equal layers are named once, with `*` in the place of a layer's number. None when DeepSpeed quantizes all
+    weights that a plan asks for.
+    """
+    refusals = choice_for(graph, num_bits).refusals
+    if not refusals:
+        return None
+    patterns_of: dict[str, dict[str, None]] = {}
+    for refusal in refusals:
+        patterns_of.setdefault(refusal.reason, {})[pattern_of(refusal.name)] = None
+    clauses = [f"{' and '.join(patterns)} ({reason})" for reason, patterns in patterns_of.items()]
+    names = {refusal.name for refusal in refusals}
+    num_elements = sum(
+        tensor.num_elements
+        for node in graph.nodes
+        for tensor in node.tensors
+        if join(node.name, tensor.name) in names
+    )
+    return (
+        f"{len(names)} weights inside the blocks, {100 * num_elements / graph.num_parameters:.0f} % of the "
+        f"model's parameters, stay at 16 bits: {'; '.join(clauses)}"
+    )
+
+
 def weight_quantization(graph: ModuleGraph, num_bits: int) -> dict[str, Any]:
     """The `weight_quantization` block of a plan.
 
     Raises:
         InvalidInputError: there is nothing that DeepSpeed can quantize.
     """
-    choice = _some(graph, num_bits)
+    choice = _non_empty_choice(graph, num_bits)
     modules = [weight.module for weight in weights_of(graph) if weight.is_replaced]
     return {"post_init_quant": post_init_quant([w.module for w in choice.weights], modules, choice.scheme)}
 
 
 def packed(graph: ModuleGraph, num_bits: int | None) -> ModuleGraph:
-    """The model as a plan with weights of `num_bits` holds it; as it is for None.
+    """The model with its weights quantized to `num_bits`, as a plan holds it; unchanged for None.
 
     Raises:
         InvalidInputError: there is nothing that DeepSpeed can quantize.
     """
     if num_bits is None:
         return graph
-    choice = _some(graph, num_bits)
+    choice = _non_empty_choice(graph, num_bits)
     return with_schemes(graph, {weight.module: choice.scheme for weight in choice.weights})
 
 
@@ -89,21 +117,21 @@ def with_schemes(
     Args:
         graph: the plain model.
         schemes: module → how its `weight` is quantized.
-        itemsize_bytes: of the model's dtype.
-        is_loaded_whole: every process holds the unpacked model in host memory before it is quantized.
+        itemsize_bytes: bytes of one element of the model's dtype.
+        is_loaded_whole: whether every process holds the unpacked model in host memory before it is quantized.
     """
     nodes = tuple(
         _packed_node(node, schemes[node.name], itemsize_bytes) if node.name in schemes else node
         for node in graph.nodes
     )
     fields = {name: getattr(graph, name) for name in graph.__struct_fields__}
-    # A quantized weight is a parameter of its own, unless all that it is tied to is quantized with it.
+    # A quantized weight is a separate parameter, unless all weights that it is tied to are quantized too.
     ties = tuple(tie for tie in graph.ties if len({_module(fqn) in schemes for fqn in tie}) == 1)
     fields |= {"nodes": nodes, "ties": ties}
     return PackedGraph(**fields, num_unpacked=graph.num_parameters, is_loaded_whole=is_loaded_whole)
 
 
-def _some(graph: ModuleGraph, num_bits: int) -> Choice:
+def _non_empty_choice(graph: ModuleGraph, num_bits: int) -> Choice:
     reason = why_nothing(graph, num_bits)
     if reason is not None:
         raise InvalidInputError(f"{reason}; plan without `weight_bits`")
@@ -121,7 +149,7 @@ def _weight(graph: ModuleGraph, node: Node, tensor: Tensor) -> Weight:
 
 
 def _is_wanted(node: Node, tensor: Tensor) -> bool:
-    """Whether a tensor is a Linear's matrix, of whatever class, or experts."""
+    """Whether a plan would quantize a tensor if DeepSpeed could: a Linear's matrix, or stacked experts."""
     is_linear = node.class_name.endswith("Linear") and tensor.name == "weight" and len(tensor.shape) == 2
     return is_linear or (node.class_name.endswith(EXPERTS) and len(tensor.shape) > 1)
 
@@ -148,12 +176,12 @@ def _packed_node(node: Node, scheme: ZeroInference, itemsize_bytes: int) -> Node
 
 
 def _decoding(cost: PhaseCost, weight: Tensor, scheme: ZeroInference, itemsize_bytes: int) -> PhaseCost:
-    """A module's cost with the decoding of its weight, whatever the number of tokens.
+    """A module's cost with the decoding of its weight, which does not depend on the number of tokens.
 
     A CUDA kernel reads codes and writes weights. Where there is none for the groups, torch unpacks 4-bit
     codes (a shift, a mask and two strided copies), makes zeros, copies the codes there, divides and adds. The
-    product then reads the decoded copy, which lies beside the packed weight until the module is done. The
-    bytes are counted; on an H200 torch took three times as long as a plain copy of so many
+    matrix product then reads the decoded copy, which is in memory with the packed one until the module ends.
+    These bytes are counted; on an H200 torch took three times as long as a plain copy of as many bytes
     (tests/benchmarks/results/2026-12-01-h200-zero-inference-decoding.md).
 
     Source: deepspeed.inference.quantization.utils.DeQuantizer (0.19.8).

@@ -1,6 +1,6 @@
-"""How large ZeRO's buckets and buffers should be for a model: what the law prices and the configuration says.
+"""Sizes of ZeRO's buckets and buffers for a model, which are priced and written to the configuration. Pure.
 
-Sizes are in elements, as DeepSpeed's are. Pure.
+Sizes are in elements, as DeepSpeed's are.
 """
 
 from collections import Counter
@@ -12,25 +12,25 @@ import msgspec
 from planner.graph.schema import ModuleGraph
 from planner.runtimes.zero_inference.parameters import Parameter, parameters
 
-#: Partitions below this stay in host memory though the store is NVMe.
+#: Smaller partitions stay in host memory when the store is NVMe.
 #: Source: deepspeed.runtime.swap_tensor.utils.MIN_AIO_BYTES (0.19.8); the aio block size if that is larger.
 MIN_SWAPPED_BYTES: Final = 2**20
 
-#: More than this is not fetched ahead: the link is busy long before.
+#: Most elements of a prefetch bucket; the link is busy with far fewer.
 _LARGEST_BUCKET: Final = 2**27
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True):
-    """Elements.
+    """Sizes in elements, and the number of buffers.
 
     Attributes:
-        vector: the longest bias or norm weight.
-        largest: the largest parameter.
-        prefetch_bucket: fetched ahead of each module.
-        max_live: after which nothing more is fetched ahead.
-        reuse_distance: what is used again before so many more have been used is not released.
-        num_buffers: partitions that are between NVMe and the GPU at once.
-        buffer: of each of them, when it is larger than the largest partition; else 0.
+        vector: elements of the longest bias or norm weight.
+        largest: elements of the largest parameter.
+        prefetch_bucket: elements that are prefetched at a time.
+        max_live: elements on the GPU from which on nothing more is prefetched.
+        num_buffers: partitions that are between NVMe and the GPU at the same time.
+        buffer: elements of each of these buffers, when larger than the largest partition; else 0.
+        reuse_distance: a parameter is not released when it is used again before this many elements of others.
     """
 
     vector: int
@@ -45,18 +45,19 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
 def sizes_for(graph: ModuleGraph) -> Sizes:
     """Sizes that keep the link busy with the least memory.
 
-    While a block's largest weight is in use the next one is on its way. A partition keeps its NVMe buffer
-    until its module has run, so a module's own and the next one's must have one each; some are read ahead.
+    While a block's largest weight is in use, the next one is copied. A partition occupies its NVMe buffer
+    until its module has run, so the partitions of a module and of the next one need a buffer each; three more
+    serve for reading ahead.
     """
-    found = parameters(graph)
-    matrices = [one for one in found if not one.is_vector] or list(found)
-    repeated = [one for one in matrices if one.in_block] or matrices
-    widest = _most(repeated)
+    owned = parameters(graph)
+    matrices = [parameter for parameter in owned if not parameter.is_vector] or list(owned)
+    in_blocks = [parameter for parameter in matrices if parameter.in_block] or matrices
+    widest = _most(in_blocks)
     bucket = min(widest, _LARGEST_BUCKET)
-    per_module = max(Counter(one.module for one in matrices).values(), default=1)
+    per_module = max(Counter(parameter.module for parameter in matrices).values(), default=1)
     return Sizes(
-        vector=_most([one for one in found if one.is_vector]),
-        largest=_most(found),
+        vector=_most([parameter for parameter in owned if parameter.is_vector]),
+        largest=_most(owned),
         prefetch_bucket=bucket,
         max_live=widest + bucket,
         num_buffers=2 * per_module + 3,
@@ -64,9 +65,10 @@ def sizes_for(graph: ModuleGraph) -> Sizes:
 
 
 def buffer_elements(sizes: Sizes, num_ranks: int) -> int:
-    """An NVMe buffer holds the largest partition."""
+    """Elements of one NVMe buffer, which holds the largest partition of a model over `num_ranks` ranks."""
     return max(sizes.buffer, -(-sizes.largest // num_ranks))
 
 
-def _most(found: Iterable[Parameter]) -> int:
-    return max((one.num_elements for one in found), default=0)
+def _most(owned: Iterable[Parameter]) -> int:
+    """Elements of the largest parameter; 0 when there is none."""
+    return max((parameter.num_elements for parameter in owned), default=0)

@@ -1,7 +1,7 @@
-"""What DeepSpeed would reject of a configuration, and what it would ignore without a word.
+"""What DeepSpeed would reject in a configuration, and what it would ignore without a message.
 
-DeepSpeed checks some blocks strictly and takes from all others only the keys that it asks for. Which keys
-those are is written nowhere, so it is watched: a configuration is handed over that notes what it is asked.
+DeepSpeed checks some blocks strictly, and reads from all others only the keys that it knows. Those keys are
+not listed anywhere, so they are recorded: DeepSpeed parses a dictionary that records which keys are read.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from planner.errors import InvalidInputError
 from planner.runtimes.quiet_logs import silent
 from planner.runtimes.zero_inference.sizes import MIN_SWAPPED_BYTES
 
-#: Asked for only where ranks are running.
+#: Keys that DeepSpeed reads only where ranks are running.
 _ASKED_LATER: Final = frozenset({"bfloat16", "data_parallel_size", "sequence_parallel_size"})
 
 #: DeepSpeed's classes of the blocks that it checks strictly → the blocks.
@@ -33,11 +33,12 @@ _MICRO, _BATCH, _STEPS = "train_micro_batch_size_per_gpu", "train_batch_size", "
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that is wrong.
+    """One problem of a configuration.
 
     Attributes:
-        kind: `rejected` (DeepSpeed stops), `ignored` (it says nothing) or `harmful` (it goes wrong later).
-        sentence: what, and what to do.
+        kind: `rejected` (DeepSpeed stops with an error), `ignored` (without a message) or `harmful`
+            (accepted, with an error or a wrong effect later).
+        sentence: the problem and what to do about it.
     """
 
     kind: str
@@ -45,7 +46,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def problems(config: dict[str, Any], *, num_ranks: int = 1) -> list[str]:
-    """Everything that is wrong with a configuration for ZeRO-Inference, a sentence each.
+    """All problems of a configuration for ZeRO-Inference, a sentence each; see `findings`.
 
     Raises:
         InvalidInputError: DeepSpeed is not installed.
@@ -54,11 +55,11 @@ def problems(config: dict[str, Any], *, num_ranks: int = 1) -> list[str]:
 
 
 def findings(config: dict[str, Any], *, num_ranks: int = 1) -> list[Finding]:
-    """As `problems`, each with its kind.
+    """All problems of a configuration for ZeRO-Inference, with their kinds.
 
     Args:
-        config: parsed JSON.
-        num_ranks: processes that will run it; the batch keys depend on it.
+        config: the configuration as parsed JSON.
+        num_ranks: processes that will run it; the batch keys must agree with it.
 
     Raises:
         InvalidInputError: DeepSpeed is not installed.
@@ -74,7 +75,7 @@ def findings(config: dict[str, Any], *, num_ranks: int = 1) -> list[Finding]:
 
 
 def zero_block(config: dict[str, Any]) -> Any:
-    """DeepSpeed's own reading of `zero_optimization`, defaults filled in.
+    """The block `zero_optimization` as DeepSpeed reads it, with its defaults.
 
     Raises:
         InvalidInputError: DeepSpeed is not installed, or rejects the block.
@@ -89,7 +90,7 @@ def zero_block(config: dict[str, Any]) -> Any:
 
 
 class _Asked(dict[str, Any]):
-    """A configuration that notes which of its keys are asked for, and whether it is taken whole."""
+    """A dictionary that records which of its keys are read, and whether all of it is read."""
 
     def __init__(self, content: dict[str, Any]) -> None:
         super().__init__(content)
@@ -130,10 +131,10 @@ def _parse(config: dict[str, Any]) -> None:
 
 
 def _asked_in(block: str | None) -> set[str] | None:
-    """Keys that DeepSpeed asks for at the top, or inside a block; None of one that it takes whole."""
+    """Keys that DeepSpeed reads at the top (None), or in a block; None if it reads all of the block."""
     inside = _Asked({})
     top = _Asked({_MICRO: 1} if block is None else {_MICRO: 1, block: inside})
-    # An empty block may be too little for DeepSpeed; what it asked until then is what it knows.
+    # DeepSpeed may fail at an empty block; the keys that it read before are those that it knows.
     with contextlib.suppress(Exception):
         _parse(top)
     if block is None:
@@ -154,38 +155,38 @@ def _unasked(config: dict[str, Any]) -> Iterable[Finding]:
 
 def _ignored(key: str, where: str, known: Iterable[str]) -> Finding:
     return Finding(
-        kind="ignored", sentence=f"DeepSpeed ignores {key!r}{where} without a word{_nearest(key, known)}"
+        kind="ignored", sentence=f"DeepSpeed ignores {key!r}{where} without a message{_nearest(key, known)}"
     )
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
-    return f"; did you mean {found[0]!r}?" if found else "; it knows no such key"
+    matches = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]!r}?" if matches else "; it knows no such key"
 
 
 def _rejected(config: dict[str, Any]) -> Iterable[Finding]:
-    """What parsing stops at: every error of a block that is checked strictly, else the first."""
+    """Errors of DeepSpeed's parser: all errors of a block that is checked strictly, else the first one."""
     from pydantic import ValidationError
 
     given = dict(config)
     if given.get(_MICRO) is not None:
-        # Their product is checked with the number of ranks, which is not known to a process that is alone.
+        # DeepSpeed checks their product with the number of ranks, which is 1 in this process.
         given.pop(_BATCH, None)
     if isinstance(given.get("aio"), dict):
-        # Asserts that this machine has a GPU.
+        # With this key DeepSpeed asserts that the machine has a GPU.
         given["aio"] = {name: value for name, value in given["aio"].items() if name != "use_gds"}
     try:
         _parse(given)
     except ValidationError as error:
-        for one in error.errors():
-            yield _strict(error.title, one)
-    # Whatever DeepSpeed raises is its answer.
+        for details in error.errors():
+            yield _strict(error.title, details)
+    # DeepSpeed raises exceptions of many classes, each of which is a rejection.
     except Exception as error:
         yield Finding(kind="rejected", sentence=f"DeepSpeed rejects it: {error or type(error).__name__}")
 
 
 def _strict(title: str, error: Any) -> Finding:
-    """One error of a strict block, in words."""
+    """A pydantic error of a strict block as a finding."""
     *path, name = [str(part) for part in error["loc"]] or [""]
     where = ".".join([_BLOCKS.get(title, title), *path, name])
     if error["type"] == "extra_forbidden":
@@ -198,14 +199,14 @@ def _strict(title: str, error: Any) -> Finding:
 
 
 def _fields(title: str, path: list[str]) -> set[str]:
-    """Keys of a strict block, as they may be written."""
+    """Keys of a strict block and their aliases."""
     from deepspeed.runtime.config_utils import DeepSpeedConfigModel
     from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadParamConfig
 
-    classes = {one.__name__: one for one in DeepSpeedConfigModel.__subclasses__()}
-    found = DeepSpeedZeroOffloadParamConfig if path == ["offload_param"] else classes.get(title)
-    fields = {} if found is None else found.model_fields
-    return {written for key, field in fields.items() for written in (key, field.alias) if written}
+    classes = {model.__name__: model for model in DeepSpeedConfigModel.__subclasses__()}
+    block = DeepSpeedZeroOffloadParamConfig if path == ["offload_param"] else classes.get(title)
+    fields = {} if block is None else block.model_fields
+    return {name for key, field in fields.items() for name in (key, field.alias) if name}
 
 
 def _batch(config: dict[str, Any], num_ranks: int) -> Iterable[Finding]:
@@ -223,7 +224,7 @@ def _batch(config: dict[str, Any], num_ranks: int) -> Iterable[Finding]:
 
 
 def _aio(block: Any) -> Iterable[Finding]:
-    """Values of another type are taken and fail, or are misread, when the first file is written."""
+    """Values of a wrong type: DeepSpeed accepts them, and fails or misreads them at the first write."""
     from deepspeed.runtime.swap_tensor.aio_config import AIO_DEFAULT_DICT
 
     if block is None:
@@ -242,7 +243,7 @@ def _aio(block: Any) -> Iterable[Finding]:
 
 
 def _zero(config: dict[str, Any]) -> Iterable[Finding]:
-    """What is accepted and does something else than it says."""
+    """Settings that DeepSpeed accepts and that have another effect than their names suggest."""
     zero = config.get("zero_optimization")
     if not isinstance(zero, dict) or zero.get("stage") != 3:
         yield Finding(
@@ -268,15 +269,15 @@ def _zero(config: dict[str, Any]) -> Iterable[Finding]:
         yield Finding(
             kind="harmful",
             sentence=(
-                f"stage3_param_persistence_threshold {kept} keeps parameters that lie on NVMe, each of which "
-                f"holds one of the buffers for ever; keep it below {MIN_SWAPPED_BYTES // itemsize}"
+                f"stage3_param_persistence_threshold {kept} keeps parameters that are stored on NVMe, and "
+                f"each of them occupies a buffer permanently; set it below {MIN_SWAPPED_BYTES // itemsize}"
             ),
         )
 
 
 @contextlib.contextmanager
 def _quiet_deepspeed() -> Iterator[None]:
-    """DeepSpeed without its log, which goes to the output; only asked what it thinks, it needs no GPU."""
+    """Import DeepSpeed without output and, as it only parses configurations, for the CPU; silence its log."""
     given = os.environ.get("DS_ACCELERATOR")
     os.environ["DS_ACCELERATOR"] = given or "cpu"
     try:
@@ -285,7 +286,7 @@ def _quiet_deepspeed() -> Iterator[None]:
     except ImportError as error:
         raise InvalidInputError("checking a ds_config needs DeepSpeed; pip install deepspeed") from error
     finally:
-        # Read once, at the import; a child that inherited it would leave its GPU alone.
+        # DeepSpeed reads it once, at the import; a child process that inherited it would not use its GPU.
         if given is None:
             del os.environ["DS_ACCELERATOR"]
     with silent("DeepSpeed"):

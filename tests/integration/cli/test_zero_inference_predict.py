@@ -168,7 +168,7 @@ def test_what_deepspeed_ignores_is_said_after_the_prediction(predict: Predict) -
     done = predict(OFFLOADED | {"steps_per_prin": 1}, "--hardware", "h100")
     assert done.status == 3
     assert "tokens/s" in done.out
-    words = "DeepSpeed ignores 'steps_per_prin' without a word; did you mean 'steps_per_print'?"
+    words = "DeepSpeed ignores 'steps_per_prin' without a message; did you mean 'steps_per_print'?"
     assert words in done.err
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.schema.workload import BATCH_LADDER
-from planner.search.best_placement import AS_GOOD, best_batch
+from planner.search.best_placement import EQUAL_THROUGHPUT_SHARE, best_batch
 
 
 class SolvedPlacement(NamedTuple):
@@ -39,7 +39,7 @@ def test_it_is_the_smallest_that_is_as_good_as_the_best(steps: list[float], limi
         assert found is None
         return
     most = max(batch / s for batch, s in allowed.items())
-    assert found.batch_size == next(b for b, s in allowed.items() if b / s >= AS_GOOD * most)
+    assert found.batch_size == next(b for b, s in allowed.items() if b / s >= EQUAL_THROUGHPUT_SHARE * most)
 
 
 def test_where_arithmetic_bounds_the_rate_the_batch_stays_small() -> None:

@@ -81,7 +81,7 @@ def refused(plan: Path, code: str, sentence: str, status: int = 3) -> None:
 
 
 def test_a_newer_transformers_is_said_first(bloom: tuple[Path, Path]) -> None:
-    sentence = f"transformers {transformers.__version__} is installed, and DeepSpeed's blocks fit"
+    sentence = f"transformers {transformers.__version__} is installed, and DeepSpeed's blocks are compatible"
     refused(bloom[1], "generate.load('x', 'y')", sentence, status=4)
 
 
@@ -89,7 +89,7 @@ def test_without_cuda_there_are_no_kernels(bloom: tuple[Path, Path]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is CUDA")
     code = "generate.transformers.__version__ = '4.43.4'\ngenerate.load('x', 'y')"
-    refused(bloom[1], code, "run on CUDA alone, and there is none", status=4)
+    refused(bloom[1], code, "need CUDA, which is not available", status=4)
 
 
 def test_configurations_that_the_blocks_compute(bloom: tuple[Path, Path], opt: tuple[Path, Path]) -> None:
@@ -157,7 +157,7 @@ def test_which_kinds_of_checkpoint_deepspeed_reads_itself(
         ),
         (
             {"type": "ds_model", "checkpoints": ["a"]},
-            "lists whole archives, which DeepSpeed does not cut right",
+            "lists whole archives, which DeepSpeed cuts wrongly",
         ),
         (
             {"type": "ds_model", "checkpoints": {"tp": []}, "tp_size": 4},

@@ -57,8 +57,8 @@ def test_a_gpu_by_itself_is_worth_pricing() -> None:
 @pytest.mark.parametrize(
     "name, sentence",
     [
-        ("opt-350m", "norms before attention and the MLP, this model after them"),
-        ("llama-2-7b", "do not fit each other"),
+        ("opt-350m", "normalizes before attention and the MLP, this model after them"),
+        ("llama-2-7b", "are not compatible"),
         ("gpt2", "cannot load GPT-2's blocks"),
         ("falcon-7b", "has no block for falcon that was found to compute it"),
     ],
@@ -97,7 +97,7 @@ def test_a_sequential_residual_is_seen_in_the_graph() -> None:
 def test_a_residual_of_norms_is_seen_in_the_graph() -> None:
     found = unlike(with_edge(graph("bloom-7b1"), ".input_layernorm", ""))
     assert found is not None
-    assert "adds what its norm read to the residual" in found
+    assert "adds its norm's input to the residual" in found
 
 
 def test_another_activation_is_seen_in_the_graph() -> None:

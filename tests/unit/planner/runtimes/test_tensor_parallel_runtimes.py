@@ -114,7 +114,7 @@ OUT = ("attn.o", "Linear", "row", 1.0)
         ([QKV, OUT, ("attn.gate", "Linear", None, 1.0)], "would cut layers.0.attn.gate, which every rank"),
         (
             [("attn.qkv_proj", "Linear", "column", 1.0), OUT],
-            "does not know how the parts of layers.0.attn.qkv",
+            "does not know the layout of the fused rows of layers.0.attn.qkv",
         ),
         ([QKV, OUT, ("experts", "Experts", "row", 1.0)], "layers.0.experts is a module of class Experts"),
         (

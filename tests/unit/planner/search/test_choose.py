@@ -129,6 +129,20 @@ def test_a_simpler_runtime_that_is_as_good_as_an_estimate_can_tell_is_named() ->
     assert min(ratios) < 1.05 < max(ratios)
 
 
+def test_a_quantized_mixture_of_experts_names_the_weights_that_stay_at_16_bits() -> None:
+    spec = resolve("mixtral-8x7b")
+    model = Model.of(spec, graph_for(spec))
+    profile = apply(load("a100-80g"), cpu_memory_bytes=512 * 2**30)
+    request = Request(runtimes=("zero-inference",), dtype="float16", batch_size=1, new_tokens=4)
+    quantized = msgspec.structs.replace(request, weight_bits=4)
+    (note,) = (one for one in make_plan(model, profile, quantized).notes if "16 bits" in one)
+    # 32 layers of two stacked tensors: 8 experts of three matrices of 4096 by 14336.
+    share = 32 * 8 * 3 * 4096 * 14336 / model.graph.num_parameters
+    assert note.startswith(f"64 weights inside the blocks, {100 * share:.0f} % of the model's parameters, ")
+    assert "model.layers.*.mlp.experts.gate_up_proj and model.layers.*.mlp.experts.down_proj (" in note
+    assert not [one for one in make_plan(model, profile, request).notes if "16 bits" in one]
+
+
 def test_without_a_gpu_the_cpu_runtime_is_chosen_before_one_that_does_the_same() -> None:
     plan = make_plan(_model(), load("cpu-16c-64g"), Request())
     assert plan.runtime == "cpu"

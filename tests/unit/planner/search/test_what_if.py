@@ -27,14 +27,14 @@ def test_a_streamed_plan_gains_from_each_and_never_loses() -> None:
     changes = {change.what: change for change in what_if(MODEL, plan)}
     assert set(changes) == {
         "one GiB more on each GPU",
-        "twice the link",
+        "twice the host-GPU bandwidth",
         "twice the host memory",
-        "weights in int8, decoded for nothing",
+        "int8 weights, if decoding cost nothing",
     }
     assert all(change.possible and change.speedup >= 0.999 for change in changes.values())
-    # Most of the time goes to copying weights: half the time with twice the link, and not less than half.
-    assert 1.3 < changes["twice the link"].speedup <= 2.0
-    assert changes["weights in int8, decoded for nothing"].speedup > 1.5
+    # Most of the time goes to copying weights: half the time with twice the bandwidth, not less than half.
+    assert 1.3 < changes["twice the host-GPU bandwidth"].speedup <= 2.0
+    assert changes["int8 weights, if decoding cost nothing"].speedup > 1.5
 
 
 def test_a_batch_that_was_asked_for_stays() -> None:
@@ -60,7 +60,7 @@ def test_a_limit_on_the_latency_is_part_of_the_request_that_is_repeated() -> Non
     assert profile.host_to_device is not None
     link = profile.host_to_device.pinned_bytes_per_s.value
     again = make_plan(MODEL, apply(profile, link_bytes_per_s=2 * link), bound)
-    faster = changes["twice the link"]
+    faster = changes["twice the host-GPU bandwidth"]
     assert again.prediction.total_s <= limit
     assert faster.batch_size == again.workload.batch_size > plan.workload.batch_size
     assert faster.speedup == again.prediction.tokens_per_s / plan.prediction.tokens_per_s > 1.3
@@ -77,11 +77,13 @@ def test_what_it_says_is_what_planning_for_the_changed_machine_says(objective: s
     assert profile.host_to_device is not None
     machines: dict[str, dict[str, Any]] = {
         "one GiB more on each GPU": {"gpu_memory_bytes": round(profile.gpu.memory_bytes.value) + 2**30},
-        "twice the link": {"link_bytes_per_s": 2 * profile.host_to_device.pinned_bytes_per_s.value},
+        "twice the host-GPU bandwidth": {
+            "link_bytes_per_s": 2 * profile.host_to_device.pinned_bytes_per_s.value
+        },
         "twice the host memory": {"cpu_memory_bytes": 2 * round(profile.host.memory_bytes.value)},
     }
     # A throughput is planned at many batches: one machine is enough for it.
-    names = machines if objective == "latency" else ("twice the link",)
+    names = machines if objective == "latency" else ("twice the host-GPU bandwidth",)
     for what, change in ((name, machines[name]) for name in names):
         found = make_plan(MODEL, apply(profile, **change), request)
         said = changes[what]
@@ -96,7 +98,9 @@ def test_links_between_gpus_are_a_change_where_there_are_several() -> None:
     plan = make_plan(
         model, load("4xt4"), Request(runtimes=("deepspeed-tp",), new_tokens=4, prompt_tokens=512)
     )
-    (change,) = [change for change in what_if(model, plan) if change.what == "twice the links between GPUs"]
+    (change,) = [
+        change for change in what_if(model, plan) if change.what == "twice the bandwidth between GPUs"
+    ]
     communication = sum(part.communication for part in plan.prediction.time.values())
     assert communication > 0
     assert change.speedup > 1.0
@@ -108,7 +112,7 @@ def test_a_disk_is_a_change_where_something_is_read_from_it() -> None:
     assert any(placement.stored_on == "disk" for placement in plan.placements)
     changes = {change.what: change for change in what_if(MODEL, plan)}
     # The disk is the bound here, and its link to the GPU is not.
-    assert changes["twice the disk's rate"].speedup > 1.5 > changes["twice the link"].speedup
+    assert changes["twice the disk's rate"].speedup > 1.5 > changes["twice the host-GPU bandwidth"].speedup
     resident = make_plan(MODEL, load("a100-80g"), Request(runtimes=("accelerate",), new_tokens=4))
     assert "twice the disk's rate" not in {change.what for change in what_if(MODEL, resident)}
 

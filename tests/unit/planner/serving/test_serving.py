@@ -296,5 +296,5 @@ def test_the_machine_says_how_many_gpus_a_host_has(resident: Made) -> None:
 
 def test_ranks_are_shared_out_evenly() -> None:
     assert (launch.num_hosts(12, 8), launch.num_hosts(24, 8), launch.num_hosts(6, 3)) == (2, 3, 2)
-    with pytest.raises(InvalidInputError, match=r"9 ranks cannot be shared out evenly .* plan for 16"):
+    with pytest.raises(InvalidInputError, match=r"9 ranks cannot be distributed evenly .* plan for 16"):
         launch.num_hosts(9, 8)
