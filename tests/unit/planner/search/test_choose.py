@@ -125,7 +125,7 @@ def test_a_simpler_runtime_that_is_as_good_as_an_estimate_can_tell_is_named() ->
         ratios.append(ratio)
         assert bool(said) == (ratio < 1.05)
         if said:
-            assert "--runtime accelerate" in said[0]
+            assert "`runtimes=accelerate`" in said[0]
     assert min(ratios) < 1.05 < max(ratios)
 
 
