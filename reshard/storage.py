@@ -118,7 +118,7 @@ class LocalFolder:
         return f"{state.st_size}-{state.st_mtime_ns}-{state.st_ino}"
 
     def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
-        """See `reshard.storage.Storage.read_into`: by position, so that threads share a descriptor."""
+        """See `reshard.storage.Folder.read_into`: by position, so that threads share a descriptor."""
         descriptor = self._descriptor(file)
         done = 0
         with _named(self.path(file)):
@@ -190,7 +190,7 @@ class RemoteFolder:
         return "-".join(str(entry.get(key)) for key in _MARKS)
 
     def read_into(self, file: str, offset: int, buffer: memoryview) -> None:
-        """See `reshard.storage.Storage.read_into`: one request for the range."""
+        """See `reshard.storage.Folder.read_into`: one request for the range."""
         self._entry(file)
         with _named(self.path(file)):
             raw = self._system.cat_file(f"{self._root}/{file}", start=offset, end=offset + len(buffer))
