@@ -44,10 +44,6 @@ class StorageLedger:
         """Excludes the storages of `tensors` (weights) from the ledger."""
         self._ignored.update(t.untyped_storage()._cdata for t in tensors)
 
-    def is_weight(self, tensor: torch.Tensor) -> bool:
-        """Whether the tensor is a weight or a view of one."""
-        return tensor.untyped_storage()._cdata in self._ignored
-
     def find(self, tensor: torch.Tensor) -> Storage | None:
         """The storage of a tensor; None for a weight or a tensor that was never added."""
         return self._alive.get(tensor.untyped_storage()._cdata)

@@ -62,8 +62,3 @@ class PartitionSpec:
     replicated: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
     unknown: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def num_row(self) -> int:
-        """How many parameters are row-parallel."""
-        return sum(parameter.role == "row" for parameter in self.parameters.values())

@@ -26,7 +26,8 @@ def test_weights_and_views_of_them_are_not_entered() -> None:
     weight = torch.empty(3, device="meta")
     ledger.ignore([weight])
     assert ledger.add(weight[1:], "a", 0) is None
-    assert ledger.is_weight(weight.view(3, 1))
+    assert ledger.add(weight.view(3, 1), "b", 1) is None
+    assert ledger.find(weight.view(3, 1)) is None
 
 
 def test_alive_from_birth_to_death() -> None:
