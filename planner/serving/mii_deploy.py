@@ -41,7 +41,7 @@ def deploy(checkpoint: str, offload_folder: str) -> Any:
 
 
 def main() -> None:
-    """Start or stop the deployment, and ask it something."""
+    """Start or stop the deployment, and generate from the prompts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", help="folder or hub id")
     parser.add_argument("--prompt", action="append", default=[], help="text; repeat for a batch")

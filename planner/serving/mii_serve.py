@@ -13,7 +13,7 @@ CONFIG = json.loads((Path(__file__).resolve().parent / "mii_config.json").read_t
 
 
 def main() -> None:
-    """Start or stop the deployment, and ask it something."""
+    """Start or stop the deployment, and generate from the prompts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", help="folder or hub id")
     parser.add_argument("--prompt", action="append", default=[], help="text; repeat for a batch")

@@ -153,7 +153,7 @@ def test_which_kinds_of_checkpoint_deepspeed_reads_itself(
     [
         (
             {"type": "Megatron", "checkpoints": ["a"], "version": 0},
-            "is of type Megatron, which DeepSpeed 0.19.8",
+            "is of type Megatron, for which DeepSpeed 0.19.8",
         ),
         (
             {"type": "ds_model", "checkpoints": ["a"]},
