@@ -1,5 +1,6 @@
 # demo   from a fresh machine to verified generation, output shown
 # test   lint, then every test
+# check  lint, then the unit and property tests: the quick answer while working
 # lint   ruff, formatting, strict types, import rules
 # bench  measurements; they report, they never fail a build
 # graphs trace the shipped models again (after a change of transformers or of the tracer)
@@ -15,7 +16,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 JOBS   ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc); [ $$n -gt 4 ] && n=4; echo $$n)
 
-.PHONY: demo test lint format bench graphs docs man install clean
+.PHONY: demo test check lint format bench graphs docs man install clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -42,6 +43,9 @@ format: $(STAMP)
 # One thread per worker: the models are tiny, and more threads only fight for the cores.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
+
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal tests/unit tests/property
 
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/planning.py
