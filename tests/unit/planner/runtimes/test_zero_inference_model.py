@@ -293,9 +293,9 @@ def test_a_plan_that_only_zero_inference_can_make_fits() -> None:
     graph = layered_graph(24, hidden=8192, vocabulary=32000)
     model = Model(name="layered", auto_class="causal-lm", dtype="float16", graph=graph)
     profile = apply(load("8xa100-80g"), gpu_memory_bytes=int(12e9))
-    plan = make_plan(
-        model, profile, Request(runtimes=("zero-inference",), objective="throughput", new_tokens=4)
-    )
+    # A long prompt leaves room for few sequences: few batches are tried.
+    request = Request(runtimes=("zero-inference",), objective="throughput", prompt_tokens=2048, new_tokens=4)
+    plan = make_plan(model, profile, request)
     assert plan.runtime == "zero-inference"
     assert plan.num_streams == plan.num_ranks
     for phases in plan.prediction.memory.values():

@@ -47,7 +47,9 @@ def test_a_sequence_that_is_too_long_is_refused() -> None:
 def test_cost_needs_a_price() -> None:
     with pytest.raises(InvalidInputError, match="no price"):
         make_plan(_model(), load("t4"), Request(objective="cost"))
-    plan = make_plan(_model(), load("g4dn.xlarge"), Request(objective="cost", new_tokens=4))
+    # A long prompt leaves room for few sequences: few batches are tried.
+    request = Request(objective="cost", prompt_tokens=2048, new_tokens=4)
+    plan = make_plan(_model(), load("g4dn.xlarge"), request)
     assert plan.prediction.usd_per_million_tokens is not None
     # tokens/s for an hour against the hourly price
     expected = 0.526 / (plan.prediction.tokens_per_s * 3600) * 1e6
@@ -55,11 +57,11 @@ def test_cost_needs_a_price() -> None:
 
 
 def test_limits_bound_the_choice() -> None:
-    free = make_plan(_model(), load("t4"), Request(objective="throughput", new_tokens=4))
+    # A long prompt leaves room for few sequences: few batches are tried.
+    request = Request(objective="throughput", prompt_tokens=2048, new_tokens=4)
+    free = make_plan(_model(), load("t4"), request)
     limit = free.prediction.total_s / 3
-    bound = make_plan(
-        _model(), load("t4"), Request(objective="throughput", new_tokens=4, max_latency_s=limit)
-    )
+    bound = make_plan(_model(), load("t4"), msgspec.structs.replace(request, max_latency_s=limit))
     assert bound.prediction.total_s <= limit
     assert bound.workload.batch_size < free.workload.batch_size
     with pytest.raises(InfeasibleError, match="nothing finishes within"):

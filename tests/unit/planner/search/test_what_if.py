@@ -1,5 +1,6 @@
 """What a little more of something would bring."""
 
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -9,9 +10,10 @@ from fixtures.graphs import layered_graph
 from planner.graph.model import Model
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
+from planner.schema.plan import Plan
 from planner.schema.request import Request
 from planner.search.choose import make_plan
-from planner.search.what_if import int8_weights, what_if
+from planner.search.what_if import Change, int8_weights, what_if
 from planner.tracing.load import load_model
 
 MODEL = Model(
@@ -20,11 +22,24 @@ MODEL = Model(
     dtype="float16",
     graph=layered_graph(40, hidden=5120, vocabulary=50272),
 )
+#: The best batch stays free. A long prompt leaves room for few sequences: few batches are tried.
+FREE_BATCH = Request(objective="throughput", prompt_tokens=1024, new_tokens=4, runtimes=("accelerate",))
+
+
+@cache
+def planned(request: Request) -> Plan:
+    """The model on a T4; a request's plan is made once for all tests."""
+    return make_plan(MODEL, load("t4"), request)
+
+
+@cache
+def changes_of(request: Request) -> dict[str, Change]:
+    """What each change would bring to the plan on a T4."""
+    return {change.what: change for change in what_if(MODEL, planned(request))}
 
 
 def test_a_streamed_plan_gains_from_each_and_never_loses() -> None:
-    plan = make_plan(MODEL, load("t4"), Request(batch_size=8, new_tokens=4))
-    changes = {change.what: change for change in what_if(MODEL, plan)}
+    changes = changes_of(Request(batch_size=8, new_tokens=4))
     assert set(changes) == {
         "one GiB more on each GPU",
         "twice the host-GPU bandwidth",
@@ -39,11 +54,11 @@ def test_a_streamed_plan_gains_from_each_and_never_loses() -> None:
 
 def test_a_batch_that_was_asked_for_stays() -> None:
     """Otherwise the best batch, which was ruled out, would be the gain of a GiB."""
-    free = Request(objective="throughput", new_tokens=4, runtimes=("accelerate",))
-    best = make_plan(MODEL, load("t4"), free).prediction
-    plan = make_plan(MODEL, load("t4"), msgspec.structs.replace(free, batch_size=8))
+    best = planned(FREE_BATCH).prediction
+    request = msgspec.structs.replace(FREE_BATCH, batch_size=8)
+    plan = planned(request)
     assert best.tokens_per_s > 1.2 * plan.prediction.tokens_per_s
-    changes = {change.what: change for change in what_if(MODEL, plan)}
+    changes = changes_of(request)
     assert all(change.batch_size == plan.workload.batch_size for change in changes.values())
     assert changes["one GiB more on each GPU"].speedup < 1.2
 
@@ -51,12 +66,11 @@ def test_a_batch_that_was_asked_for_stays() -> None:
 def test_a_limit_on_the_latency_is_part_of_the_request_that_is_repeated() -> None:
     """Under a limit a faster link allows a larger batch: as planning for that machine says, no less."""
     profile = load("t4")
-    free = Request(objective="throughput", new_tokens=4, runtimes=("accelerate",))
-    limit = make_plan(MODEL, profile, free).prediction.total_s / 2
-    bound = msgspec.structs.replace(free, max_latency_s=limit)
-    plan = make_plan(MODEL, profile, bound)
+    limit = planned(FREE_BATCH).prediction.total_s / 2
+    bound = msgspec.structs.replace(FREE_BATCH, max_latency_s=limit)
+    plan = planned(bound)
     assert plan.request == bound
-    changes = {change.what: change for change in what_if(MODEL, plan)}
+    changes = changes_of(bound)
     assert profile.host_to_device is not None
     link = profile.host_to_device.pinned_bytes_per_s.value
     again = make_plan(MODEL, apply(profile, link_bytes_per_s=2 * link), bound)
@@ -70,9 +84,8 @@ def test_a_limit_on_the_latency_is_part_of_the_request_that_is_repeated() -> Non
 def test_what_it_says_is_what_planning_for_the_changed_machine_says(objective: str) -> None:
     """The best batch stays free where it was free."""
     profile = load("t4")
-    request = Request(objective=objective, new_tokens=4, runtimes=("accelerate",))
-    plan = make_plan(MODEL, profile, request)
-    changes = {change.what: change for change in what_if(MODEL, plan)}
+    request = msgspec.structs.replace(FREE_BATCH, objective=objective)
+    plan, changes = planned(request), changes_of(request)
     assert profile.gpu is not None
     assert profile.host_to_device is not None
     machines: dict[str, dict[str, Any]] = {
@@ -131,8 +144,9 @@ def test_a_plan_in_float32_is_asked_for_in_16_bits(machine: str, half: str) -> N
 
 
 def test_weights_that_are_quantized_already_are_not_quantized_again() -> None:
-    plan = make_plan(MODEL, load("t4"), Request(runtimes=("zero-inference",), weight_bits=8, new_tokens=4))
-    assert not [change for change in what_if(MODEL, plan) if "int8" in change.what]
+    changes = changes_of(Request(runtimes=("zero-inference",), weight_bits=8, new_tokens=4))
+    assert changes
+    assert not [what for what in changes if "int8" in what]
 
 
 def test_int8_halves_the_blocks_and_nothing_else() -> None:
@@ -151,5 +165,6 @@ def test_int8_halves_the_blocks_and_nothing_else() -> None:
 
 def test_a_change_is_judged_among_the_runtimes_that_were_asked_for() -> None:
     """Otherwise a runtime that was ruled out would be the gain of a GiB."""
-    plan = make_plan(MODEL, load("t4"), Request(runtimes=("zero-inference",), new_tokens=4))
-    assert all("ZeRO-Inference" in change.label for change in what_if(MODEL, plan))
+    changes = changes_of(Request(runtimes=("zero-inference",), new_tokens=4))
+    assert changes
+    assert all("ZeRO-Inference" in change.label for change in changes.values())
