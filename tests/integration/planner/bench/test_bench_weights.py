@@ -95,9 +95,9 @@ def test_a_folder_is_written_once_and_never_mixed(tmp_path: Path) -> None:
     before = file.stat().st_mtime_ns
     assert write_random(folder, spec, graph, "float32") == folder
     assert file.stat().st_mtime_ns == before
-    with pytest.raises(InvalidInputError, match="something else"):
+    with pytest.raises(InvalidInputError, match="something other"):
         write_random(folder, spec, graph, "float16")
-    with pytest.raises(InvalidInputError, match="something else"):
+    with pytest.raises(InvalidInputError, match="something other"):
         write_random(source, spec, graph, "float32")
 
 
