@@ -1,43 +1,52 @@
-"""A choice of places for everything that a problem places."""
+"""Choices of places, read back."""
 
-from fixtures.graphs import layered_graph
-from fixtures.plans import problem_of
+import pytest
+
 from planner.cost.assignment import Assignment, kind_of, leaves
-from planner.cost.problem import Problem
-from planner.hardware.load import load
-from planner.runtimes.accelerate.model import RUNTIME_MODEL
-from planner.schema.workload import Workload
+
+from .by_hand import problem, with_second_block_on
 
 
-def problem() -> Problem:
-    machine = load("t4")
-    workload = Workload(batch_size=1, prompt_tokens=8, new_tokens=4, dtype="float16")
-    execution = RUNTIME_MODEL.configurations(machine)[0]
-    return problem_of(layered_graph(2), machine, workload, execution, RUNTIME_MODEL)
+def test_one_device_for_everything() -> None:
+    everything = Assignment.uniform(problem(), "gpu:0")
+    assert everything.runs_on == ("gpu:0",) * 4
+    # Embedding and head are one leaf each, a block is three.
+    assert everything.stored_on == (("gpu:0",), ("gpu:0",) * 3, ("gpu:0",) * 3, ("gpu:0",))
+    assert everything.places == {"gpu:0"}
 
 
-def test_uniform_has_one_place_for_all() -> None:
+def test_one_place_that_everything_is_streamed_from() -> None:
+    streamed = Assignment.uniform(problem(), "gpu:0", "disk")
+    assert streamed.runs_on == ("gpu:0",) * 4
+    assert {place for stored_on in streamed.stored_on for place in stored_on} == {"disk"}
+    assert streamed.places == {"gpu:0", "disk"}
+
+
+@pytest.mark.parametrize(
+    "device, kind", [("gpu:0", "gpu"), ("gpu:13", "gpu"), ("cpu", "cpu"), ("disk", "disk")]
+)
+def test_the_kind_of_a_device(device: str, kind: str) -> None:
+    assert kind_of(device) == kind
+
+
+def test_every_leaf_with_its_two_places() -> None:
     priced = problem()
-    resident = Assignment.uniform(priced, "gpu:0")
-    assert resident.places == {"gpu:0"}
-    streamed = Assignment.uniform(priced, "gpu:0", "cpu")
-    assert streamed.runs_on == resident.runs_on == ("gpu:0",) * len(priced.units)
-    assert streamed.places == {"gpu:0", "cpu"}
-
-
-def test_leaves_come_with_their_units_device_in_order() -> None:
-    priced = problem()
-    streamed = Assignment.uniform(priced, "gpu:0", "cpu")
-    walked = list(leaves(priced, streamed))
-    assert [leaf for _, leaf, _ in walked] == [leaf for unit in priced.units for leaf in unit.leaves]
-    assert {(runs_on, stored_on) for runs_on, _, stored_on in walked} == {("gpu:0", "cpu")}
-
-
-def test_kinds_of_devices() -> None:
-    assert [kind_of(device) for device in ("gpu:0", "gpu:13", "cpu", "disk", "peers")] == [
-        "gpu",
-        "gpu",
-        "cpu",
-        "disk",
-        "peers",
+    listed = list(leaves(priced, with_second_block_on(priced, "cpu")))
+    names = [(runs_on, *leaf.leaf.entries, stored_on) for runs_on, leaf, stored_on in listed]
+    assert names == [
+        ("gpu:0", "embed", "gpu:0"),
+        ("gpu:0", "layers.0.attention", "gpu:0"),
+        ("gpu:0", "layers.0.up", "gpu:0"),
+        ("gpu:0", "layers.0.down", "gpu:0"),
+        ("gpu:0", "layers.1.attention", "cpu"),
+        ("gpu:0", "layers.1.up", "cpu"),
+        ("gpu:0", "layers.1.down", "cpu"),
+        ("gpu:0", "head", "gpu:0"),
     ]
+
+
+def test_an_assignment_of_another_length_is_an_error() -> None:
+    priced = problem()
+    short = Assignment(runs_on=("gpu:0",) * 3, stored_on=(("gpu:0",),) * 3)
+    with pytest.raises(ValueError, match="zip"):
+        list(leaves(priced, short))

@@ -3,7 +3,6 @@
 from fixtures.graphs import layered_graph
 from planner.cost.placement_units import chain_of
 from planner.graph.groups import placement_units
-from planner.graph.network import to_networkx
 from planner.graph.schema import SCHEMA_VERSION, ModuleGraph, Node, Tensor
 
 
@@ -66,14 +65,6 @@ def test_a_container_with_buffers_is_one_entry_with_its_parts() -> None:
     # Above the blocks, scratch buffers make no entry: it would cover every block.
     above = next(u for u in units if not u.is_block)
     assert [leaf.entries for leaf in above.leaves] == [()]
-
-
-def test_networkx_has_every_module_and_flow() -> None:
-    graph = layered_graph(3)
-    found = to_networkx(graph)
-    assert set(found) == {n.name for n in graph.nodes}
-    assert found.edges["embed", "layers.0.attention"]["bytes_per_token"] == 2 * 64
-    assert found.graph["num_parameters"] == graph.num_parameters
 
 
 def test_modules_that_share_an_entry_are_one_unit() -> None:

@@ -1,68 +1,103 @@
-"""A scenario: all ranks together, one rank, another batch."""
+"""A scenario: of all ranks together, of one of them, and at another batch."""
 
 import pytest
 
-import planner
 from fixtures.graphs import layered_graph
-from planner.cost.runtime_model import Scenario
+from planner.cost.placement_units import chain_of
+from planner.cost.runtime_model import Buffers, Movement, RuntimeModel, Scenario
+from planner.graph.groups import placement_units
+from planner.graph.schema import ModuleGraph
 from planner.hardware.load import load
-from planner.runtimes.deepspeed_tp.model import RUNTIME_MODEL as DEEPSPEED_TP
-from planner.runtimes.zero_inference.model import RUNTIME_MODEL as ZERO_INFERENCE
+from planner.runtimes.accelerate.model import RUNTIME_MODEL as ACCELERATE
+from planner.runtimes.zero_inference.model import RUNTIME_MODEL as ZERO
 from planner.schema.execution import ExecutionConfig
-from planner.schema.workload import Workload
+from planner.schema.hardware import HardwareProfile
 
-GRAPH = layered_graph(2)
-
-
-def whole(batch_size: int, num_ranks: int) -> Scenario:
-    """ZeRO-Inference, which has every rank generate sequences of its own."""
-    machine = load(f"{num_ranks}xa100-80g" if num_ranks > 1 else "a100-80g")
-    workload = Workload(batch_size=batch_size, prompt_tokens=8, new_tokens=4, dtype="float16")
-    execution = ExecutionConfig(
-        runtime="zero-inference",
-        label="test",
-        main="gpu:0",
-        streams_from=("cpu",),
-        num_ranks=num_ranks,
-        num_streams=num_ranks,
-    )
-    return Scenario.whole(GRAPH, machine, workload, execution, ZERO_INFERENCE)
+from .by_hand import GRAPH, WORKLOAD, configuration, round_machine
 
 
-@pytest.mark.parametrize("batch_size, num_ranks, share", [(8, 1, 8), (8, 4, 2), (9, 4, 3), (1, 4, 1)])
-def test_ranks_share_the_sequences_rounded_up(batch_size: int, num_ranks: int, share: int) -> None:
-    every = whole(batch_size, num_ranks)
-    assert (every.workload.batch_size, every.num_sequences) == (batch_size, batch_size)
-    one = every.of_one_rank()
-    assert (one.workload.batch_size, one.num_sequences) == (share, batch_size)
-    # ZeRO cuts tensors and not the model: the rank has the whole graph, and its units are not made anew.
-    assert one.graph is every.graph
-    assert one.chain is every.chain
+class HalvesRuntime(RuntimeModel):
+    """Two ranks hold one of two blocks each: the least that a runtime must say, and a cut."""
+
+    name = "halves"
+
+    def configurations(self, profile: HardwareProfile) -> tuple[ExecutionConfig, ...]:
+        return ()
+
+    def movement(
+        self, scenario: Scenario, *, num_bytes: int, num_tensors: int, stored_on: str, runs_on: str
+    ) -> Movement:
+        return Movement(copy_s=0.0, host_s=0.0, quantities=())
+
+    def rank_graph(self, graph: ModuleGraph, execution: ExecutionConfig) -> ModuleGraph:
+        return layered_graph(1)
 
 
-def test_another_batch_is_of_one_rank() -> None:
-    one = whole(8, 4).of_one_rank()
-    larger = one.with_batch(5)
-    assert (larger.workload.batch_size, larger.num_sequences) == (5, 20)
-    uneven = one.with_batch(5, num_sequences=18)
-    assert (uneven.workload.batch_size, uneven.num_sequences) == (5, 18)
-    assert larger.chain is one.chain
+def test_a_whole_scenario() -> None:
+    profile, execution = round_machine(), configuration()
+    whole = Scenario.whole(GRAPH, profile, WORKLOAD, execution, ACCELERATE)
+    assert (whole.graph, whole.profile, whole.execution) == (GRAPH, profile, execution)
+    assert whole.num_sequences == WORKLOAD.batch_size == 2
+    assert [unit.name for unit in whole.chain.units] == ["embed", "layers.0", "layers.1", "head"]
+    chain = chain_of(GRAPH, placement_units(GRAPH))
+    assert Scenario.whole(GRAPH, profile, WORKLOAD, execution, ACCELERATE, chain=chain).chain is chain
 
 
-def test_stages_are_for_runtimes_with_a_pipeline() -> None:
-    assert whole(8, 4).num_stages == 1
+@pytest.mark.parametrize("num_sequences, of_one", [(2, 1), (5, 3), (6, 3), (7, 4)])
+def test_streams_share_the_sequences(num_sequences: int, of_one: int) -> None:
+    """With two streams the fuller rank is priced."""
+    execution = configuration(runtime="zero-inference", num_ranks=2, num_streams=2)
+    whole = Scenario.whole(GRAPH, round_machine(2), WORKLOAD.with_batch(num_sequences), execution, ZERO)
+    rank = whole.of_one_rank()
+    assert (rank.workload.batch_size, rank.num_sequences) == (of_one, num_sequences)
+    # The model is whole on every rank, and so is its chain.
+    assert rank.graph is whole.graph
+    assert rank.chain is whole.chain
 
 
-def test_a_runtime_that_cuts_the_model_has_another_graph() -> None:
-    machine = load("2xa100-80g")
-    workload = Workload(batch_size=3, prompt_tokens=8, new_tokens=4, dtype="float16")
-    execution = next(one for one in DEEPSPEED_TP.configurations(machine) if one.num_ranks == 2)
-    graph = planner.load_model("opt-125m").graph
-    every = Scenario.whole(graph, machine, workload, execution, DEEPSPEED_TP)
-    one = every.of_one_rank()
-    # All ranks work on the same sequences.
-    assert one.workload.batch_size == one.num_sequences == 3
-    widest = max(t.num_elements for node in graph.nodes for t in node.tensors if node.block is not None)
-    cut = max(t.num_elements for node in one.graph.nodes for t in node.tensors if node.block is not None)
-    assert cut == widest // 2
-    assert one.chain is not every.chain
+def test_ranks_that_work_on_the_same_sequences_have_them_all() -> None:
+    execution = configuration(num_ranks=2)
+    rank = Scenario.whole(GRAPH, round_machine(2), WORKLOAD, execution, ACCELERATE).of_one_rank()
+    assert rank.workload == WORKLOAD
+
+
+def test_a_rank_of_a_cut_model_has_a_chain_of_its_own() -> None:
+    execution = configuration(runtime="halves", num_ranks=2)
+    rank = Scenario.whole(GRAPH, round_machine(2), WORKLOAD, execution, HalvesRuntime()).of_one_rank()
+    assert rank.graph == layered_graph(1)
+    assert [unit.name for unit in rank.chain.units] == ["embed", "layers.0", "head"]
+
+
+def test_another_batch_of_one_rank() -> None:
+    execution = configuration(runtime="zero-inference", num_ranks=2, num_streams=2)
+    rank = Scenario.whole(GRAPH, round_machine(2), WORKLOAD, execution, ZERO).of_one_rank()
+    larger = rank.with_batch(4)
+    assert (larger.workload.batch_size, larger.num_sequences) == (4, 8)
+    assert larger.chain is rank.chain
+    # The last of the ranks may have one sequence less.
+    uneven = rank.with_batch(4, num_sequences=7)
+    assert (uneven.workload.batch_size, uneven.num_sequences) == (4, 7)
+    assert (uneven.workload.prompt_tokens, uneven.workload.new_tokens) == (10, 5)
+
+
+def test_only_a_pipeline_has_stages() -> None:
+    profile = load("4xt4")
+    stages = [
+        Scenario.whole(GRAPH, profile, WORKLOAD, configuration(), runtime_model).num_stages
+        for runtime_model in (ACCELERATE, ZERO)
+    ]
+    assert stages == [4, 1]
+
+
+def test_what_a_runtime_says_unless_it_says_otherwise() -> None:
+    runtime_model, profile = HalvesRuntime(), round_machine()
+    scenario = Scenario.whole(GRAPH, profile, WORKLOAD, configuration(), runtime_model)
+    assert runtime_model.why_not(scenario) is None
+    assert runtime_model.buffers(scenario) == Buffers()
+    assert runtime_model.streamed_peaks(scenario, lambda node, phase: 0) is None
+    assert runtime_model.communication_s(scenario) == {"prefill": 0.0, "decode": 0.0}
+    assert runtime_model.hook(profile).value == 2e-5
+    assert runtime_model.absent(profile) == f"{profile.name} has 1 GPUs"
+    # 0.9 GB/s from disk, then 0.5 GB/s from pageable memory.
+    loaded_s = runtime_model.load_s(scenario, read_bytes=9_000_000, device_bytes=5_000_000)
+    assert loaded_s == pytest.approx(0.01 + 0.01)
