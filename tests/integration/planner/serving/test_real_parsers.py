@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import msgspec
 import pytest
 import torch
 from deepspeed.inference import RaggedInferenceEngineConfig
@@ -66,7 +65,7 @@ def streamed() -> tuple[Plan, ModuleGraph]:
 
 def cut(made: tuple[Plan, ModuleGraph], runtime: str, num_ranks: int) -> tuple[Plan, ModuleGraph]:
     """A resident plan as if it were cut over ranks."""
-    return msgspec.structs.replace(made[0], runtime=runtime, num_ranks=num_ranks), made[1]
+    return made[0].with_execution(runtime=runtime, num_ranks=num_ranks), made[1]
 
 
 @pytest.mark.skipif(shutil.which("javac") is None, reason="no Java to read properties with")
