@@ -7,12 +7,11 @@
     print(planner.explain(plan).headline)
     planner.emit(plan, "plans/opt30b")
 
-Importing the package imports nothing else; a name is imported from its module when it is first used. Every
-error that a user can mend is a `PlannerError`; the classes for single causes are in `planner.errors`. Errors
-and notes name the fields of a request between backticks.
+Importing the package imports nothing else; a name is imported from its module when it is first used.
+Every error that a user can mend is a `PlannerError`; the classes for single causes are in `planner.errors`.
+Errors and notes name the fields of a request between backticks.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
         emit,
         explain,
         load_hardware,
-        load_model,
         plan,
         predict,
         read_plan,
@@ -34,6 +32,7 @@ if TYPE_CHECKING:
     from planner.schema.hardware import HardwareProfile
     from planner.schema.plan import Plan
     from planner.schema.request import Request
+    from planner.tracing.load import load_model
 
     __version__: str
 
@@ -64,7 +63,6 @@ _MODULES: Final = {
         "emit",
         "explain",
         "load_hardware",
-        "load_model",
         "plan",
         "predict",
         "read_plan",
@@ -77,23 +75,16 @@ _MODULES: Final = {
     "schema.hardware": ("HardwareProfile",),
     "schema.plan": ("Plan",),
     "schema.request": ("Request",),
+    "tracing.load": ("load_model",),
 }
-_OWNERS: Final = {name: module for module, names in _MODULES.items() for name in names}
 
 # Hidden from type checkers, for which every name would exist.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        if name == "__version__":
-            from importlib.metadata import version
+        from reshard.lazy import export
 
-            value = version("offload-planner")
-        elif name in _OWNERS:
-            value = getattr(importlib.import_module(f".{_OWNERS[name]}", __name__), name)
-        else:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        globals()[name] = value
-        return value
+        return export(__name__, _MODULES, name)
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

@@ -32,20 +32,6 @@ if TYPE_CHECKING:
     from planner.user_files import DeviceMap
     from planner.verification.run import VerifyReport
 
-__all__ = [
-    "compare",
-    "emit",
-    "explain",
-    "load_hardware",
-    "load_model",
-    "plan",
-    "predict",
-    "read_plan",
-    "save_report",
-    "verify",
-    "what_if",
-]
-
 _PathLike = str | PathLike[str]
 
 

@@ -9,7 +9,6 @@
 What is exported is loaded when it is first used: importing the package alone is cheap.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -35,35 +34,22 @@ __all__ = [
     "report",
 ]
 
-#: Name → the submodule that has it.
-_EXPORTS: Final = {
-    "FORMAT_NAMES": "names",
-    "SCHEME_NAMES": "names",
-    "ErrorReport": "error_report",
-    "InvalidRequestError": "errors",
-    "QuantizeError": "errors",
-    "Quantized": "api",
-    "Request": "request",
-    "dequantize": "api",
-    "quantize": "api",
-    "report": "api",
+#: Module → what the package has of it.
+_MODULES: Final = {
+    "api": ("Quantized", "dequantize", "quantize", "report"),
+    "error_report": ("ErrorReport",),
+    "errors": ("InvalidRequestError", "QuantizeError"),
+    "names": ("FORMAT_NAMES", "SCHEME_NAMES"),
+    "request": ("Request",),
 }
 
+# Hidden from type checkers, for which every name would exist.
+if not TYPE_CHECKING:
 
-def __getattr__(name: str) -> Any:
-    """Load what is exported, once."""
-    if name == "__version__":
-        from importlib.metadata import version
+    def __getattr__(name: str) -> Any:
+        from reshard.lazy import export
 
-        value: Any = version("offload-planner")
-    elif name in _EXPORTS:
-        value = getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+        return export(__name__, _MODULES, name)
 
-
-def __dir__() -> list[str]:
-    """Exports, loaded or not."""
-    return sorted({*globals(), *__all__})
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -15,7 +15,6 @@ loaders' runtimes with it. Every error about a checkpoint or a request is a `Che
 single causes are in `reshard.errors`. Errors name the fields of a request between backticks.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -63,23 +62,14 @@ _MODULES: Final = {
     "run": ("Report", "reshard"),
     "verification": ("Verified", "verify"),
 }
-_OWNERS: Final = {name: module for module, names in _MODULES.items() for name in names}
 
 # Hidden from type checkers, for which every name would exist.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        if name == "__version__":
-            from importlib.metadata import version
+        from .lazy import export
 
-            value = version("offload-planner")
-        elif name in _OWNERS:
-            value = getattr(importlib.import_module(f".{_OWNERS[name]}", __name__), name)
-        else:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        globals()[name] = value
-        return value
+        return export(__name__, _MODULES, name)
 
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
