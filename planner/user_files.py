@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from planner.cost.memory import shortage
 from planner.device_map.check import check
 from planner.errors import DeviceMapError, InfeasibleError, InvalidInputError, PlannerError
 from planner.graph.model import Model
+from planner.schema.breakdown import shortage
 from planner.schema.hardware import HardwareProfile
 from planner.schema.plan import Plan
 from planner.schema.workload import Workload

@@ -3,8 +3,8 @@
 import click
 
 import planner
+from planner.report.machines import machine_cells
 from planner.search.compare_machines import Machine
-from planner.sizes import format_dollars, format_seconds
 
 from ..choices import aims, model_and_machines
 from ..exit_codes import ExitCode
@@ -63,22 +63,6 @@ def _show(machines: tuple[Machine, ...]) -> None:
         Column("step", is_number=True),
         Column("configuration", wraps=True),
     )
-    show_table(columns, [_row(one) for one in machines])
+    show_table(columns, map(machine_cells, machines))
     notes = dict.fromkeys(f"{one.hardware}: {one.price_note}" for one in machines if one.price_note)
     show_text(*(f"price of {note}" for note in notes))
-
-
-def _row(one: Machine) -> tuple[str, ...]:
-    hourly = "" if one.usd_per_hour is None else f"{one.usd_per_hour:,.2f}"
-    if not one.fits:
-        return (one.hardware, hourly, "", "", "", "", one.reason)
-    price = one.usd_per_million_tokens
-    return (
-        one.hardware,
-        hourly,
-        "" if price is None else format_dollars(price),
-        f"{one.tokens_per_s:.3g}",
-        str(one.batch_size),
-        format_seconds(one.decode_s) if one.decode_s else "",
-        f"{one.label}, {one.dtype}",
-    )

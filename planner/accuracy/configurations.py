@@ -18,7 +18,6 @@ from planner.accuracy.old_accelerate import (
 from planner.accuracy.setups import Setup, machine_file
 from planner.cost.assignment import Assignment
 from planner.cost.build_problem import price
-from planner.cost.memory import shortage
 from planner.cost.predict import predict
 from planner.cost.problem import PEERS, Problem
 from planner.cost.runtime_model import RuntimeModel, Scenario
@@ -29,7 +28,7 @@ from planner.runtimes.accelerate.model import places_beside
 from planner.runtimes.deepspeed_tp.model import RUNTIME_MODEL as DEEPSPEED_TP
 from planner.runtimes.kernel_injection.model import RUNTIME_MODEL as KERNEL_INJECTION
 from planner.runtimes.zero_inference.model import RUNTIME_MODEL as ZERO_INFERENCE
-from planner.schema.breakdown import PHASES, MemoryBreakdown
+from planner.schema.breakdown import PHASES, MemoryBreakdown, shortage
 from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.workload import DTYPE_BYTES, Workload

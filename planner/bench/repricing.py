@@ -5,13 +5,14 @@ from typing import Final
 from planner.bench.rows import Predicted
 from planner.cost.assignment import Assignment
 from planner.cost.build_problem import price
-from planner.cost.memory import memory, shortage
+from planner.cost.memory import memory
 from planner.cost.predict import predict
 from planner.cost.problem import Problem
 from planner.cost.runtime_model import RuntimeModel, Scenario
 from planner.graph.schema import ModuleGraph
 from planner.hardware.overrides import apply
 from planner.runtimes.registry import runtime_models
+from planner.schema.breakdown import shortage
 from planner.schema.plan import Plan, Prediction
 from planner.schema.workload import Workload
 

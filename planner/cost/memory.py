@@ -7,7 +7,6 @@ Activations and streamed modules are no terms: they replace each other in time, 
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
@@ -23,21 +22,6 @@ from planner.cost.memory_terms import (
 )
 from planner.cost.problem import CPU, DISK, LeafPrice, Problem, UnitPrice
 from planner.schema.breakdown import PHASES, MemoryBreakdown
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shortage:
-    """A device whose capacity is exceeded.
-
-    Attributes:
-        device: `gpu:N`, `cpu` or `disk`.
-        phase: `prefill` or `decode`.
-        num_bytes: bytes missing.
-    """
-
-    device: str
-    phase: str
-    num_bytes: int
 
 
 def memory(problem: Problem, assignment: Assignment) -> dict[str, dict[str, MemoryBreakdown]]:
@@ -248,14 +232,3 @@ def _transient_and_room(phases: dict[str, MemoryBreakdown]) -> tuple[int, int]:
     transient = max(part.transient_bytes for part in phases.values())
     room = min(part.capacity - part.weights - part.context for part in phases.values())
     return transient, room
-
-
-def shortage(memory_by_device: dict[str, dict[str, MemoryBreakdown]]) -> Shortage | None:
-    """The largest shortage of any device and phase, or None when everything fits."""
-    lacks = [
-        Shortage(device=device, phase=phase, num_bytes=-part.free)
-        for device, phases in memory_by_device.items()
-        for phase, part in phases.items()
-        if part.free < 0
-    ]
-    return max(lacks, key=lambda lack: lack.num_bytes, default=None)

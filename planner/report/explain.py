@@ -88,6 +88,12 @@ class Explanation(msgspec.Struct, ShownInNotebook, frozen=True, kw_only=True):
     nearest: str
     notes: tuple[str, ...]
 
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Bottlenecks, the nearest alternative and notes, as a page lists them."""
+        nearest = (self.nearest,) if self.nearest else ()
+        return (*(f"{bound.sentence}." for bound in self.bounds), *nearest, *self.notes)
+
 
 def explain(plan: Plan) -> Explanation:
     """Explain a plan; the plan contains everything that is needed."""

@@ -5,12 +5,13 @@ from html import escape
 
 from planner.graph.model import Model
 from planner.report.explain import Explanation
+from planner.report.machines import machine_cells
 from planner.report.page import plan_html
 from planner.schema.hardware import HardwareProfile
 from planner.schema.notebook import Renderers
 from planner.schema.plan import Plan
-from planner.search.compare_machines import Machine, Machines
-from planner.sizes import format_bytes, format_count, format_dollars, format_seconds
+from planner.search.compare_machines import Machines
+from planner.sizes import format_bytes, format_count
 
 
 def renderers() -> Renderers:
@@ -35,30 +36,13 @@ def _explanation(explanation: Explanation) -> str:
         ("stored on", "runs on", "weights", "modules", "why"),
         [(p.stored_on, p.runs_on, format_bytes(p.num_bytes), p.modules, p.why) for p in explanation.places],
     )
-    sentences = [*(f"{b.sentence}." for b in explanation.bounds), explanation.nearest, *explanation.notes]
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences if sentence)
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in explanation.sentences)
     return f"<p><b>{escape(explanation.headline)}</b></p>{places}<ul>{items}</ul>"
 
 
 def _machines(machines: Machines) -> str:
     titles = ("machine", "$/hour", "$ per million tokens", "tokens/s", "batch", "step", "configuration")
-    return _table(titles, map(_machine, machines))
-
-
-def _machine(machine: Machine) -> tuple[str, ...]:
-    hourly = "" if machine.usd_per_hour is None else f"{machine.usd_per_hour:,.2f}"
-    if not machine.fits:
-        return (machine.hardware, hourly, "", "", "", "", machine.reason)
-    price = machine.usd_per_million_tokens
-    return (
-        machine.hardware,
-        hourly,
-        "" if price is None else format_dollars(price),
-        f"{machine.tokens_per_s:.3g}",
-        str(machine.batch_size),
-        format_seconds(machine.decode_s) if machine.decode_s else "",
-        f"{machine.label}, {machine.dtype}",
-    )
+    return _table(titles, map(machine_cells, machines))
 
 
 def _model(model: Model) -> str:

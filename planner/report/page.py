@@ -117,7 +117,7 @@ def _rendered(name: str, plan: Plan, pictures: list[Picture], **more: str) -> st
         places=explanation.places,
         size=format_bytes,
         pictures=[(picture.title, svg(picture)) for picture in pictures],
-        sentences=[*(f"{b.sentence}." for b in explanation.bounds), explanation.nearest, *plan.notes],
+        sentences=explanation.sentences,
         **more,
     )
 

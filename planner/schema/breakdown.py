@@ -116,3 +116,28 @@ def total_time(parts: Iterable[TimeBreakdown]) -> TimeBreakdown:
     for part in parts:
         result = result + part
     return result
+
+
+class Shortage(msgspec.Struct, frozen=True, kw_only=True):
+    """A device whose capacity is exceeded.
+
+    Attributes:
+        device: `gpu:N`, `cpu` or `disk`.
+        phase: `prefill` or `decode`.
+        num_bytes: bytes missing.
+    """
+
+    device: str
+    phase: str
+    num_bytes: int
+
+
+def shortage(memory_by_device: dict[str, dict[str, MemoryBreakdown]]) -> Shortage | None:
+    """The largest shortage of any device and phase, or None when everything fits."""
+    lacks = [
+        Shortage(device=device, phase=phase, num_bytes=-part.free)
+        for device, phases in memory_by_device.items()
+        for phase, part in phases.items()
+        if part.free < 0
+    ]
+    return max(lacks, key=lambda lack: lack.num_bytes, default=None)

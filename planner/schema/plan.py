@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from planner.errors import PlanFileError
-from planner.schema.breakdown import MemoryBreakdown, TimeBreakdown
+from planner.schema.breakdown import MemoryBreakdown, TimeBreakdown, shortage
 from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.notebook import ShownInNotebook
@@ -209,7 +209,7 @@ class Plan(_Strict, ShownInNotebook, frozen=True, kw_only=True):
     @property
     def fits(self) -> bool:
         """Whether no device lacks memory in any phase."""
-        return all(part.free >= 0 for phases in self.prediction.memory.values() for part in phases.values())
+        return shortage(self.prediction.memory) is None
 
     def with_execution(self, **changes: Any) -> "Plan":
         """The same plan with some fields of its execution configuration changed."""

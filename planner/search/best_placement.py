@@ -11,9 +11,10 @@ from itertools import islice
 from typing import Final
 
 from planner.cost.assignment import Assignment
-from planner.cost.memory import memory, shortage
+from planner.cost.memory import memory
 from planner.cost.problem import DISK, GPU, Problem
 from planner.cost.time import objective_s, time
+from planner.schema.breakdown import shortage
 from planner.search.placement_program import SolvedPlacement, nearest, solve
 from planner.search.stages import fill_from_end
 

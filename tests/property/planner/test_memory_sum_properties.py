@@ -7,19 +7,13 @@ from hypothesis import strategies as st
 from fixtures.graphs import layered_graph
 from fixtures.plans import problem_of
 from planner.cost.assignment import Assignment, kind_of, leaves
-from planner.cost.memory import (
-    least_peak,
-    memory,
-    runtime_term,
-    shortage,
-    stored_weights,
-)
+from planner.cost.memory import least_peak, memory, runtime_term, stored_weights
 from planner.cost.memory_terms import TRANSIENT_FACTOR, MemoryTerm, largest
 from planner.cost.problem import CPU, Problem
 from planner.hardware.load import load
 from planner.hardware.overrides import apply
 from planner.runtimes.registry import RUNTIME_MODELS
-from planner.schema.breakdown import PHASES, MemoryBreakdown
+from planner.schema.breakdown import PHASES, MemoryBreakdown, shortage
 from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.quantity import Quantity, Source

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from fixtures.graphs import layered_graph
 from fixtures.plans import problem_of
 from planner.cost.assignment import Assignment
-from planner.cost.memory import memory, shortage
+from planner.cost.memory import memory
 from planner.cost.problem import Problem
 from planner.cost.time import objective_s, time
 from planner.hardware.load import load
 from planner.runtimes.zero_inference.model import RUNTIME_MODEL
+from planner.schema.breakdown import shortage
 from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.quantity import Quantity, Source

@@ -3,18 +3,16 @@
 import pytest
 
 from planner.cost.memory import (
-    Shortage,
     device_memory,
     kept_pages_max_tokens,
     least_peak,
     memory,
     runtime_term,
-    shortage,
     stored_weights,
 )
 from planner.cost.memory_terms import MemoryTerm
 from planner.runtimes.zero_inference.model import RUNTIME_MODEL as ZERO
-from planner.schema.breakdown import MemoryBreakdown
+from planner.schema.breakdown import MemoryBreakdown, Shortage, shortage
 
 from .by_hand import (
     BLOCK_BYTES,
