@@ -43,24 +43,3 @@ hypothesis.settings.load_profile("untimed")
 def repository() -> Path:
     """The repository's root."""
     return Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def chains_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph's placement units are computed once: a fit prices rows of two models a thousand times."""
-    from planner.cost import runtime_model
-    from planner.cost.placement_units import Chain
-    from planner.graph.schema import ModuleGraph
-
-    # By identity, and with the graph, so that no other takes its place: hashing a graph is as long a walk.
-    computed: dict[int, tuple[ModuleGraph, tuple[tuple[str, ...], ...], Chain]] = {}
-    find_units, find_chain = runtime_model.placement_units, runtime_model.chain_of
-
-    def of(graph: ModuleGraph) -> tuple[ModuleGraph, tuple[tuple[str, ...], ...], Chain]:
-        if id(graph) not in computed:
-            groups = find_units(graph)
-            computed[id(graph)] = graph, groups, find_chain(graph, groups)
-        return computed[id(graph)]
-
-    monkeypatch.setattr(runtime_model, "placement_units", lambda graph: of(graph)[1])
-    monkeypatch.setattr(runtime_model, "chain_of", lambda graph, _: of(graph)[2])

@@ -6,9 +6,10 @@ imports nothing of the planner). `planner/runtimes/registry.py` names them.
 """
 
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 from planner.cost.placement_units import Chain, chain_of
 from planner.cost.time_terms import read_and_copy_s
@@ -19,6 +20,21 @@ from planner.schema.execution import ExecutionConfig
 from planner.schema.hardware import HardwareProfile
 from planner.schema.quantity import Quantity
 from planner.schema.workload import Workload
+
+#: How many graphs' chains are kept: those of a model and of its ranks, of two models.
+_KEPT_CHAINS: Final = 8
+#: By the graph's identity, with the graph, so that no other graph takes it: hashing one is a long walk.
+_chains: OrderedDict[int, tuple[ModuleGraph, Chain]] = OrderedDict()
+
+
+def _chain(graph: ModuleGraph) -> Chain:
+    """The placement units of a graph; a calibration prices one graph thousands of times."""
+    if id(graph) not in _chains:
+        _chains[id(graph)] = graph, chain_of(graph, placement_units(graph))
+    _chains.move_to_end(id(graph))
+    while len(_chains) > _KEPT_CHAINS:
+        _chains.popitem(last=False)
+    return _chains[id(graph)][1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +70,6 @@ class Scenario:
         workload: Workload,
         execution: ExecutionConfig,
         runtime_model: "RuntimeModel",
-        *,
-        chain: Chain | None = None,
     ) -> "Scenario":
         """The scenario of all ranks together.
 
@@ -65,11 +79,10 @@ class Scenario:
             workload: of all streams together.
             execution: the runtime's configuration.
             runtime_model: the runtime.
-            chain: the graph's placement units, where they are known already; computed for None.
         """
         return cls(
             graph=graph,
-            chain=chain if chain is not None else chain_of(graph, placement_units(graph)),
+            chain=_chain(graph),
             profile=profile,
             workload=workload,
             num_sequences=workload.batch_size,
@@ -83,7 +96,7 @@ class Scenario:
         return replace(
             self,
             graph=graph,
-            chain=self.chain if graph is self.graph else chain_of(graph, placement_units(graph)),
+            chain=_chain(graph),
             workload=self.workload.with_batch(-(-self.num_sequences // self.execution.num_streams)),
         )
 

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from planner.cost.build_problem import price
-from planner.cost.placement_units import chain_of
 from planner.cost.problem import Problem
 from planner.cost.runtime_model import Scenario
 from planner.errors import InvalidInputError
-from planner.graph.groups import placement_units
 from planner.graph.model import Model
 from planner.runtimes.registry import runtime_models
 from planner.schema.execution import ExecutionConfig
@@ -88,12 +86,9 @@ def evaluate_all(model: Model, profile: HardwareProfile, request: Request) -> Se
         InvalidInputError: the request cannot apply to this model or machine.
         UnknownNameError: the request names an unknown runtime.
     """
-    chain = chain_of(model.graph, placement_units(model.graph))
     considered = [
         _considered(
-            Scenario.whole(
-                model.graph, profile, request.workload(dtype), execution, runtime_model, chain=chain
-            ),
+            Scenario.whole(model.graph, profile, request.workload(dtype), execution, runtime_model),
             request,
         )
         for dtype in dtypes_for(model, profile, request)

@@ -16,8 +16,6 @@ from tests.unit.planner.calibrate.made_rows import make_rows
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 ROWS, PROFILE = RESULTS / "2026-11-29-cpu-rows.jsonl", RESULTS / "2026-11-29-cpu.toml"
 
-pytestmark = pytest.mark.usefixtures("chains_computed_once")
-
 
 def test_a_processor_that_multiplies_slower_is_found_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -16,8 +16,6 @@ ROWS = RESULTS / "2026-11-21-h100-probed-rows.jsonl"
 PROFILE = load(str(RESULTS / "2026-11-21-h100-probed.toml"))
 PINNED, GEMM = "host_to_device.pinned_bytes_per_s", "gpu.gemm_efficiency"
 
-pytestmark = pytest.mark.usefixtures("chains_computed_once")
-
 
 def test_perturbed_terms_are_recovered(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"

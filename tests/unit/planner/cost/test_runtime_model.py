@@ -3,6 +3,7 @@
 import pytest
 
 from fixtures.graphs import layered_graph
+from planner.cost import runtime_model
 from planner.cost.placement_units import chain_of
 from planner.cost.runtime_model import Buffers, Movement, RuntimeModel, Scenario
 from planner.graph.groups import placement_units
@@ -39,8 +40,17 @@ def test_a_whole_scenario() -> None:
     assert (whole.graph, whole.profile, whole.execution) == (GRAPH, profile, execution)
     assert whole.num_sequences == WORKLOAD.batch_size == 2
     assert [unit.name for unit in whole.chain.units] == ["embed", "layers.0", "layers.1", "head"]
-    chain = chain_of(GRAPH, placement_units(GRAPH))
-    assert Scenario.whole(GRAPH, profile, WORKLOAD, execution, ACCELERATE, chain=chain).chain is chain
+    assert whole.chain == chain_of(GRAPH, placement_units(GRAPH))
+    assert Scenario.whole(GRAPH, profile, WORKLOAD, execution, ACCELERATE).chain is whole.chain
+
+
+def test_equal_graphs_are_not_taken_for_one_and_few_are_kept() -> None:
+    profile, execution = round_machine(), configuration()
+    first, *others = (
+        Scenario.whole(layered_graph(1), profile, WORKLOAD, execution, ACCELERATE) for _ in range(20)
+    )
+    assert all(other.chain is not first.chain for other in others)
+    assert len(runtime_model._chains) == runtime_model._KEPT_CHAINS
 
 
 @pytest.mark.parametrize("num_sequences, of_one", [(2, 1), (5, 3), (6, 3), (7, 4)])
